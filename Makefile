@@ -1,0 +1,41 @@
+# Works from a fresh clone with nothing but make and Python 3.11 or newer.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv: $(STAMP)  ## set up .venv with the package and its tools
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "drnas_jax needs Python 3.11 or newer, and '$(PYTHON)' is not:" \
+	    "name one that is, as in 'make PYTHON=python3.12 ...'" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { \
+	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package" \
+	    "python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## a small search, retraining and report, into runs/digits
+	$(BIN)/python -m drnas_jax.main --config=configs/digits.py --workdir=runs/digits
+
+test: $(STAMP)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(STAMP)  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy drnas_jax
+
+clean:  ## remove .venv, caches and build products; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,75 @@
+"""Every field of a config, with what it means. Other configs start from this one.
+
+Not a recipe by itself: `configs/digits.py` is the smallest one that runs. Fields are locked: a
+field that is not listed here is an error. Types and checks are in `drnas_jax/config.py`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: CIFAR-like images, the NAS-Bench-201 space, the Dirichlet."""
+    return ConfigDict(
+        dict(
+            seed=0,  # all randomness of a run follows from it
+            space="nasbench201",  # a file of drnas_jax/spaces
+            genotype="",  # retrain this cell (a genotype.json or a published name), not DIR's own
+            checkpoint="",  # evaluate this checkpoint directory, not DIR/retrain/checkpoints
+            data=dict(
+                name="cifar10",  # 'digits', a TFDS name, or 'folder' (one sub-folder a class)
+                dir="",  # TFDS data directory, or the folder; empty: TFDS's own default
+                image_size=0,  # resize to this many pixels a side; 0: as they are
+                flip="auto",  # mirror at random: 'yes', 'no', or 'auto' (not for digits)
+                crop_padding=4,  # zero padding of the random crop in pixels; 0: no crop
+                memory_limit_mb=4096,  # a decoded data set larger than this is refused
+            ),
+            arch=dict(
+                name="dirichlet",  # mixing distribution, a file of drnas_jax/arch
+                lr=3e-4,  # Adam on alpha
+                b1=0.5,
+                b2=0.999,
+                clip=0.0,  # global norm of alpha's gradient; 0: not clipped
+                regulariser="l2",  # 'l2', 'kl' (Dirichlet only) or 'none'
+                strength=1e-3,  # of the regulariser
+                temperature=(10.0, 1.0),  # of Gumbel samples, first and last epoch
+            ),
+            search=dict(
+                channels=16,  # C of the first cell
+                cells=5,  # cells a stage of the space (NAS-Bench-201's N), or in all (DARTS)
+                batch_size=64,  # global, over all devices
+                train_fraction=0.5,  # of the training images for weights; the rest is for alpha
+                epochs=(50, 50),  # a number a progressive stage, as in the next three fields
+                partial_channels=(4, 2),  # K: 1/K of the channels pass through the operations
+                operations=(5, 3),  # operations kept on each edge
+                warmup_epochs=(10, 10),  # alpha stays frozen for so many epochs of the stage
+                lr=0.025,  # SGD on the weights
+                lr_end=0.001,
+                lr_schedule="cosine",  # 'cosine' or 'linear', over all stages together
+                lr_warmup_epochs=0,
+                momentum=0.9,
+                weight_decay=3e-4,
+                clip=5.0,  # global norm of the weights' gradient; 0: not clipped
+                sync_batchnorm=False,  # batch statistics over all devices, not per device
+                sample_per_device=False,  # a mixing sample a device, not one for all
+            ),
+            retrain=dict(
+                channels=16,
+                cells=5,
+                batch_size=64,
+                epochs=200,
+                lr=0.1,
+                lr_end=0.0,
+                lr_schedule="cosine",
+                lr_warmup_epochs=0,
+                momentum=0.9,
+                weight_decay=5e-4,
+                clip=0.0,
+                sync_batchnorm=False,
+                cutout=0,  # side of the erased square in pixels; 0: none
+                label_smoothing=0.0,
+            ),
+            nasbench201=dict(
+                table="",  # CSV of true accuracies; empty: not looked up
+            ),
+        )
+    )

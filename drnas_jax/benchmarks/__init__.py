@@ -1,0 +1,1 @@
+"""Ground truth: what architectures of a space really reach."""

@@ -1,0 +1,142 @@
+"""Evaluation: restore a checkpoint, and count what the network gets right on the test set."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from drnas_jax import data, feed, loop, losses, sharding, spaces
+from drnas_jax.benchmarks import nasbench201
+from drnas_jax.checkpoint import Checkpoints
+from drnas_jax.config import Config, freeze
+from drnas_jax.counting import count_macs, count_parameters
+from drnas_jax.data import Dataset
+from drnas_jax.errors import UserError
+from drnas_jax.genotype import Genotype, from_json, to_json
+from drnas_jax.metrics import Display, write_json
+from drnas_jax.nn import kernels
+from drnas_jax.search.controller import search_seconds
+from drnas_jax.workdir import open_workdir
+
+
+def evaluate(
+    config: Config | Mapping[str, Any],
+    workdir: str | os.PathLike[str],
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Test accuracy of the network that was retrained here (or of `config.checkpoint`).
+
+    Writes result.json and returns what it holds: accuracies in 0..1, times in seconds.
+
+    Args:
+      config: of the run, a Config or a ConfigDict.
+      workdir: its directory.
+      display: what a person sees; None: the default one on standard error.
+
+    Raises:
+      UserError: there is no checkpoint, or it does not fit the config.
+    """
+    config = freeze(config)
+    workdir = open_workdir(workdir, config)
+    directory = Path(config.checkpoint) if config.checkpoint else workdir / "retrain/checkpoints"
+    if not directory.is_dir():
+        raise UserError(
+            f"there is no checkpoint to evaluate: {directory} does not exist; run the retrain "
+            "phase first, or set --config.checkpoint=DIR"
+        )
+    mesh = sharding.make_mesh()
+    sharding.check_batch(config.retrain.batch_size, mesh, "retrain.batch_size")
+    dataset = data.load(config.data)
+    with Checkpoints(directory) as checkpoints:
+        saved = checkpoints.latest()
+        if saved is None or "genotype" not in saved.metadata:
+            raise UserError(f"{directory} holds no checkpoint of retraining")
+        genotype = from_json(saved.metadata["genotype"], str(directory))
+        network, macs = _network(saved.metadata, genotype, dataset, mesh)
+        shape = dataset.images.shape[1:]
+        like = jax.eval_shape(
+            lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), False)
+        )
+        variables = checkpoints.load(saved.step, dict(like), mesh)
+    test = test_totals(network, variables, dataset, config, mesh)
+    searched = workdir / "search" / "genotype.json"
+    own = not (config.genotype or config.checkpoint) and searched.exists()
+    result = {
+        "genotype": to_json(genotype, {}),
+        "params": count_parameters(variables["params"]),
+        "macs": macs,
+        "search_seconds": search_seconds(searched) if own else None,
+        "retrain_seconds": round(saved.metadata["seconds"], 1),
+        "test_accuracy": test["accuracy"],
+        "test_top5": test["top5"],
+        "nasbench201": true_accuracy(config, genotype),
+        "seed": config.seed,
+    }
+    write_json(workdir / "result.json", result)
+    _show(display or Display(), result, workdir / "result.json")
+    return result
+
+
+def test_totals(
+    network: nn.Module, variables: Any, dataset: Dataset, config: Config, mesh: Mesh
+) -> dict[str, float]:
+    """Loss, accuracy and top-5 of a network on the test images, each counted once."""
+    batches = feed.make_feed(dataset, 0, 0, config.seed)
+
+    def totals(
+        variables: Any, raw: feed.Images, index: jax.Array, weight: jax.Array
+    ) -> losses.Totals:
+        batch = batches.plain(raw, index)
+        logits = cast(jax.Array, network.apply(variables, batch.images, False))
+        return losses.totals(logits, batch.labels, weight)
+
+    program = feed.sum_program(totals, mesh, arguments=2)
+    raw = feed.on_devices(dataset.test_images, dataset.test_labels, mesh)
+    count = len(dataset.test_labels)
+    return loop.evaluate(program, (variables, raw), count, config.retrain.batch_size)
+
+
+def true_accuracy(config: Config, genotype: Genotype) -> dict[str, Any] | None:
+    """What the NAS-Bench-201 table says of a genotype; None without a table, or elsewhere.
+
+    Raises:
+      UserError: the table that the config names can not be read.
+    """
+    path = nasbench201.locate(config.nasbench201.table, config.data.dir)
+    if path is None or genotype.space != "nasbench201":
+        return None
+    arch = spaces.find(genotype.space).describe(genotype)
+    return nasbench201.load(path).query(arch)
+
+
+def _network(
+    metadata: Mapping[str, Any], genotype: Genotype, dataset: Dataset, mesh: Mesh
+) -> tuple[nn.Module, int]:
+    """The network that a checkpoint is of, and its multiply-adds for one image."""
+    space = spaces.find(genotype.space)
+    classes = metadata["classes"]
+    if classes != dataset.num_classes:
+        raise UserError(
+            f"the checkpoint's network tells {classes} classes apart, and {dataset.name} has "
+            f"{dataset.num_classes}: set data.name to what it was trained on"
+        )
+    network, plain = (
+        space.network(genotype, metadata["channels"], metadata["cells"], classes, chosen, None)
+        for chosen in (kernels.for_platform(sharding.platform(mesh)), kernels.PLAIN)
+    )
+    return network, count_macs(plain, dataset.images.shape[1:])
+
+
+def _show(display: Display, result: Mapping[str, Any], file: Path) -> None:
+    display.message(
+        f"test accuracy {100 * result['test_accuracy']:.2f} %, top-5 "
+        f"{100 * result['test_top5']:.2f} %, {result['params']:,} parameters, "
+        f"{result['macs']:,} multiply-adds ({file})"
+    )
+    if result["nasbench201"]:
+        display.message(f"NAS-Bench-201, true accuracy in %: {result['nasbench201']}")

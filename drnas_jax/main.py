@@ -1,0 +1,74 @@
+"""Search, retrain and evaluate: `python -m drnas_jax.main --config=FILE --workdir=DIR`."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from absl import flags, logging
+
+from drnas_jax.config import Config
+from drnas_jax.errors import UserError, check_choice
+from drnas_jax.evaluate import evaluate
+from drnas_jax.flags import parse
+from drnas_jax.interrupt import Interrupted
+from drnas_jax.metrics import Display
+from drnas_jax.retrain import retrain
+from drnas_jax.search.controller import search
+from drnas_jax.workdir import open_workdir
+
+PHASES: dict[str, Callable] = {"search": search, "retrain": retrain, "evaluate": evaluate}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the phases in order. Each starts from what lies in the workdir.
+
+    Returns:
+      0; 2 after a mistake that the user can mend (one line says which); 128 + the signal's number
+      when a signal ended the run.
+    """
+    logging.set_verbosity(logging.ERROR)
+    try:
+        config, phases, workdir = _command_line(sys.argv if argv is None else argv)
+        use_compilation_cache()
+        open_workdir(workdir, config)
+        with Display() as display:
+            for phase in phases:
+                PHASES[phase](config, workdir, display)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"{stop}; the same command goes on from the checkpoint", file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX was told where (or not to)."""
+    if jax.config.values.get("jax_compilation_cache_dir") is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "drnas_jax" / "xla"))
+
+
+def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
+        flags.DEFINE_list("phases", list(PHASES), "which to run", flag_values=values)
+
+    config, values, rest = parse(argv, define)
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")
+    if not values.workdir:
+        raise UserError("no workdir: give --workdir=DIR, a directory for this run's files")
+    for phase in values.phases:
+        check_choice("phase", phase, PHASES)
+    return config, [phase for phase in PHASES if phase in values.phases], values.workdir
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,344 @@
+"""What a script and a person see of a run: JSON files, TensorBoard events, the terminal."""
+
+import dataclasses
+import datetime
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
+from tensorboardX import SummaryWriter
+
+from drnas_jax.errors import UserError
+
+Path = str | os.PathLike[str]
+
+
+def append_history(path: Path, line: Mapping[str, Any]) -> None:
+    """Appends one JSON line and waits until it is on the disk.
+
+    Args:
+      path: a .jsonl file; made, with its folder, where there is none.
+      line: plain values, numpy and JAX arrays and scalars, nested at will. A number that is not
+        finite is written as null, since JSON has no other way.
+    """
+    path = pathlib.Path(path)
+    text = _to_json(line)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.read_bytes().endswith(b"\n"):  # killed in mid-write
+        rewind_history(path, len(read_history(path)))
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
+        _sync(file)
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """All lines of a history; none if there is no file.
+
+    A last line that was cut short, by a kill in mid-write, is left out.
+
+    Raises:
+      UserError: another line is damaged.
+    """
+    return [values for _, values in _read_lines(pathlib.Path(path))]
+
+
+def rewind_history(path: Path, keep: int) -> int:
+    """Keeps the first lines of a history and drops the rest, in one atomic step.
+
+    On resume: with the epochs of the checkpoint kept, one that is redone is not there twice.
+
+    Args:
+      path: a .jsonl file; nothing happens where there is none.
+      keep: lines to keep.
+
+    Returns:
+      The lines that are left, fewer than `keep` if there were not so many.
+
+    Raises:
+      UserError: a line is damaged that is not the last.
+    """
+    path = pathlib.Path(path)
+    kept = [text for text, _ in _read_lines(path)[:keep]]
+    if path.exists():
+        _replace(path, "".join(text + "\n" for text in kept))
+    return len(kept)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file in one atomic step: a reader sees the old one or the new one.
+
+    Args:
+      path: the file; its folder is made where there is none.
+      values: as in `append_history`; their order is kept.
+    """
+    path = pathlib.Path(path)
+    text = _to_json(values, indent=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, text + "\n")
+
+
+def _read_lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """Each line as it is written, and its values."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines()
+    read = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(text := line.decode())
+            if not isinstance(values, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:  # also what decoding raises
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}, line {number}, is damaged ({error}): restore the file, or start again "
+                "with a new workdir"
+            ) from error
+        read.append((text, values))
+    return read
+
+
+def _to_json(values: Any, indent: int | None = None) -> str:
+    return json.dumps(_plain(values), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and JAX arrays and scalars
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            _sync(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(file: IO[str]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class TensorBoard:
+    """Event files for TensorBoard. A context manager.
+
+    Args:
+      logdir: their folder, made where there is none.
+      resume_step: TensorBoard hides what an earlier, killed run wrote at this step and later, so
+        that steps that are redone do not show twice.
+    """
+
+    def __init__(self, logdir: Path, resume_step: int = 0):
+        # A thread writes; its `flush` does not wait for what is still queued, so a short interval.
+        self._writer = SummaryWriter(os.fspath(logdir), purge_step=resume_step, flush_secs=10)
+
+    def scalars(self, values: Mapping[str, float | None], step: int) -> None:
+        """Writes the curves' values at a step; one that is None has none there."""
+        for name, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is not written yet, within 10 s at other times, and ends the event file."""
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+@dataclasses.dataclass
+class _Task:
+    description: str
+    total_steps: int
+    step: int
+    began: float
+    printed: float  # when the last line was
+    first: tuple[float, int] | None = None  # time and step of the first update
+    numbers: str = ""
+
+
+class Display:
+    """A run as a person follows it, on standard error. A context manager.
+
+    On a terminal there is a progress bar and coloured tables. Elsewhere, as in a job's log file,
+    there are plain lines with the time of day.
+
+    Args:
+      console: where to print.
+      quiet: print nothing: for tests, library use, and all processes but the first.
+      interval: least time between two plain progress lines, in seconds.
+    """
+
+    def __init__(
+        self, console: Console | None = None, *, quiet: bool = False, interval: float = 10.0
+    ):
+        self._console = Console(quiet=True) if quiet else console or Console(stderr=True)
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._rich = terminal and not quiet
+        self._interval = interval
+        self._task: _Task | None = None
+        self._bar: Progress | None = None
+
+    def message(self, text: str) -> None:
+        """Prints a line (above the progress bar)."""
+        self._print(text if self._rich else f"{time.strftime('%H:%M:%S')} {text}")
+
+    def start(self, description: str, total_steps: int, done: int = 0) -> None:
+        """Begins to show progress.
+
+        Args:
+          description: phase, stage and epoch.
+          total_steps: the step at which there is no time left: the end of the epoch or, to show
+            the time left of it all, that of the phase.
+          done: steps that are done already.
+        """
+        self.close()
+        now = time.monotonic()
+        self._task = _Task(description, total_steps, done, began=now, printed=now)
+        if self._rich:
+            self._bar = Progress(
+                BarColumn(bar_width=12),
+                TextColumn("{task.percentage:>3.0f} %"),
+                # What is left of the line: a narrow terminal cuts off the end of the numbers.
+                TextColumn(
+                    "{task.description}{task.fields[numbers]}",
+                    markup=False,
+                    table_column=Column(ratio=1, no_wrap=True),
+                ),
+                expand=True,
+                console=self._console,
+                transient=True,  # `finish` leaves a line in its place
+                refresh_per_second=4,
+            )
+            self._bar.add_task(description, total=total_steps, completed=done, numbers="")
+            self._bar.start()
+
+    def update(self, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        """Shows how far it is.
+
+        Args:
+          step: steps done, those from before `start` included.
+          loss: of the last steps.
+          accuracy: of the last steps, 0 to 1.
+          images_per_second: of the last steps.
+
+        Raises:
+          RuntimeError: nothing was started.
+        """
+        if (task := self._task) is None:
+            raise RuntimeError("Display.update before Display.start")
+        now = time.monotonic()
+        # From the first update on, so that compilation does not count.
+        task.first = task.first or (now, step)
+        task.step = step
+        task.numbers = (
+            f"loss {loss:.4f}, accuracy {100 * accuracy:.2f} %, {images_per_second:,.0f} images/s"
+        )
+        left = _time_left(task, now)
+        if self._bar is not None:
+            numbers = (
+                f"  {left} left  loss {loss:.3f}  acc {100 * accuracy:.1f} %"
+                f"  {images_per_second:,.0f} img/s"
+            )
+            self._bar.update(self._bar.task_ids[0], completed=step, numbers=numbers)
+        elif now - task.printed >= self._interval:
+            task.printed = now
+            steps = f"step {step}/{task.total_steps}"
+            self.message(f"{task.description}: {steps}, {task.numbers}, {left} left")
+
+    def finish(self) -> None:
+        """Ends the progress that was started, with one line of its last numbers."""
+        task = self._task
+        self.close()
+        if task is not None:
+            took = f"took {_duration(time.monotonic() - task.began)}"
+            parts = (f"step {task.step}/{task.total_steps}", task.numbers, took)
+            self.message(f"{task.description}: {', '.join(part for part in parts if part)}")
+
+    def concentrations(
+        self,
+        cell_type: str,
+        edges: Sequence[str],
+        operations: Sequence[Sequence[str]],
+        values: np.ndarray,
+    ) -> None:
+        """Prints a cell's concentrations, an edge a line, the highest of each edge marked.
+
+        Args:
+          cell_type: the title.
+          edges: names of the edges.
+          operations: for each edge, names of the operations that it still has.
+          values: [e, o] concentrations, in the order of `operations`.
+        """
+        columns = list(dict.fromkeys(name for names in operations for name in names))
+        table = Table(title=f"{cell_type}: concentration", title_justify="left")
+        table.add_column("edge")
+        for name in columns:
+            table.add_column(name, justify="right")
+        rows = [["", *columns]]
+        for edge, names, row in zip(edges, operations, np.asarray(values), strict=True):
+            cells = {name: f"{value:.3f} " for name, value in zip(names, row, strict=True)}
+            best = names[int(np.argmax(row))]
+            cells[best] = cells[best].replace(" ", "*")
+            rows.append([edge, *(cells.get(name, "- ") for name in columns)])
+            styled = (Text(cell, "bold green" if "*" in cell else "") for cell in rows[-1][1:])
+            table.add_row(edge, *styled)
+        if self._rich:
+            self._console.print(table)
+            return
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        self.message(f"{cell_type}: concentration")
+        for edge, *texts in rows:
+            line = [edge.ljust(widths[0])]
+            line += [text.rjust(width) for text, width in zip(texts, widths[1:], strict=True)]
+            self._print("  " + "  ".join(line).rstrip())
+
+    def close(self) -> None:
+        """Takes the progress bar away, if there is one."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _time_left(task: _Task, now: float) -> str:
+    if task.step >= task.total_steps:
+        return _duration(0)
+    time_then, step_then = task.first or (now, task.step)
+    if task.step <= step_then:
+        return "-:--:--"
+    return _duration((task.total_steps - task.step) * (now - time_then) / (task.step - step_then))
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,1 @@
+"""Flax (linen) modules: kernels, normalisation, and the operations of supernets and networks."""

@@ -1,0 +1,260 @@
+"""Retraining: the derived network from scratch, on the whole training set."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import lax
+
+from drnas_jax import data, feed, loop, losses, optimise, sharding, spaces
+from drnas_jax.checkpoint import Checkpoints
+from drnas_jax.config import Config, freeze
+from drnas_jax.counting import count_parameters
+from drnas_jax.data import Dataset
+from drnas_jax.errors import UserError
+from drnas_jax.genotype import Genotype, load_genotype, to_json
+from drnas_jax.keys import stream_key
+from drnas_jax.metrics import Display
+from drnas_jax.nn import kernels
+from drnas_jax.workdir import open_workdir
+
+
+class RetrainState(struct.PyTreeNode):
+    """Everything that retraining remembers.
+
+    Attributes:
+      step: int32 [], updates done.
+      params, batch_stats: of the network.
+      opt: the optimiser's state.
+      totals: sums over the training batches of the epoch so far.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt: optax.OptState
+    totals: losses.Totals
+
+
+class RetrainResult(NamedTuple):
+    """Updates done, and seconds (compilation and earlier, killed runs included)."""
+
+    steps: int
+    seconds: float
+
+
+def retrain(
+    config: Config | Mapping[str, Any],
+    workdir: str | os.PathLike[str],
+    display: Display | None = None,
+) -> RetrainResult:
+    """Trains the network of a genotype, or goes on where an earlier call was stopped.
+
+    The genotype is `config.genotype` (a file or a published name), or what the search in this
+    workdir found. Writes retrain/history.jsonl and retrain/checkpoints.
+
+    Args:
+      config: of the run, a Config or a ConfigDict.
+      workdir: its directory.
+      display: what a person sees; None: the default one on standard error.
+
+    Raises:
+      UserError: a mistake in the config or the data, no genotype, or a loss that is not finite.
+      Interrupted: a signal came; a checkpoint was written first.
+    """
+    config = freeze(config)
+    workdir = open_workdir(workdir, config)
+    directory = workdir / "retrain"
+    genotype = choose_genotype(config, workdir)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        phase = Retraining(config, genotype, display or Display())
+        state, progress = phase.resume(checkpoints) or phase.start()
+        state, progress = loop.run_phase(
+            phase, state, progress, directory, checkpoints, phase.display
+        )
+    return RetrainResult(int(state.step), progress.seconds)
+
+
+def choose_genotype(config: Config, workdir: Path) -> Genotype:
+    """The genotype that the config names, or that this workdir's search found.
+
+    Raises:
+      UserError: there is none, or it can not be read.
+    """
+    if config.genotype:
+        return load_genotype(config.genotype)
+    file = workdir / "search" / "genotype.json"
+    if not file.exists():
+        raise UserError(
+            f"there is no genotype to retrain: {file} does not exist; run the search phase first, "
+            "or name a genotype by --config.genotype=FILE_OR_NAME"
+        )
+    return load_genotype(str(file))
+
+
+def init_state(
+    network: nn.Module,
+    optimiser: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    seed: int,
+) -> RetrainState:
+    """A fresh state for images of shape [h, w, c]."""
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = network.init(stream_key(seed, "retrain/init"), images, True)
+    return RetrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt=optimiser.init(variables["params"]),
+        totals=losses.zero_totals(),
+    )
+
+
+def retrain_step(
+    network: nn.Module,
+    optimiser: optax.GradientTransformation,
+    smoothing: float,
+    state: RetrainState,
+    batch: feed.Images,
+) -> RetrainState:
+    """One update on this device's shard of a training batch."""
+
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updated = network.apply(variables, batch.images, True, mutable=["batch_stats"])
+        loss = jnp.mean(losses.cross_entropy(logits, batch.labels, smoothing))
+        return loss, (logits, updated["batch_stats"])
+
+    gradient, (logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+    gradient, batch_stats = lax.pmean((gradient, batch_stats), sharding.AXIS)
+    updates, opt = optimiser.update(gradient, state.opt, state.params)
+    sums = lax.psum(losses.totals(logits, batch.labels), sharding.AXIS)
+    return state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt=opt,
+        totals=jax.tree.map(jnp.add, state.totals, sums),
+    )
+
+
+class Retraining:
+    """Retraining as `loop.run_phase` runs it.
+
+    Args:
+      config: of the run.
+      genotype: of the network.
+      display: what a person sees.
+      dataset: in place of the config's own.
+    """
+
+    name = "retrain"
+
+    def __init__(
+        self,
+        config: Config,
+        genotype: Genotype,
+        display: Display,
+        dataset: Dataset | None = None,
+    ):
+        self.config, self.genotype, self.display = config, genotype, display
+        part = config.retrain
+        self.mesh = sharding.make_mesh()
+        sharding.check_batch(part.batch_size, self.mesh, "retrain.batch_size")
+        space = spaces.find(config.space)
+        self.dataset = dataset or data.load(config.data)
+        spaces.check_image(space, self.dataset.images.shape[1:3])
+        self.count = len(self.dataset.labels)
+        self.epochs = part.epochs
+        self.steps = data.steps_per_epoch(self.count, part.batch_size, "the training set")
+        self.network = space.network(
+            genotype,
+            part.channels,
+            part.cells,
+            self.dataset.num_classes,
+            kernels.for_platform(sharding.platform(self.mesh)),
+            sharding.AXIS if part.sync_batchnorm else None,
+        )
+        self.optimiser = optimise.weight_optimiser(part, self.steps, part.epochs)
+        raw = feed.on_devices(self.dataset.images, self.dataset.labels, self.mesh)
+        self.arguments = (raw,)
+        self.program: Callable[..., Any] | None = None
+        display.message(f"retrain: {space.describe(genotype)}")
+
+    def _init(self) -> RetrainState:
+        shape = self.dataset.images.shape[1:]
+        return init_state(self.network, self.optimiser, shape, self.config.seed)
+
+    def start(self) -> tuple[RetrainState, loop.Progress]:
+        """A fresh state on the devices."""
+        return sharding.replicate(jax.jit(self._init)(), self.mesh), loop.Progress(0, 0.0)
+
+    def resume(self, checkpoints: Checkpoints) -> tuple[RetrainState, loop.Progress] | None:
+        """The newest checkpoint, or None."""
+        saved = checkpoints.latest()
+        if saved is None:
+            return None
+        state = checkpoints.load(saved.step, jax.eval_shape(self._init), self.mesh)
+        return state, loop.Progress(saved.metadata["epochs_done"], saved.metadata["seconds"])
+
+    def step_program(self) -> Any:
+        """A jitted (state, raw, index [steps, b]) -> state."""
+        part, seed = self.config.retrain, self.config.seed
+        batches = feed.make_feed(self.dataset, self.config.data.crop_padding, part.cutout, seed)
+
+        def step(state: RetrainState, raw: feed.Images, index: jax.Array) -> RetrainState:
+            batch = batches.augmented(raw, index, "retrain/augment", state.step)
+            return retrain_step(self.network, self.optimiser, part.label_smoothing, state, batch)
+
+        return feed.step_program(step, self.mesh, arguments=1, index_arrays=1)
+
+    def begin_epoch(self, state: RetrainState, epoch: int) -> tuple[RetrainState, Any]:
+        """See Phase.begin_epoch; compiles before the first epoch that runs here."""
+        if self.program is None:
+            began = time.monotonic()
+            index = next(self.batches(epoch, 0))
+            lowered = self.step_program().lower(state, *self.arguments, *index)
+            self.program = lowered.compile()
+            self.display.message(
+                f"retrain: {count_parameters(state.params):,} parameters, step compiled in "
+                f"{time.monotonic() - began:.1f} s"
+            )
+        return state, self.program
+
+    def batches(self, epoch: int, done: int) -> Iterator[tuple[np.ndarray]]:
+        """See Phase.batches."""
+        batch_size, seed = self.config.retrain.batch_size, self.config.seed
+        order = data.epoch_order(self.count, batch_size, self.steps, seed, "retrain/order", epoch)
+        size = sharding.steps_per_dispatch(self.mesh, self.steps)
+        for start in range(done, self.steps, size):
+            yield (order[start : start + size],)
+
+    def end_epoch(
+        self, state: RetrainState, epoch: int, train: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """See Phase.end_epoch."""
+        del state
+        return {
+            "epoch": epoch + 1,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """See Phase.metadata."""
+        part = self.config.retrain
+        return {
+            "space": self.config.space,
+            "genotype": to_json(self.genotype, {}),
+            "channels": part.channels,
+            "cells": part.cells,
+            "classes": self.dataset.num_classes,
+        }

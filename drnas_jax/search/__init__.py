@@ -1,0 +1,1 @@
+"""The bilevel search: state, step, stages, and the controller that drives them."""

@@ -1,0 +1,231 @@
+"""The progressive controller: stages, epochs, checkpoints; a new compiled step for each stage."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from drnas_jax import loop
+from drnas_jax.checkpoint import Checkpoints
+from drnas_jax.config import Config, freeze
+from drnas_jax.counting import count_parameters
+from drnas_jax.data import epoch_order
+from drnas_jax.genotype import Genotype, load_genotype, save, to_json
+from drnas_jax.metrics import Display
+from drnas_jax.search.problem import Problem, make_problem
+from drnas_jax.search.stages import advance, first_structure
+from drnas_jax.search.state import SearchState
+from drnas_jax.sharding import replicate, steps_per_dispatch
+from drnas_jax.spaces import Structure
+from drnas_jax.workdir import open_workdir, version
+
+
+class SearchResult(NamedTuple):
+    """What a search found, and how long it took (compilation and earlier, killed runs included)."""
+
+    genotype: Genotype
+    seconds: float
+
+
+def search(
+    config: Config | Mapping[str, Any],
+    workdir: str | os.PathLike[str],
+    display: Display | None = None,
+) -> SearchResult:
+    """Searches a cell, or goes on where an earlier call in this workdir was stopped.
+
+    Writes search/history.jsonl, search/checkpoints and, at the end, search/genotype.json; where
+    that is there already, it is the result.
+
+    Args:
+      config: of the run, a Config or a ConfigDict.
+      workdir: its directory.
+      display: what a person sees; None: the default one on standard error.
+
+    Raises:
+      UserError: a mistake in the config or the data, or a loss that is not finite.
+      Interrupted: a signal came; a checkpoint was written first.
+    """
+    config = freeze(config)
+    directory = open_workdir(workdir, config) / "search"
+    file = directory / "genotype.json"
+    if file.exists():
+        genotype = load_genotype(str(file))
+        return SearchResult(genotype, search_seconds(file) or 0.0)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        phase = _SearchPhase(make_problem(config), display or Display())
+        state, progress = phase.resume(checkpoints) or phase.start()
+        state, progress = loop.run_phase(
+            phase, state, progress, directory, checkpoints, phase.display
+        )
+    genotype = phase.genotype(state)
+    save(file, genotype, _provenance(config, progress.seconds))
+    return SearchResult(genotype, progress.seconds)
+
+
+def search_seconds(file: Path) -> float | None:
+    """How long the search took that wrote this genotype.json, or None if it does not say."""
+    seconds = json.loads(file.read_bytes()).get("provenance", {}).get("search_seconds")
+    return float(seconds) if isinstance(seconds, int | float) else None
+
+
+class _SearchPhase:
+    """The search as `loop.run_phase` runs it: holds what is static at the present stage."""
+
+    def __init__(self, problem: Problem, display: Display):
+        self.problem, self.display = problem, display
+        self.epochs, self.steps = problem.epochs, problem.steps
+        self.arguments, self.mesh = (problem.raw,), problem.mesh
+        self.stages = problem.config.search.stages
+        self._enter(0, first_structure(problem.space, problem.config.search, problem.classes))
+
+    @property
+    def name(self) -> str:
+        return f"search, stage {self.stage + 1}/{len(self.stages)}"
+
+    def _enter(self, stage: int, structure: Structure) -> None:
+        self.stage, self.structure = stage, structure
+        self.programs: dict[bool, Callable[..., Any]] = {}
+        self.validation = self.problem.validation_program(structure)
+
+    def start(self) -> tuple[SearchState, loop.Progress]:
+        state = jax.jit(lambda: self.problem.init(self.structure))()
+        return replicate(state, self.mesh), loop.Progress(0, 0.0)
+
+    def resume(self, checkpoints: Checkpoints) -> tuple[SearchState, loop.Progress] | None:
+        saved = checkpoints.latest()
+        if saved is None:
+            return None
+        found = saved.metadata
+        first = self.structure
+        operations = tuple(
+            (kind, tuple(map(tuple, found["operations"][kind]))) for kind, _ in first.operations
+        )
+        partial = found["partial_channels"]
+        structure = Structure(first.channels, first.cells, first.classes, partial, operations)
+        self._enter(found["stage"], structure)
+        like = jax.eval_shape(lambda: self.problem.init(structure))
+        state = checkpoints.load(saved.step, like, self.mesh)
+        return state, loop.Progress(found["epochs_done"], found["seconds"])
+
+    def metadata(self) -> dict[str, Any]:
+        operations = {kind: list(map(list, kept)) for kind, kept in self.structure.operations}
+        return {
+            "stage": self.stage,
+            "partial_channels": self.structure.partial_channels,
+            "operations": operations,
+        }
+
+    def begin_epoch(self, state: SearchState, epoch: int) -> tuple[SearchState, Any]:
+        stage, frozen = self.problem.stage_at(epoch)
+        if stage != self.stage:
+            seed = self.problem.config.seed + stage
+            target = self.stages[stage]
+            state, structure = advance(self.problem.space, state, self.structure, target, seed)
+            state = replicate(state, self.mesh)
+            self._enter(stage, structure)
+        if not self.programs:
+            self._describe_stage(state)
+        if frozen not in self.programs:
+            self.programs[frozen] = self._compile(state, frozen)
+        return state, self.programs[frozen]
+
+    def _describe_stage(self, state: SearchState) -> None:
+        operations = ", ".join(
+            f"{len(edges[0])} operations on each {kind} edge"
+            for kind, edges in self.structure.operations
+        )
+        self.display.message(
+            f"{self.name}: {operations}, K {self.structure.partial_channels}, "
+            f"{count_parameters(state.params):,} parameters"
+        )
+
+    def _compile(self, state: SearchState, frozen: bool) -> Callable[..., Any]:
+        began = time.monotonic()
+        program = self.problem.step_program(self.structure, frozen)
+        compiled = program.lower(state, *self.arguments, *next(self.batches(0, 0))).compile()
+        kind = "weights only, alpha frozen" if frozen else "alpha and weights"
+        self.display.message(f"step ({kind}) compiled in {time.monotonic() - began:.1f} s")
+        return compiled
+
+    def batches(self, epoch: int, done: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        problem, config = self.problem, self.problem.config
+        size = steps_per_dispatch(self.mesh, self.steps)
+
+        def order(stream: str, split: np.ndarray) -> np.ndarray:
+            batch_size, seed = config.search.batch_size, config.seed
+            return split[
+                epoch_order(len(split), batch_size, self.steps, seed, f"search/{stream}", epoch)
+            ]
+
+        train, valid = order("train", problem.train_index), order("valid", problem.valid_index)
+        for start in range(done, self.steps, size):
+            yield train[start : start + size], valid[start : start + size]
+
+    def genotype(self, state: SearchState) -> Genotype:
+        return self.problem.space.derive(self._mean(state), self.structure)
+
+    def _mean(self, state: SearchState) -> dict[str, np.ndarray]:
+        return {kind: np.asarray(mix) for kind, mix in self.problem.mean(state.alpha).items()}
+
+    def end_epoch(
+        self, state: SearchState, epoch: int, train: Mapping[str, float]
+    ) -> dict[str, Any]:
+        problem = self.problem
+        valid = problem.validate(self.validation, state)
+        genotype = self.genotype(state)
+        concentration = {
+            kind: np.asarray(problem.distribution.concentration(alpha))
+            for kind, alpha in state.alpha.items()
+        }
+        for kind, values in concentration.items():
+            kept = self.structure.kept(kind)
+            self.display.concentrations(kind, problem.space.EDGES[kind], kept, values)
+        self.display.message(
+            f"validation: loss {valid['loss']:.4f}, accuracy {100 * valid['accuracy']:.2f} %; "
+            f"genotype now: {problem.space.describe(genotype)}"
+        )
+        return {
+            "stage": self.stage + 1,
+            "epoch": epoch + 1,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            "valid_loss": valid["loss"],
+            "valid_accuracy": valid["accuracy"],
+            "entropy": _entropy(self._mean(state)),
+            "concentration": {
+                kind: self._all_columns(kind, values) for kind, values in concentration.items()
+            },
+            "genotype": to_json(genotype, {})["cells"],
+        }
+
+    def _all_columns(self, kind: str, values: np.ndarray) -> np.ndarray:
+        """[e, o] over all primitives, nan (null in the file) where one is pruned."""
+        primitives = self.problem.space.PRIMITIVES
+        full = np.full((len(values), len(primitives)), np.nan)
+        for edge, kept in enumerate(self.structure.kept(kind)):
+            full[edge, [primitives.index(name) for name in kept]] = values[edge]
+        return full
+
+
+def _entropy(mean: Mapping[str, np.ndarray]) -> float:
+    """Entropy of the mean mixing weights in nats, averaged over all edges."""
+    rows = np.concatenate(list(mean.values())).astype(np.float64)
+    return float(-np.sum(rows * np.log(np.maximum(rows, 1e-300)), axis=1).mean())
+
+
+def _provenance(config: Config, seconds: float) -> dict[str, Any]:
+    return {
+        "distribution": config.arch.name,
+        "data": config.data.name,
+        "epochs": sum(config.search.epochs),
+        "seed": config.seed,
+        "search_seconds": round(seconds, 1),
+        "drnas_jax": version("drnas_jax"),
+        "jax": version("jax"),
+    }

@@ -1,0 +1,33 @@
+"""Search spaces, one a file; `find` looks one up by its file's name."""
+
+import sys
+from typing import cast
+
+from drnas_jax import lookup
+from drnas_jax.errors import UserError
+from drnas_jax.spaces.base import Space, Structure
+
+__all__ = ["Space", "Structure", "check_image", "find", "names"]
+
+
+def names() -> list[str]:
+    """The search spaces there are."""
+    return lookup.names(sys.modules[__name__])
+
+
+def find(name: str) -> Space:
+    """The space of that name.
+
+    Raises:
+      UserError: there is none; the message lists those there are.
+    """
+    return cast(Space, lookup.find(sys.modules[__name__], "search space", name))
+
+
+def check_image(space: Space, size: tuple[int, int]) -> None:
+    """Raises UserError unless the space's strides divide images of this size (h, w) in pixels."""
+    if any(side % space.REDUCTION for side in size):
+        raise UserError(
+            f"the images are {size[0]}x{size[1]} pixels, and their sides must be divisible by "
+            f"{space.REDUCTION}: set data.image_size"
+        )

@@ -1,0 +1,78 @@
+"""What a search space gives, and what a supernet consists of at one stage."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+import flax.linen as nn
+import numpy as np
+
+from drnas_jax.genotype import Genotype
+from drnas_jax.nn.kernels import Kernels
+
+Operations = tuple[tuple[str, ...], ...]  # the primitives kept on each edge of a cell type
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """The static shape of a supernet; it changes only between stages.
+
+    Attributes:
+      channels: C of the first cell.
+      cells: cells (what they count is the space's).
+      classes: outputs.
+      partial_channels: K; 1/K of the channels pass through the operations.
+      operations: (cell type, primitives kept on each of its edges), in the order of primitives.
+        Every edge of a cell type keeps equally many.
+    """
+
+    channels: int
+    cells: int
+    classes: int
+    partial_channels: int
+    operations: tuple[tuple[str, Operations], ...]
+
+    def kept(self, cell_type: str) -> Operations:
+        """The primitives kept on each edge of a cell type."""
+        return dict(self.operations)[cell_type]
+
+
+class Space(Protocol):
+    """A module of `drnas_jax.spaces`. `mix` and `alpha` are dicts by cell type of [e, o].
+
+    Parameters follow one convention, so that pruning and widening need no code of a space: the
+    arrays of a primitive lie under a key with its name, below a key that begins with the cell type
+    (`cell`, `cell_0`), with leading axes (cells, edges that keep the primitive).
+
+    Attributes:
+      PRIMITIVES: the operations of the space, in the order of alpha's columns.
+      EDGES: edge names of each cell type, in the order of alpha's rows.
+      CHANNEL_AXES: of each primitive with parameters: its arrays' channel axes and their labels
+        (see `drnas_jax.nn.operations`).
+      REDUCTION: what a side of the image is divided by on its way through the network.
+    """
+
+    PRIMITIVES: tuple[str, ...]
+    EDGES: Mapping[str, tuple[str, ...]]
+    CHANNEL_AXES: Mapping[str, Mapping[str, Mapping[int, str]]]
+    REDUCTION: int
+
+    def supernet(self, structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:
+        """A module called as (x [b, h, w, c], mix, train) -> logits [b, classes]."""
+
+    def network(
+        self,
+        genotype: Genotype,
+        channels: int,
+        cells: int,
+        classes: int,
+        kernels: Kernels,
+        axis_name: str | None,
+    ) -> nn.Module:
+        """The final network: a module called as (x [b, h, w, c], train) -> logits [b, classes]."""
+
+    def derive(self, mean: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
+        """The genotype with the largest mean mixing weights (paper section 3.1)."""
+
+    def describe(self, genotype: Genotype) -> str:
+        """One line for people and tables."""

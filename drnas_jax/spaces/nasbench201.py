@@ -1,0 +1,254 @@
+"""NAS-Bench-201 (Dong & Yang, ICLR 2020): one cell type of 4 nodes and 6 edges, 5 operations.
+
+Three stages of N equal cells with C, 2C, 4C channels, residual reduction blocks between them. The
+final network is the supernet with one operation an edge, all channels and affine BatchNorm, so both
+are one module.
+"""
+
+import re
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drnas_jax.errors import UserError, check_choice
+from drnas_jax.genotype import Genotype
+from drnas_jax.nn import norm
+from drnas_jax.nn.kernels import Kernels, convolve
+from drnas_jax.nn.operations import CONV_CHANNEL_AXES, ConvBank, channel_shuffle
+from drnas_jax.spaces.base import Operations, Structure
+
+Array = jax.Array
+
+PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+NODES = 4
+PAIRS = tuple((target, source) for target in range(1, NODES) for source in range(target))
+EDGES = {"cell": tuple(f"{target}<-{source}" for target, source in PAIRS)}
+FILTER_SIZES = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
+CHANNEL_AXES = {name: CONV_CHANNEL_AXES for name in FILTER_SIZES}
+REDUCTION = 4
+
+
+class Cell(nn.Module):
+    """A cell of mixed operations, looped over source nodes: what edges share is computed once.
+
+    Attributes:
+      operations: primitives kept on each edge.
+      partial_channels: K.
+      kernels, affine, axis_name: see ConvBank.
+      train: normalise by the batch.
+    """
+
+    operations: Operations
+    partial_channels: int
+    kernels: Kernels
+    affine: bool
+    axis_name: str | None
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Array, mix: Array) -> tuple[Array, None]:
+        """x [b, h, w, c], mix [e, o] -> ([b, h, w, c], None), as a scan over cells wants it."""
+        selected = x.shape[-1] // self.partial_channels
+        banks = {name: self._bank(name) for name in FILTER_SIZES if self._rows(name)}
+        nodes = [x]
+        sums: list[list[Array]] = [[] for _ in range(NODES)]  # of the selected channels
+        for source in range(NODES - 1):
+            node = nodes[source][..., :selected]
+            out = [edge for edge, pair in enumerate(PAIRS) if pair[1] == source]
+            active = jax.nn.relu(node)
+            for name, bank in banks.items():
+                edges = [edge for edge in out if name in self.operations[edge]]
+                if edges:
+                    rows = tuple(self._rows(name).index(edge) for edge in edges)
+                    weights = jnp.stack([self._weight(mix, edge, name) for edge in edges])
+                    y = bank(active, rows, weights, self.train)
+                    for i, edge in enumerate(edges):
+                        sums[PAIRS[edge][0]].append(y[..., i, :])
+            pooled = self.kernels.avg_pool(node) if self._keeps("avg_pool_3x3", out) else node
+            for edge in out:
+                for name, value in (("skip_connect", node), ("avg_pool_3x3", pooled)):
+                    if name in self.operations[edge]:
+                        sums[PAIRS[edge][0]].append(self._weight(mix, edge, name) * value)
+            bypass = [n[..., selected:] for n in nodes]
+            mixed = sum(sums[source + 1], start=jnp.zeros_like(node))
+            whole = jnp.concatenate([mixed, sum(bypass[1:], start=bypass[0])], axis=-1)
+            nodes.append(channel_shuffle(whole, self.partial_channels))
+        return nodes[-1], None
+
+    def _rows(self, name: str) -> list[int]:
+        return [edge for edge, kept in enumerate(self.operations) if name in kept]
+
+    def _keeps(self, name: str, edges: list[int]) -> bool:
+        return any(name in self.operations[edge] for edge in edges)
+
+    def _weight(self, mix: Array, edge: int, name: str) -> Array:
+        return mix[edge, self.operations[edge].index(name)]
+
+    def _bank(self, name: str) -> ConvBank:
+        return ConvBank(
+            edges=len(self._rows(name)),
+            size=FILTER_SIZES[name],
+            kernels=self.kernels,
+            affine=self.affine,
+            axis_name=self.axis_name,
+            name=name,
+        )
+
+
+class ReductionBlock(nn.Module):
+    """The residual block between stages: half the size, twice the channels."""
+
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """[b, h, w, c] -> [b, h/2, w/2, 2c]."""
+        features = x.shape[-1]
+        y = x
+        for name, inputs, stride in (("conv_a", features, 2), ("conv_b", 2 * features, 1)):
+            taps = (3, 3, inputs, 2 * features)
+            kernel = self.param(f"{name}_kernel", norm.uniform_fan_in(), taps)
+            y = convolve(jax.nn.relu(y), kernel, stride)
+            y = norm.BatchNorm(axis_name=self.axis_name, name=f"{name}_norm")(y, train)
+        shortcut = self.param(
+            "shortcut_kernel", norm.uniform_fan_in(), (1, 1, features, 2 * features)
+        )
+        return y + convolve(nn.avg_pool(x, (2, 2), (2, 2)), shortcut)
+
+
+class Model(nn.Module):
+    """Stem, three stages of cells, global pooling and classifier.
+
+    Attributes:
+      structure: its shape.
+      kernels, affine, axis_name: see ConvBank.
+    """
+
+    structure: Structure
+    kernels: Kernels
+    affine: bool
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, mix: Mapping[str, Array], train: bool) -> Array:
+        """x [b, h, w, c], mix {'cell': [6, o]} -> logits [b, classes]."""
+        structure = self.structure
+        taps = (3, 3, x.shape[-1], structure.channels)
+        x = convolve(x, self.param("stem_kernel", norm.uniform_fan_in(), taps))
+        x = norm.BatchNorm(axis_name=self.axis_name, name="stem_norm")(x, train)
+        cells = nn.scan(
+            Cell,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=structure.cells,
+        )
+        for stage in range(3):
+            if stage:
+                x = ReductionBlock(self.axis_name, name=f"reduction_{stage}")(x, train)
+            x, _ = cells(
+                operations=structure.kept("cell"),
+                partial_channels=structure.partial_channels,
+                kernels=self.kernels,
+                affine=self.affine,
+                axis_name=self.axis_name,
+                train=train,
+                name=f"cell_{stage}",
+            )(x, mix["cell"])
+        x = jax.nn.relu(norm.BatchNorm(axis_name=self.axis_name, name="last_norm")(x, train))
+        dense = nn.Dense(structure.classes, kernel_init=norm.uniform_fan_in(), name="classifier")
+        return dense(jnp.mean(x, axis=(1, 2)).astype(jnp.float32))
+
+
+class Network(nn.Module):
+    """The final network: the model of one operation an edge, at mixing weight 1."""
+
+    structure: Structure
+    kernels: Kernels
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """x [b, h, w, c] -> logits [b, classes]."""
+        model = Model(self.structure, self.kernels, True, self.axis_name, name="model")
+        return model(x, {"cell": jnp.ones((len(PAIRS), 1), x.dtype)}, train)
+
+
+def supernet(structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:
+    """See Space.supernet. BatchNorm inside cells has no affine parameters."""
+    return Model(structure, kernels, False, axis_name)
+
+
+def network(
+    genotype: Genotype,
+    channels: int,
+    cells: int,
+    classes: int,
+    kernels: Kernels,
+    axis_name: str | None,
+) -> nn.Module:
+    """See Space.network.
+
+    Raises:
+      UserError: the genotype is of another space.
+    """
+    operations = tuple((name,) for name in _operations(genotype))
+    structure = Structure(channels, cells, classes, 1, (("cell", operations),))
+    return Network(structure, kernels, axis_name)
+
+
+def derive(mean: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
+    """See Space.derive: every edge keeps its operation of largest mean."""
+    kept = structure.kept("cell")
+    best = [kept[edge][int(np.argmax(row))] for edge, row in enumerate(mean["cell"])]
+    return _genotype(best)
+
+
+def describe(genotype: Genotype) -> str:
+    """The benchmark's arch string, such as `|none~0|+|none~0|none~1|+|none~0|none~1|none~2|`."""
+    names = iter(_operations(genotype))
+    nodes = [[f"{next(names)}~{source}" for source in range(node)] for node in range(1, NODES)]
+    return "+".join(f"|{'|'.join(node)}|" for node in nodes)
+
+
+def parse(arch: str) -> Genotype:
+    """The genotype of an arch string; the inverse of `describe`.
+
+    Raises:
+      UserError: it is not an arch string of NAS-Bench-201.
+    """
+    pairs = re.findall(r"([a-z0-9_]+)~([0-9]+)", arch)
+    sources = [int(source) for _, source in pairs]
+    if sources == [source for _, source in PAIRS] and {n for n, _ in pairs} <= {*PRIMITIVES}:
+        genotype = _genotype([name for name, _ in pairs])
+        if describe(genotype) == arch:
+            return genotype
+    raise UserError(
+        f"{arch[:200]!r} is not an arch string: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2| "
+        f"with operations out of {', '.join(PRIMITIVES)}"
+    )
+
+
+def _genotype(names: list[str]) -> Genotype:
+    nodes = tuple(
+        tuple((names[PAIRS.index((node, source))], source) for source in range(node))
+        for node in range(1, NODES)
+    )
+    return Genotype("nasbench201", (("cell", nodes),))
+
+
+def _operations(genotype: Genotype) -> list[str]:
+    if genotype.space != "nasbench201" or [kind for kind, _ in genotype.cells] != ["cell"]:
+        raise UserError(
+            f"the genotype is of the space {genotype.space!r}: expected 'nasbench201'; "
+            f"set --config.space={genotype.space} or take another genotype"
+        )
+    pairs = [pair for node in genotype.cell("cell") for pair in node]
+    if [source for _, source in pairs] != [source for _, source in PAIRS]:
+        raise UserError(f"a NAS-Bench-201 cell has the edges {EDGES['cell']}, not {pairs}")
+    for name, _ in pairs:
+        check_choice("NAS-Bench-201 operation", name, PRIMITIVES)
+    return [name for name, _ in pairs]

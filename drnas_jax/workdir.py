@@ -1,0 +1,67 @@
+"""A run's directory: one config for all phases, so that a killed command is simply run again."""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+
+import jax
+
+from drnas_jax.config import Config, differences, to_dict
+from drnas_jax.errors import UserError
+from drnas_jax.metrics import write_json
+
+_VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orbax-checkpoint")
+
+
+def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
+    """Makes a workdir for a config, or checks that it was made with the same one.
+
+    Writes `config.json`: the resolved config, versions and devices.
+
+    Raises:
+      UserError: it was made with another config, can not be written, or its config.json is damaged.
+    """
+    directory = Path(workdir)
+    file = directory / "config.json"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            changed = differences(_read(file)["config"], to_dict(config))
+            if changed:
+                more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
+                raise UserError(
+                    f"workdir {directory} was made with another config, {changed[0]}{more}: "
+                    "take a new --workdir, or the config it was made with"
+                )
+            return directory
+        write_json(file, _description(config))
+    except OSError as error:
+        raise UserError(f"workdir {directory} can not be written ({error.strerror})") from error
+    return directory
+
+
+def _read(file: Path) -> dict:
+    try:
+        values = json.loads(file.read_bytes())
+        if isinstance(values["config"], dict):
+            return values
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{file} is damaged: restore it, or take a new --workdir")
+
+
+def _description(config: Config) -> dict:
+    return {
+        "config": to_dict(config),
+        "versions": {name: version(name) for name in _VERSIONED},
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

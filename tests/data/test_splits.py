@@ -1,0 +1,99 @@
+"""Splits and orders: disjoint, complete, and functions of their arguments alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drnas_jax.data import epoch_order, eval_batches, search_split, steps_per_epoch
+from drnas_jax.errors import UserError
+
+seeds = st.integers(0, 2**40)
+
+
+@given(n=st.integers(2, 500), fraction=st.floats(0.01, 0.99), seed=seeds)
+def test_search_split_divides_all_examples(n, fraction, seed):
+    count = round(n * fraction)
+    if count in (0, n):
+        with pytest.raises(UserError, match=r"search\.train_fraction is"):
+            search_split(n, fraction, seed)
+        return
+    weights, alpha = search_split(n, fraction, seed)
+    assert weights.dtype == alpha.dtype == np.int32
+    assert len(weights) == count
+    assert sorted([*weights, *alpha]) == list(range(n))
+
+
+def test_search_split_is_shuffled_and_depends_on_the_seed_alone():
+    weights, alpha = search_split(50_000, 0.5, seed=3)
+    np.random.seed(0)  # a global state must not matter
+    again, _ = search_split(50_000, 0.5, seed=3)
+    other, _ = search_split(50_000, 0.5, seed=4)
+    np.testing.assert_array_equal(weights, again)
+    assert len(weights) == len(alpha) == 25_000
+    # Two independent halves share half of their examples: 12,500, standard deviation 56.
+    assert abs(len(np.intersect1d(weights, other)) - 12_500) < 300
+    assert abs(np.mean(weights) - 25_000) < 500  # standard deviation 65: no cut by position
+
+
+def test_search_split_error_says_what_each_side_would_get():
+    with pytest.raises(UserError, match=r"0\.1: of 3 training images it leaves 0 .* 3 for alpha"):
+        search_split(3, 0.1, seed=0)
+
+
+@given(
+    n=st.integers(1, 60),
+    batch_size=st.integers(1, 80),
+    steps=st.integers(0, 8),
+    seed=seeds,
+    epoch=st.integers(0, 1000),
+)
+@settings(deadline=None)
+def test_epoch_order_chains_whole_permutations(n, batch_size, steps, seed, epoch):
+    order = epoch_order(n, batch_size, steps, seed, "weights", epoch)
+    assert order.shape == (steps, batch_size)
+    assert order.dtype == np.int32
+    flat = order.reshape(-1)
+    for start in range(0, len(flat), n):
+        part = flat[start : start + n]
+        assert len(set(part)) == len(part)
+        assert len(part) < n or sorted(part) == list(range(n))
+    np.testing.assert_array_equal(order, epoch_order(n, batch_size, steps, seed, "weights", epoch))
+
+
+def test_epoch_order_differs_by_seed_stream_epoch_and_lap():
+    def order(steps=1, **changes):
+        return epoch_order(
+            100, 100, steps, **{"seed": 1, "stream": "weights", "epoch": 2, **changes}
+        )
+
+    others = [order(seed=2), order(stream="alpha"), order(epoch=3), order(steps=2)[1:]]
+    for other in others:
+        # Independent permutations agree in one place on average; 10 or more: chance 1e-7.
+        assert np.sum(order() == other) < 10
+    # More steps only go on: they change nothing of what came before.
+    np.testing.assert_array_equal(order(), order(steps=2)[:1])
+
+
+def test_epoch_order_draws_uniformly():
+    first = [epoch_order(10, 2, 5, 0, "weights", epoch)[0, 0] for epoch in range(2000)]
+    counts = np.bincount(first, minlength=10)
+    assert np.all(np.abs(counts - 200) < 68)  # 5 standard deviations of a binomial
+
+
+def test_steps_per_epoch():
+    assert steps_per_epoch(25_000, 64, "the split for weights") == 390
+    assert steps_per_epoch(64, 64, "the split for weights") == 1
+    with pytest.raises(UserError, match=r"the split for alpha has 63 images.* batch of 64"):
+        steps_per_epoch(63, 64, "the split for alpha")
+
+
+@given(n=st.integers(0, 300), batch_size=st.integers(1, 70))
+def test_eval_batches_hold_every_example_once(n, batch_size):
+    index, weight = eval_batches(n, batch_size)
+    assert index.shape == weight.shape == (-(-n // batch_size), batch_size)
+    assert index.dtype == np.int32
+    assert weight.dtype == np.float32
+    np.testing.assert_array_equal(index[weight == 1], np.arange(n))
+    np.testing.assert_array_equal(index[weight != 1], 0)
+    assert weight.sum() == n
