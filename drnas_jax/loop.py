@@ -14,7 +14,7 @@ from drnas_jax.data import eval_batches
 from drnas_jax.errors import UserError
 from drnas_jax.interrupt import Interrupt, Interrupted
 from drnas_jax.metrics import Display, TensorBoard, append_history, rewind_history
-from drnas_jax.sharding import replicate
+from drnas_jax.sharding import platform, replicate
 
 _REPORT_EVERY = 0.5  # seconds; reading a loss waits for the device
 
@@ -96,7 +96,7 @@ def run_phase(
                 int(state.step),
             )
             batches = phase.batches(epoch, int(state.step) - epoch * phase.steps)
-            state, rate = _run_epoch(program, state, phase.arguments, batches, display, interrupt)
+            state, rate = _run_epoch(phase, program, state, batches, display, interrupt)
             step = int(state.step)
             train = losses.averages(jax.device_get(state.totals))
             _check_finite(
@@ -120,9 +120,9 @@ def run_phase(
 
 
 def _run_epoch(
+    phase: Phase,
     program: Callable[..., Any],
     state: Any,
-    arguments: Sequence[Any],
     batches: Iterable[Sequence[np.ndarray]],
     display: Display,
     interrupt: Interrupt,
@@ -130,13 +130,18 @@ def _run_epoch(
     """The state after the batches, or after a signal; and training images per second."""
     began = reported = time.monotonic()
     images = seen = 0
+    # Simulated devices of one CPU share its threads: with several steps in flight, the collectives
+    # of one can wait for threads that those of another hold, for ever.
+    blocking = platform(phase.mesh) == "cpu"
 
     def report(rate: float) -> None:
         averages = losses.averages(jax.device_get(state.totals))
         display.update(int(state.step), averages["loss"], averages["accuracy"], rate)
 
     for batch in batches:
-        state = program(state, *arguments, *batch)
+        state = program(state, *phase.arguments, *batch)
+        if blocking:
+            jax.block_until_ready(state)
         images += batch[0].size
         since = time.monotonic() - reported
         if since > _REPORT_EVERY:

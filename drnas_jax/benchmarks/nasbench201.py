@@ -8,8 +8,9 @@ import csv
 import dataclasses
 import math
 import os
+import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ from drnas_jax.errors import UserError
 DATASETS = ("cifar10", "cifar100", "imagenet16_120")
 _COLUMN = re.compile(rf"({'|'.join(DATASETS)})_((?:valid|test)_(?:12|200))")
 _JUDGED_BY = ("cifar10", "test_200")  # ranks are by this column
+
+# Where nats_bench keeps each column: data set, epochs, metric. Its 'cifar10' was trained on all
+# training images, so that the accuracy on the validation half is that of 'cifar10-valid'.
+_NATS_BENCH = {
+    "cifar10_test_12": ("cifar10", "12", "test-accuracy"),
+    "cifar10_valid_12": ("cifar10-valid", "12", "valid-accuracy"),
+    "cifar100_test_12": ("cifar100", "12", "test-accuracy"),
+    "cifar100_valid_12": ("cifar100", "12", "valid-accuracy"),
+    "imagenet16_120_test_12": ("ImageNet16-120", "12", "test-accuracy"),
+    "imagenet16_120_valid_12": ("ImageNet16-120", "12", "valid-accuracy"),
+    "cifar10_test_200": ("cifar10", "200", "test-accuracy"),
+    "cifar100_test_200": ("cifar100", "200", "test-accuracy"),
+    "imagenet16_120_test_200": ("ImageNet16-120", "200", "test-accuracy"),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,9 +88,82 @@ def load(path: str | os.PathLike[str]) -> Table:
     """Reads the CSV.
 
     Raises:
-      UserError: a column is missing, or a line has no proper number, too few fields, or a cell
-        that another line has; it names the file and the line.
+      UserError: it can not be read, a column is missing, or a line has no proper number, too few
+        fields, or a cell that another line has; it names the file and the line.
     """
+    try:
+        return _load(path)
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} can not be read as a NAS-Bench-201 table: {error}") from error
+
+
+def convert(nats_bench: str | os.PathLike[str], table: str | os.PathLike[str]) -> int:
+    """Makes the CSV from an official NATS-Bench file of the topology space (arXiv 2009.00437).
+
+    The file is a pickle: convert only one whose origin you trust.
+
+    Args:
+      nats_bench: `NATS-tss-v1_0-3ffb9.pickle.pbz2`, or the unpacked folder
+        `NATS-tss-v1_0-3ffb9-simple`, which needs less memory.
+      table: the CSV to write; it is there whole or not at all.
+
+    Returns:
+      The number of cells.
+
+    Raises:
+      UserError: nats_bench is not installed, or there is no such file, or it is another.
+    """
+    try:
+        from nats_bench import create
+    except ImportError as error:
+        raise UserError(
+            "NATS-Bench files are read by the package nats_bench: pip install nats_bench"
+        ) from error
+    if not os.path.exists(nats_bench):
+        raise UserError(f"{nats_bench} does not exist: expected a NATS-Bench file or folder")
+    try:
+        api = create(
+            os.fspath(nats_bench), "tss", fast_mode=os.path.isdir(nats_bench), verbose=False
+        )
+    except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{nats_bench} is no NATS-Bench topology file: {error}") from error
+    temporary = Path(f"{os.fspath(table)}.tmp")
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ("index", "arch_str", *_NATS_BENCH), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(from_nats_bench(api))
+        os.replace(temporary, table)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(api)
+
+
+def from_nats_bench(api: Any) -> Iterator[dict[str, str]]:
+    """The lines of the CSV, column -> text, from what `nats_bench.create(path, 'tss')` gives.
+
+    Uses `len(api)`, `api.arch(index)` and `api.get_more_info(index, dataset, hp=...,
+    is_random=False)`, which averages over the seeds. Checked with nats_bench 1.8: against its
+    source, and on small files in its format; not on the official file.
+
+    Raises:
+      UserError: a cell has not all results.
+    """
+    for index in range(len(api)):
+        row = {"index": str(index), "arch_str": api.arch(index)}
+        for column, (dataset, epochs, metric) in _NATS_BENCH.items():
+            try:
+                info = api.get_more_info(index, dataset, hp=epochs, is_random=False)
+                row[column] = f"{info[metric]:.4f}"
+            except (KeyError, ValueError, AssertionError) as error:
+                raise UserError(
+                    f"NATS-Bench has no {metric} of cell {index} on {dataset} after {epochs} "
+                    f"epochs: {error!r}"
+                ) from error
+        yield row
+
+
+def _load(path: str | os.PathLike[str]) -> Table:
     accuracy: dict[str, dict[str, dict[str, float]]] = {}
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         lines = csv.reader(file)

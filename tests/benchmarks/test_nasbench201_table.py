@@ -1,10 +1,13 @@
 """The table of true accuracies, against facts that the benchmark's authors published."""
 
+import bz2
+import pickle
+import sys
 from pathlib import Path
 
 import pytest
 
-from drnas_jax.benchmarks.nasbench201 import load, locate
+from drnas_jax.benchmarks.nasbench201 import convert, from_nats_bench, load, locate
 from drnas_jax.errors import UserError
 from drnas_jax.spaces.nasbench201 import describe, parse
 
@@ -72,3 +75,160 @@ def test_real_table():
     # 94.37 is the best CIFAR-10 test accuracy of the space (DrNAS paper, table 3, 'optimal').
     assert round(table.query(best)["cifar10"]["test_200"], 2) == 94.37
     assert all(describe(parse(arch)) == arch for arch in table.ranks)
+
+
+def test_unreadable_files(tmp_path):
+    long = write(tmp_path, HEADER, f"0,{'a' * 200_000},90,1")
+    for path in (tmp_path, tmp_path / "nowhere.csv", long):
+        with pytest.raises(UserError, match="can not be read as a NAS-Bench-201 table"):
+            load(path)
+
+
+ARCHS = [
+    "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|",
+    "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|",
+]
+
+
+def accuracy(index, dataset, epochs, part):
+    """Another number for each result that a NATS-Bench file holds."""
+    datasets = ("cifar10-valid", "cifar10", "cifar100", "ImageNet16-120")
+    parts = ("train", "x-valid", "x-test", "ori-test")
+    number = (index * 4 + datasets.index(dataset)) * 4 + parts.index(part)
+    return number + (0.25 if epochs == "200" else 0.5)
+
+
+# What a column should hold; see the data sets' description in NATS-Bench's get_metrics.
+EXPECTED = {
+    ("cifar10", "test_12"): ("cifar10", "12", "ori-test"),
+    ("cifar10", "valid_12"): ("cifar10-valid", "12", "x-valid"),
+    ("cifar10", "test_200"): ("cifar10", "200", "ori-test"),
+    ("cifar100", "test_12"): ("cifar100", "12", "x-test"),
+    ("cifar100", "valid_12"): ("cifar100", "12", "x-valid"),
+    ("cifar100", "test_200"): ("cifar100", "200", "x-test"),
+    ("imagenet16_120", "test_12"): ("ImageNet16-120", "12", "x-test"),
+    ("imagenet16_120", "valid_12"): ("ImageNet16-120", "12", "x-valid"),
+    ("imagenet16_120", "test_200"): ("ImageNet16-120", "200", "x-test"),
+}
+
+
+def check_table(path):
+    table = load(path)
+    assert list(table.accuracy) == ARCHS
+    for index, arch in enumerate(ARCHS):
+        for (dataset, split), source in EXPECTED.items():
+            assert table.query(arch)[dataset][split] == accuracy(index, *source)
+    assert path.read_text().splitlines()[0] == (
+        "index,arch_str,cifar10_test_12,cifar10_valid_12,cifar100_test_12,cifar100_valid_12,"
+        "imagenet16_120_test_12,imagenet16_120_valid_12,cifar10_test_200,cifar100_test_200,"
+        "imagenet16_120_test_200"
+    )
+
+
+class FakeApi:
+    """The methods of nats_bench 1.8 that the converter uses."""
+
+    def __len__(self):
+        return len(ARCHS)
+
+    def arch(self, index):
+        return ARCHS[index]
+
+    def get_more_info(self, index, dataset, iepoch=None, hp="12", is_random=True):
+        assert is_random is False  # else one seed at random
+        test = "ori-test" if dataset.startswith("cifar10-") or dataset == "cifar10" else "x-test"
+        info = {"test-accuracy": accuracy(index, dataset, hp, test)}
+        if dataset != "cifar10":
+            info["valid-accuracy"] = accuracy(index, dataset, hp, "x-valid")
+        return info
+
+
+def test_convert_with_a_fake(tmp_path, monkeypatch):
+    asked = []
+
+    class Module:
+        @staticmethod
+        def create(path, space, fast_mode, verbose):
+            asked.append((path, space, fast_mode, verbose))
+            return FakeApi()
+
+    monkeypatch.setitem(sys.modules, "nats_bench", Module)
+    official, table = tmp_path / "official", tmp_path / "table.csv"
+    official.touch()
+    assert convert(official, table) == len(ARCHS)
+    check_table(table)
+    assert asked == [(str(official), "tss", False, False)]
+    convert(tmp_path, tmp_path / "again.csv")
+    assert asked[1] == (str(tmp_path), "tss", True, False)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_convert_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nats_bench", None)
+    with pytest.raises(UserError, match="pip install nats_bench"):
+        convert(tmp_path, tmp_path / "table.csv")
+
+
+def test_missing_results_are_named():
+    class Incomplete(FakeApi):
+        def get_more_info(self, index, dataset, **options):
+            return (
+                {}
+                if (index, dataset) == (1, "cifar100")
+                else super().get_more_info(index, dataset, **options)
+            )
+
+    with pytest.raises(UserError, match="no test-accuracy of cell 1 on cifar100 after 12 epochs"):
+        list(from_nats_bench(Incomplete()))
+
+
+def official_results(nats_bench, index):
+    """A cell's results in NATS-Bench's own classes: two seeds about the accuracy above."""
+    results = {}
+    for epochs in ("12", "200"):
+        cell = nats_bench.ArchResults(index, ARCHS[index])
+        for dataset in ("cifar10-valid", "cifar10", "cifar100", "ImageNet16-120"):
+            for seed, offset in ((777, -0.125), (888, 0.125)):
+                train = {i: accuracy(index, dataset, epochs, "train") for i in range(2)}
+                trial = nats_bench.ResultsCount(
+                    dataset, None, train, train, 1.0, 1.0, {}, seed, 2, None
+                )
+                parts = {
+                    "cifar10-valid": ("x-valid", "ori-test"),
+                    "cifar10": ("ori-test",),
+                }.get(dataset, ("x-valid", "x-test", "ori-test"))
+                for part in parts:
+                    last = accuracy(index, dataset, epochs, part) + offset
+                    trial.update_OLD_eval(part, {0: 1.0, 1: last}, {0: 1.0, 1: 1.0})
+                cell.update(dataset, seed, trial)
+        results[epochs] = cell.state_dict()
+    return results
+
+
+def pickle_to(path, value):
+    path.write_bytes(bz2.compress(pickle.dumps(value)))
+
+
+def test_convert_with_nats_bench_itself(tmp_path):
+    nats_bench = pytest.importorskip("nats_bench", reason="needs the optional nats_bench")
+    cells = {i: official_results(nats_bench, i) for i in range(len(ARCHS))}
+    file, folder = tmp_path / "tss.pickle.pbz2", tmp_path / "simple"
+    meta = {"meta_archs": ARCHS, "arch2infos": cells, "evaluated_indexes": set(cells)}
+    pickle_to(file, meta)
+    folder.mkdir()
+    pickle_to(folder / "meta.pickle.pbz2", {"meta_archs": ARCHS})
+    for index, cell in cells.items():
+        pickle_to(folder / f"{index:06d}.pickle.pbz2", cell)
+    for source in (file, folder):
+        assert convert(source, tmp_path / "table.csv") == len(ARCHS)
+        check_table(tmp_path / "table.csv")
+
+    file.write_bytes(b"something else")
+    with pytest.raises(UserError, match="is no NATS-Bench topology file"):
+        convert(file, tmp_path / "table.csv")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        convert(tmp_path / "nowhere", tmp_path / "table.csv")
+    (folder / "000001.pickle.pbz2").unlink()
+    with pytest.raises(UserError, match="of cell 1 on cifar10 after 12 epochs"):
+        convert(folder, tmp_path / "other.csv")
+    assert not list(tmp_path.glob("other.csv*"))
