@@ -38,12 +38,28 @@ def parse(
         if values.config is None:
             raise UserError("no config: give --config=FILE, for instance configs/digits.py")
         return from_config_dict(values.config), values, rest
-    except AttributeError as error:
-        name = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
-        name = " ".join(name.splitlines())
-        raise UserError(f"unknown config field {name} (configs/base.py lists all)") from error
-    except (flags.Error, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # A config file's own error is the last line of the traceback that the message holds.
-        text = lines[-1] if any("Traceback" in line for line in lines) else " ".join(lines)
-        raise UserError(text) from error
+    except (AttributeError, LookupError) as error:
+        raise UserError(
+            f"unknown config field: {_line(error.args[0])} (configs/base.py lists all)"
+        ) from error
+    except OSError as error:
+        reason = _line(error.__cause__ or error)
+        raise UserError(
+            f"the config can not be read ({reason}): give --config=FILE, for instance "
+            "configs/digits.py"
+        ) from error
+    except (SyntaxError, ImportError) as error:
+        raise UserError(
+            f"the config file can not be loaded ({_line(error)}): mend it, or run the command "
+            "where configs/ lies"
+        ) from error
+    except flags.Error as error:
+        raise UserError(_line(error)) from error
+
+
+def _line(error: object) -> str:
+    """An error's message as one line."""
+    text = str(error)
+    if "Traceback" in text:  # of a config file's own error: its last line says what
+        text = text.strip().splitlines()[-1].removeprefix("drnas_jax.errors.UserError: ")
+    return " ".join(text.split())

@@ -1,0 +1,65 @@
+"""Eight simulated devices, a compilation cache for fast second runs, and shared fixtures."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Before jax is imported, and inherited by the commands that tests start.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def pytest_configure(config):
+    # A killed run may leave half an entry, and a checkout may be read-only: jax then compiles.
+    for what in ("reading", "writing"):
+        config.addinivalue_line("filterwarnings", f"ignore:Error {what} persistent compilation")
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of reference values, beside the project."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the reference values in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The smallest search: (device count, changed fields) -> Problem; see below."""
+    return _tiny_problem
+
+
+def _tiny_problem(devices=1, *, arch=(), **search):
+    """A search of C 8, N 1 on 64 random 8x8 images of 4 classes, batch 16.
+
+    Args:
+      devices: how many.
+      arch: changed fields of config.arch, pairs.
+      search: changed fields of config.search.
+    """
+    import jax
+    import numpy as np
+
+    from configs import base
+    from drnas_jax.config import from_config_dict
+    from drnas_jax.data import Dataset
+    from drnas_jax.search.problem import make_problem
+    from drnas_jax.sharding import make_mesh
+
+    config = base.get_config()
+    config.data.crop_padding = 1
+    config.arch.update(dict(arch))
+    config.search.update(dict(channels=8, cells=1, batch_size=16, **search))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 8, 8, 3), np.uint8)
+    labels = rng.integers(0, 4, 64).astype(np.int32)
+    dataset = Dataset("noise", images, labels, images[:8], labels[:8], tuple("abcd"), True)
+    return make_problem(from_config_dict(config), dataset, make_mesh(jax.devices()[:devices]))

@@ -1,0 +1,87 @@
+"""The kernels of every backend against the plain ones, and these against numpy loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drnas_jax.errors import UserError
+from drnas_jax.nn import kernels
+
+# 1x1 and thin images are all border; odd and non-square ones tell rows from columns.
+SHAPES = [(2, 8, 8, 4), (3, 5, 7, 3), (1, 4, 9, 2), (2, 1, 1, 3), (2, 1, 6, 2), (1, 2, 2, 5)]
+VARIANTS = sorted(name for name, k in kernels._BY_NAME.items() if k != kernels.PLAIN)
+
+
+def normal(seed, shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def value_and_gradients(function, *arguments):
+    """The value, and the gradients under a random (so not symmetric) cotangent."""
+
+    @jax.jit
+    def compute(*arguments):
+        value, pull = jax.vjp(function, *arguments)
+        return value, *pull(jnp.asarray(normal(9, value.shape)))
+
+    return compute(*arguments)
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        # Sums of up to 9 * 5 products of size 1 (filters: over all pixels) in another order.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_conv_agrees_with_plain(platform, size, shape):
+    x, filters = normal(0, shape), normal(1, (size, size, shape[-1], 6))
+    found = value_and_gradients(kernels.for_platform(platform).conv, x, filters)
+    assert_same(found, value_and_gradients(kernels.PLAIN.conv, x, filters))
+
+
+@pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_avg_pool_agrees_with_plain(platform, shape):
+    x = normal(0, shape)
+    found = value_and_gradients(kernels.for_platform(platform).avg_pool, x)
+    assert_same(found, value_and_gradients(kernels.PLAIN.avg_pool, x))
+
+
+@pytest.mark.parametrize("platform", ["plain", *VARIANTS])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_avg_pool_is_the_mean_of_the_pixels_there_are(platform, shape):
+    x = normal(0, shape)
+    expected = np.empty_like(x)
+    for i, j in np.ndindex(shape[1:3]):
+        window = x[:, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
+        expected[:, i, j] = window.mean((1, 2))
+    # At most 9 values of size 1 are added.
+    np.testing.assert_allclose(
+        kernels.for_platform(platform).avg_pool(x), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("height, width", [(6, 4), (5, 7), (1, 1)])
+def test_convolve_is_pytorchs(stride, size, height, width):
+    x, filters = normal(0, (2, height, width, 3)), normal(1, (size, size, 3, 4))
+    half = size // 2
+    padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
+    expected = np.empty((2, rows, columns, 4), np.float32)
+    for i, j in np.ndindex(rows, columns):
+        top, left = i * stride, j * stride
+        window = padded[:, top : top + size, left : left + size]
+        expected[:, i, j] = np.einsum("bhwc,hwco->bo", window, filters)
+    # Sums of 27 products of size 1.
+    np.testing.assert_allclose(kernels.convolve(x, filters, stride), expected, atol=2e-5)
+
+
+def test_unknown_platform():
+    with pytest.raises(UserError, match="unknown platform 'cuda'.*cpu, gpu, plain, tpu"):
+        kernels.for_platform("cuda")

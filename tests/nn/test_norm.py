@@ -1,0 +1,213 @@
+"""Batch normalisation and the banks of operations against formulas in numpy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drnas_jax.nn import kernels, norm
+from drnas_jax.nn.norm import BatchNorm
+from drnas_jax.nn.operations import ConvBank, channel_shuffle
+from drnas_jax.sharding import AXIS, SHARDED, data_parallel, make_mesh
+
+# Values of size 1 in float32: roundings of 1e-7 each, some tens of them.
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+def normal(seed, shape):
+    """Channels of different mean and spread, so that no two are alike."""
+    values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    channel = np.arange(shape[-1], dtype=np.float32)
+    return values * (0.5 + channel) + channel - 1
+
+
+def batch_norm_variables(features, affine):
+    stats = {"mean": normal(1, (features,)), "var": 0.5 + np.arange(features, dtype=np.float32)}
+    params = {"scale": normal(2, (features,)), "bias": normal(3, (features,))} if affine else {}
+    return {"params": params, "batch_stats": stats}
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_in_training(affine):
+    x = normal(0, (3, 4, 5, 6))
+    variables = batch_norm_variables(6, affine)
+    y, updated = BatchNorm(affine=affine).apply(variables, x, True, mutable=["batch_stats"])
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    expected = (x - mean) / np.sqrt(var + 1e-5)
+    if affine:
+        expected = expected * variables["params"]["scale"] + variables["params"]["bias"]
+    np.testing.assert_allclose(y, expected, **CLOSE)
+    # PyTorch keeps the unbiased variance: n - 1 = 59 in place of 60, a difference of 1.7 %.
+    old = variables["batch_stats"]
+    np.testing.assert_allclose(
+        updated["batch_stats"]["mean"], 0.9 * old["mean"] + 0.1 * mean, **CLOSE
+    )
+    unbiased = x.var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(
+        updated["batch_stats"]["var"], 0.9 * old["var"] + 0.1 * unbiased, **CLOSE
+    )
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_in_evaluation(affine):
+    x = normal(0, (3, 4, 5, 6))
+    variables = batch_norm_variables(6, affine)
+    y, updated = BatchNorm(affine=affine).apply(variables, x, False, mutable=["batch_stats"])
+    mean, var = variables["batch_stats"]["mean"], variables["batch_stats"]["var"]
+    expected = (x - mean) / np.sqrt(var + 1e-5)
+    if affine:
+        expected = expected * variables["params"]["scale"] + variables["params"]["bias"]
+    np.testing.assert_allclose(y, expected, **CLOSE)
+    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
+
+
+def test_batch_norm_at_the_start():
+    x = normal(0, (2, 3, 3, 4))
+    variables = BatchNorm().init(jax.random.key(0), x, True)
+    expected = {
+        "params": {"scale": np.ones(4), "bias": np.zeros(4)},
+        # As PyTorch's: the images of the initialisation leave no trace.
+        "batch_stats": {"mean": np.zeros(4), "var": np.ones(4)},
+    }
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    assert "params" not in BatchNorm(affine=False).init(jax.random.key(0), x, True)
+
+
+def test_batch_norm_gradient_flows_through_the_statistics():
+    x, cotangent = normal(0, (2, 3, 4)), normal(5, (2, 3, 4))
+    module, variables = BatchNorm(affine=False), batch_norm_variables(4, False)
+    _, pull = jax.vjp(lambda x: module.apply(variables, x, True, mutable=["batch_stats"])[0], x)
+    # The textbook formula (Ioffe and Szegedy 2015, section 3).
+    scale = 1 / np.sqrt(x.var((0, 1)) + 1e-5)
+    normed = (x - x.mean((0, 1))) * scale
+    expected = scale * (
+        cotangent - cotangent.mean((0, 1)) - normed * (cotangent * normed).mean((0, 1))
+    )
+    # The division by a standard deviation of 0.5 and more enlarges roundings a few times.
+    np.testing.assert_allclose(pull(cotangent)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_value_has_no_unbiased_variance():
+    x = normal(0, (1, 1, 1, 3))
+    variables = batch_norm_variables(3, False)
+    _, updated = BatchNorm(affine=False).apply(variables, x, True, mutable=["batch_stats"])
+    expected = 0.9 * variables["batch_stats"]["var"]
+    np.testing.assert_allclose(updated["batch_stats"]["var"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("synchronised", [True, False])
+def test_batch_norm_over_devices(synchronised):
+    x = normal(0, (8, 2, 3, 4))
+    variables = batch_norm_variables(4, True)
+
+    def per_device(x):
+        module = BatchNorm(axis_name=AXIS if synchronised else None)
+        y, updated = module.apply(variables, x, True, mutable=["batch_stats"])
+        return y, jax.tree.map(lambda a: a[None], updated["batch_stats"])
+
+    program = data_parallel(per_device, make_mesh(jax.devices()[:4]), (SHARDED,), SHARDED)
+    y, stats = program(x)
+    for device in range(4):
+        own = slice(2 * device, 2 * device + 2)
+        seen = x if synchronised else x[own]
+        expected, updated = BatchNorm().apply(variables, seen, True, mutable=["batch_stats"])
+        np.testing.assert_allclose(y[own], expected[own] if synchronised else expected, **CLOSE)
+        for name, array in stats.items():
+            np.testing.assert_allclose(array[device], updated["batch_stats"][name], **CLOSE)
+
+
+def test_fan_in_initialisation_is_pytorchs():
+    filters = norm.uniform_fan_in((0,))(jax.random.key(0), (2, 3, 3, 40, 50), jnp.float32)
+    bound = 1 / np.sqrt(9 * 40)  # the axis of edges adds nothing to the fan-in
+    assert np.abs(filters).max() <= bound
+    # The standard deviation of 36,000 uniform values is known to 0.4 % (one sigma).
+    assert float(filters.std()) == pytest.approx(bound / np.sqrt(3), rel=0.02)
+
+
+EDGES, FEATURES = 4, 3
+ROWS = (3, 1)  # not all, and not in order
+
+
+def bank(size, platform, affine):
+    chosen = kernels.for_platform(platform)
+    return ConvBank(edges=EDGES, size=size, kernels=chosen, affine=affine, axis_name=None)
+
+
+def bank_variables(size, affine):
+    params = {"kernel": 0.3 * normal(1, (EDGES, size, size, FEATURES, FEATURES))}
+    if affine:
+        params["scale"] = normal(2, (EDGES, FEATURES))
+        params["bias"] = normal(3, (EDGES, FEATURES))
+    var = 0.5 + np.arange(EDGES * FEATURES, dtype=np.float32).reshape(EDGES, FEATURES)
+    stats = {"mean": normal(4, (EDGES, FEATURES)), "var": var}
+    return jax.tree.map(jnp.asarray, {"params": params, "batch_stats": stats})
+
+
+def separate(variables, x, rows, mix, train):
+    """The same by plain pieces: each row convolved and normalised alone, then weighted."""
+    outputs, stats = [], []
+    for weight, row in zip(mix, rows, strict=True):
+        own = jax.tree.map(lambda array, row=row: array[row], variables)
+        kernel = own["params"].pop("kernel")
+        module = BatchNorm(affine="scale" in own["params"])
+        y = kernels.convolve(x, kernel)
+        y, updated = module.apply(own, y, train, mutable=["batch_stats"])
+        outputs.append(weight * y)
+        stats.append(updated["batch_stats"])
+    return jnp.stack(outputs, axis=-2), stats
+
+
+@pytest.mark.parametrize("platform", ["plain", "cpu"])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("train", [True, False])
+def test_bank_is_its_rows_computed_apart(platform, size, affine, train):
+    x, mix = normal(0, (2, 4, 5, FEATURES)), np.array([0.7, -0.2], np.float32)
+    variables = bank_variables(size, affine)
+    module = bank(size, platform, affine)
+    cotangent = normal(6, (2, 4, 5, len(ROWS), FEATURES))
+
+    def folded(params, x, mix):
+        inputs = {**variables, "params": params}
+        return module.apply(inputs, x, ROWS, mix, train, mutable=["batch_stats"])
+
+    def unfolded(params, x, mix):
+        return separate({**variables, "params": params}, x, ROWS, mix, train)
+
+    arguments = variables["params"], x, mix
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def evaluate(function, *arguments):
+        y, pull, stats = jax.vjp(function, *arguments, has_aux=True)
+        return y, pull(cotangent), stats
+
+    y, gradients, updated = evaluate(folded, *arguments)
+    expected, expected_gradients, stats = evaluate(unfolded, *arguments)
+    np.testing.assert_allclose(y, expected, **CLOSE)
+    # With respect to the parameters, the image and (above all) the mixing weights; the sums
+    # over all pixels reach 100, in another order.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4),
+        gradients,
+        expected_gradients,
+    )
+    for name, array in updated["batch_stats"].items():
+        old = variables["batch_stats"][name]
+        for row, own in zip(ROWS, stats, strict=True):
+            np.testing.assert_allclose(array[row], own[name], **CLOSE)
+            assert train == bool(np.any(array[row] != old[row]))
+        others = [row for row in range(EDGES) if row not in ROWS]
+        np.testing.assert_array_equal(array[np.array(others)], old[np.array(others)])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 6])
+def test_channel_shuffle(groups):
+    x = normal(0, (2, 3, 12))
+    expected = np.empty_like(x)
+    run = 12 // groups
+    for group in range(groups):
+        for place in range(run):
+            expected[..., place * groups + group] = x[..., group * run + place]
+    np.testing.assert_array_equal(channel_shuffle(x, groups), expected)

@@ -1,0 +1,358 @@
+"""The NAS-Bench-201 space against the PyTorch reference, and its genotypes."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drnas_jax.errors import UserError
+from drnas_jax.genotype import PUBLISHED, Genotype
+from drnas_jax.losses import cross_entropy
+from drnas_jax.nn import kernels
+from drnas_jax.spaces import Structure
+from drnas_jax.spaces import nasbench201 as space
+
+EDGES = space.EDGES["cell"]
+FILES = ("nb201_search_k1", "nb201_search_k4", "nb201_search_pruned")
+
+
+# Parity with the PyTorch reference
+
+
+class Reference:
+    """One file of reference values, in our layout.
+
+    Attributes:
+      values: name -> array, see the file's keys.
+      structure: of the supernet.
+    """
+
+    def __init__(self, file):
+        with np.load(file) as archive:
+            self.values = dict(archive)
+        assert tuple(self.values["edge_order"]) == EDGES
+        self.mask = self.values.get("mask", np.ones((6, 5), bool))
+        operations = tuple(
+            tuple(name for name, kept in zip(space.PRIMITIVES, row, strict=True) if kept)
+            for row in self.mask
+        )
+        channels, cells, partial = (int(self.values[name]) for name in ("C", "N", "k"))
+        self.structure = Structure(channels, cells, 10, partial, (("cell", operations),))
+
+    def kept(self, name):
+        """Of an array [e, 5], the columns that the mask keeps, [e, o]."""
+        pairs = zip(self.values[name], self.mask, strict=True)
+        return np.stack([row[kept] for row, kept in pairs])
+
+    def params(self, prefix="w:"):
+        """The weights, or with 'g:' their gradients, as our parameters."""
+
+        def norm(name):
+            scale, bias = (self.values[f"{prefix}{name}.{leaf}"] for leaf in ("weight", "bias"))
+            return {"scale": scale, "bias": bias}
+
+        def conv(name):
+            return np.transpose(self.values[f"{prefix}{name}.weight"], (2, 3, 1, 0))
+
+        tree = {
+            "stem_kernel": conv("stem.0"),
+            "stem_norm": norm("stem.1"),
+            "last_norm": norm("lastact.0"),
+            "classifier": {
+                "kernel": self.values[prefix + "classifier.weight"].T,
+                "bias": self.values[prefix + "classifier.bias"],
+            },
+        }
+        for stage, block in self.reductions():
+            tree[f"reduction_{stage}"] = {
+                "conv_a_kernel": conv(f"{block}.conv_a.op.1"),
+                "conv_a_norm": norm(f"{block}.conv_a.op.2"),
+                "conv_b_kernel": conv(f"{block}.conv_b.op.1"),
+                "conv_b_norm": norm(f"{block}.conv_b.op.2"),
+                "shortcut_kernel": conv(f"{block}.downsample.1"),
+            }
+        return tree | self.banks(lambda name: {"kernel": conv(f"{name}.op.1")})
+
+    def batch_stats(self, prefix="w:"):
+        """The running statistics, or with 'after:' those after the training pass."""
+
+        def norm(name):
+            mean, var = (self.values[f"{prefix}{name}.running_{leaf}"] for leaf in ("mean", "var"))
+            return {"mean": mean, "var": var}
+
+        tree = {"stem_norm": norm("stem.1"), "last_norm": norm("lastact.0")}
+        for stage, block in self.reductions():
+            tree[f"reduction_{stage}"] = {
+                f"conv_{which}_norm": norm(f"{block}.conv_{which}.op.2") for which in "ab"
+            }
+        return tree | self.banks(lambda name: norm(f"{name}.op.2"))
+
+    def reductions(self):
+        return [(s, f"cells.{s * (self.structure.cells + 1) - 1}") for s in (1, 2)]
+
+    def banks(self, leaves):
+        """Stacks what `leaves` gives for each cell and edge: leading axes (cells, edges)."""
+
+        def bank(stage, primitive):
+            first = stage * (self.structure.cells + 1)
+            column = space.PRIMITIVES.index(primitive)
+            kept = self.structure.kept("cell")
+            edges = [edge for edge, names in zip(EDGES, kept, strict=True) if primitive in names]
+            rows = [
+                [leaves(f"cells.{first + cell}.edges.{edge}.{column}") for edge in edges]
+                for cell in range(self.structure.cells)
+            ]
+            cells = [jax.tree.map(lambda *edge: np.stack(edge), *row) for row in rows]
+            return jax.tree.map(lambda *cell: np.stack(cell), *cells)
+
+        return {
+            f"cell_{stage}": {name: bank(stage, name) for name in space.FILTER_SIZES}
+            for stage in range(3)
+        }
+
+
+@pytest.fixture(params=FILES, scope="module")
+def reference(request, shared):
+    return Reference(shared / "reference" / f"{request.param}.npz")
+
+
+@pytest.fixture(params=["plain", "cpu"], scope="module")
+def ours(request, reference):
+    """What we compute on the reference's inputs."""
+    module = space.supernet(reference.structure, kernels.for_platform(request.param), None)
+    x, y = reference.values["x"], reference.values["y"].astype(np.int32)
+    stats = reference.batch_stats()
+
+    def loss(params, mix):
+        variables = {"params": params, "batch_stats": stats}
+        logits, updated = module.apply(variables, x, mix, True, mutable=["batch_stats"])
+        return jnp.mean(cross_entropy(logits, y)), (logits, updated["batch_stats"])
+
+    @jax.jit
+    def compute(params, mix):
+        logits_eval = module.apply({"params": params, "batch_stats": stats}, x, mix, False)
+        return logits_eval, jax.value_and_grad(loss, (0, 1), has_aux=True)(params, mix)
+
+    logits_eval, ((value, aux), gradients) = compute(
+        reference.params(), {"cell": reference.kept("mix")}
+    )
+    return {
+        "logits_eval": logits_eval,
+        "loss": value,
+        "logits_train": aux[0],
+        "batch_stats": aux[1],
+        "params_gradient": gradients[0],
+        "mix_gradient": gradients[1]["cell"],
+    }
+
+
+# Both are float32: roundings of 1e-7 grow a hundredfold over up to 30 normalised layers. The
+# reference's logits are of size 1, its gradients from 1e-3 to 10 (hence relative to the largest).
+
+
+@pytest.mark.parametrize("name, atol", [("logits_eval", 1e-4), ("logits_train", 1e-4)])
+def test_logits_agree_with_pytorch(reference, ours, name, atol):
+    np.testing.assert_allclose(ours[name], reference.values[name], rtol=0, atol=atol)
+
+
+def test_loss_agrees_with_pytorch(reference, ours):
+    assert float(ours["loss"]) == pytest.approx(float(reference.values["loss"]), abs=1e-5)
+
+
+def assert_close_to_largest(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+
+
+def test_gradients_agree_with_pytorch(reference, ours):
+    jax.tree.map(assert_close_to_largest, ours["params_gradient"], reference.params("g:"))
+
+
+def test_gradient_of_the_mixing_weights_agrees_with_pytorch(reference, ours):
+    expected = reference.kept("grad_mix")
+    assert_close_to_largest(ours["mix_gradient"], expected)
+    assert np.abs(expected).max() > 0.01
+
+
+def test_running_statistics_agree_with_pytorch(reference, ours):
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-4),
+        ours["batch_stats"],
+        reference.batch_stats("after:"),
+    )
+
+
+# Genotypes
+
+
+def genotype(*names):
+    """The genotype of six operation names, in the order of EDGES."""
+    first, *second = names[0], *names[1:3]
+    third = names[3:]
+    return Genotype(
+        "nasbench201",
+        (
+            (
+                "cell",
+                (
+                    ((first, 0),),
+                    tuple((name, source) for source, name in enumerate(second)),
+                    tuple((name, source) for source, name in enumerate(third)),
+                ),
+            ),
+        ),
+    )
+
+
+def test_describe_and_parse_are_inverse_for_every_cell():
+    seen = set()
+    for names in itertools.product(space.PRIMITIVES, repeat=6):
+        a, b, c, d, e, f = names
+        arch = f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"  # the benchmark's own format
+        assert space.parse(arch) == genotype(*names)
+        assert space.describe(genotype(*names)) == arch
+        seen.add(arch)
+    assert len(seen) == 5**6
+
+
+GOOD = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        GOOD[1:],
+        GOOD + "|",
+        GOOD + "\n",
+        GOOD.replace("+", ""),
+        GOOD.replace("~2", "~1"),
+        GOOD.replace("none~2", "sep_conv_3x3~2"),
+        GOOD.replace("none~2", "None~2"),
+        GOOD.replace("|none~2", ""),
+        GOOD.replace("none~0", "none~00"),
+        GOOD.replace("none~1", "none~-1"),
+        "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|none~3|",
+        "x" * 10_000,
+    ],
+)
+def test_parse_rejects(bad):
+    with pytest.raises(UserError, match="is not an arch string: expected .op~0") as raised:
+        space.parse(bad)
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("function", [space.describe, lambda g: network(g)])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (PUBLISHED["drnas_cifar10"], "of the space 'darts': expected 'nasbench201'"),
+        (Genotype("nasbench201", (("normal", ()),)), "expected 'nasbench201'"),
+        (Genotype("nasbench201", (("cell", ((("none", 0),),)),)), "has the edges"),
+        (genotype("none", "none", "none", "none", "none", "max_pool_3x3"), "'max_pool_3x3'.*none"),
+    ],
+)
+def test_genotype_of_another_space(function, wrong, message):
+    with pytest.raises(UserError, match=message):
+        function(wrong)
+
+
+def test_derive_takes_the_largest_of_each_edge():
+    mean = np.random.default_rng(0).dirichlet(np.ones(5), 6)
+    structure = Structure(8, 1, 10, 1, (("cell", (space.PRIMITIVES,) * 6),))
+    expected = [max(zip(row, space.PRIMITIVES, strict=True))[1] for row in mean]
+    assert space.derive({"cell": mean}, structure) == genotype(*expected)
+    assert len(set(expected)) > 2
+
+
+def test_derive_after_pruning():
+    rng = np.random.default_rng(1)
+    kept = tuple(
+        tuple(space.PRIMITIVES[column] for column in sorted(rng.choice(5, 3, replace=False)))
+        for _ in range(6)
+    )
+    mean = rng.dirichlet(np.ones(3), 6)
+    expected = [
+        max(zip(row, names, strict=True))[1] for row, names in zip(mean, kept, strict=True)
+    ]
+    structure = Structure(8, 1, 10, 1, (("cell", kept),))
+    assert space.derive({"cell": mean}, structure) == genotype(*expected)
+
+
+# Networks
+
+
+def network(cell, cells=1):
+    return space.network(cell, 4, cells, 10, kernels.PLAIN, None)
+
+
+def leaf_names(tree):
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves(tree)}
+
+
+def leaves(tree):
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+def test_network_has_affine_normalisation():
+    cell = genotype("none", "skip_connect", *["nor_conv_3x3"] * 2, "avg_pool_3x3", "nor_conv_1x1")
+    x = jnp.zeros((2, 8, 8, 3))
+    variables = jax.eval_shape(lambda: network(cell, 2).init(jax.random.key(0), x, True))
+    params = variables["params"]["model"]
+    # Leading axes: 2 cells, and as many edges as keep the operation.
+    assert jax.tree.map(lambda leaf: leaf.shape, params["cell_0"]) == {
+        "nor_conv_1x1": {"kernel": (2, 1, 1, 1, 4, 4), "scale": (2, 1, 4), "bias": (2, 1, 4)},
+        "nor_conv_3x3": {"kernel": (2, 2, 3, 3, 4, 4), "scale": (2, 2, 4), "bias": (2, 2, 4)},
+    }
+    scales = {name.removesuffix("/scale") for name in leaf_names(params) if "scale" in name}
+    means = {
+        name.removesuffix("/mean")
+        for name in leaf_names(variables["batch_stats"]["model"])
+        if "mean" in name
+    }
+    assert scales == means
+
+
+def test_network_is_the_supernet_of_its_operations():
+    """By reading the cell's sums off the genotype, one cell at a time, with plain pieces."""
+    names = ("nor_conv_3x3", "avg_pool_3x3", "nor_conv_1x1", "skip_connect", "nor_conv_3x3", "none")
+    module = network(genotype(*names))
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    variables = module.init(jax.random.key(0), x, False)
+    capture = module.apply(
+        variables, x, False, capture_intermediates=True, mutable=["intermediates"]
+    )[1]["intermediates"]["model"]
+    stem = capture["stem_norm"]["__call__"][0]
+    bank = variables["params"]["model"]["cell_0"]
+
+    def conv(y, name, row):  # fresh running statistics: divided by sqrt(1 + 1e-5)
+        kernel = bank[name]["kernel"][0, row]
+        return kernels.convolve(jax.nn.relu(y), kernel) / np.sqrt(1 + 1e-5)
+
+    one = conv(stem, "nor_conv_3x3", 0)
+    two = kernels.PLAIN.avg_pool(stem) + conv(one, "nor_conv_1x1", 0)
+    three = stem + conv(one, "nor_conv_3x3", 1) + 0 * two
+    cell = capture["cell_0"]["__call__"][0][0]
+    # Values of size 1 and sums of at most 36 products.
+    np.testing.assert_allclose(np.reshape(cell, three.shape), three, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("operation", ["none", "skip_connect", "avg_pool_3x3"])
+@pytest.mark.parametrize("train", [True, False])
+def test_cells_without_weights(operation, train):
+    module = network(genotype(*[operation] * 6), cells=2)
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+
+    @jax.jit
+    def run(x):
+        variables = module.init(jax.random.key(0), x, train)
+        return module.apply(variables, x, train, mutable=["batch_stats"])[0], variables
+
+    logits, variables = run(x)
+    assert logits.shape == (4, 10)
+    assert np.all(np.isfinite(logits))
+    assert not any("cell" in name for name in leaf_names(variables))
+    # With 'none' alone nothing of the image reaches the classifier.
+    assert bool(np.ptp(np.asarray(logits), axis=0).max() > 0) == (operation != "none")
