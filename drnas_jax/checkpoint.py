@@ -34,12 +34,18 @@ class Checkpoints:
     def __init__(self, directory: str | Path):
         context = ocp.Context()
         context.pytree.loading.partial_load = True
-        self._checkpointer = ocp.training.Checkpointer(
-            Path(directory).absolute(),
-            context=context,
-            preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
-            cleanup_tmp_directories=True,
-        )
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                Path(directory).absolute(),
+                context=context,
+                preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
+                cleanup_tmp_directories=True,
+            )
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"the checkpoints in {directory} can not be read ({_first_line(error)}): mend "
+                "that, or take a new workdir"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -48,12 +54,21 @@ class Checkpoints:
         self._checkpointer.close()
 
     def latest(self) -> Saved | None:
-        """The newest complete checkpoint, or None."""
+        """The newest complete checkpoint, or None.
+
+        Raises:
+          UserError: its metadata are damaged.
+        """
         newest = self._checkpointer.latest
         if newest is None:
             return None
-        metadata = self._checkpointer.metadata(newest.step).custom_metadata
-        return Saved(newest.step, metadata or {})
+        try:
+            metadata = self._checkpointer.metadata(newest.step).custom_metadata
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise self._unfit(newest.step, _first_line(error)) from error
+        if not metadata:  # what Orbax makes of a file that is cut short or missing
+            raise self._unfit(newest.step, "it has no metadata")
+        return Saved(newest.step, metadata)
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Writes a checkpoint; it counts only once it is complete.
@@ -61,7 +76,7 @@ class Checkpoints:
         Args:
           step: its number; must not be there yet.
           state: a pytree of arrays.
-          metadata: JSON values.
+          metadata: JSON values, at least one.
         """
         self._checkpointer.save(step, state, custom_metadata=metadata)
 

@@ -206,6 +206,8 @@ def _check(config: Config) -> None:
     if len(set(lengths.values())) != 1:
         counts = ", ".join(f"search.{name} has {n}" for name, n in lengths.items())
         raise UserError(f"every stage needs one entry in each of its fields, but {counts}")
+    if not search.epochs:
+        raise UserError("search.epochs is (): the search needs at least one stage")
     if not 0 < search.train_fraction < 1:
         raise UserError(f"search.train_fraction is {search.train_fraction}: expected between 0, 1")
     for phase, part in (("search", search), ("retrain", retrain)):
@@ -213,7 +215,19 @@ def _check(config: Config) -> None:
         for field in ("channels", "cells", "batch_size"):
             if getattr(part, field) < 1:
                 raise UserError(f"{phase}.{field} is {getattr(part, field)}: expected at least 1")
-    _check_positive("seed", config.seed)
+    if retrain.epochs < 1:
+        raise UserError(f"retrain.epochs is {retrain.epochs}: expected at least 1")
+    for name, fraction in (
+        ("arch.b1", arch.b1),
+        ("arch.b2", arch.b2),
+        ("search.momentum", search.momentum),
+        ("retrain.momentum", retrain.momentum),
+        ("retrain.label_smoothing", retrain.label_smoothing),
+    ):
+        if not fraction < 1:
+            raise UserError(f"config field {name} is {fraction}: expected less than 1")
+    if config.seed >= 2**32:  # JAX would drop the bits above
+        raise UserError(f"config field seed is {config.seed}: expected less than {2**32}")
     for name, value in _leaves(dataclasses.asdict(config)):
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float):

@@ -65,7 +65,7 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
         raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")
     if not values.workdir:
         raise UserError("no workdir: give --workdir=DIR, a directory for this run's files")
-    for phase in values.phases:
+    for phase in values.phases or [""]:
         check_choice("phase", phase, PHASES)
     return config, [phase for phase in PHASES if phase in values.phases], values.workdir
 

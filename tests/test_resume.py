@@ -1,11 +1,7 @@
 """The same seed gives the same bits, whether or not the run was interrupted."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -13,12 +9,11 @@ import numpy as np
 import pytest
 
 from configs import digits
-from drnas_jax import loop, retrain, search
+from drnas_jax import loop, retrain, search, sharding
 from drnas_jax.checkpoint import ocp
 from drnas_jax.interrupt import Interrupted
 from drnas_jax.metrics import Display, read_history
 
-ROOT = Path(__file__).parents[1]
 STEPS = 11  # in an epoch: 718 training images in batches of 64
 FIELDS = {
     "search.channels": 4,
@@ -47,6 +42,8 @@ class Stopper(Display):
 @pytest.fixture
 def config(monkeypatch):
     monkeypatch.setattr(loop, "_REPORT_EVERY", 0.0)  # so that the display hears of every step
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
     config = digits.get_config()
     config.update_from_flattened_dict(FIELDS)
     return config
@@ -109,58 +106,3 @@ def test_stopped_and_resumed(config, tmp_path):
             retrain(config, pieces, Stopper(step, signal.SIGTERM))
     retrain(config, pieces, quiet)
     assert_same_bits(pieces / "retrain", whole / "retrain")
-
-
-def command(workdir, *more):
-    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    return [
-        sys.executable,
-        "-m",
-        "drnas_jax.main",
-        "--config=configs/digits.py",
-        f"--workdir={workdir}",
-        *fields,
-        *more,
-    ]
-
-
-def run(workdir, *more):
-    return subprocess.run(
-        command(workdir, *more), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
-
-
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_killed_and_run_again(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run(whole)
-    assert done.returncode == 0, done.stderr
-
-    process = subprocess.Popen(
-        command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not read_history(killed / "search/history.jsonl"):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert not (killed / "search/genotype.json").exists()
-    again = run(killed)
-    assert again.returncode == 0, again.stderr
-
-    for phase in ("search", "retrain"):
-        assert_same_bits(killed / phase, whole / phase)
-    results = [json.loads((run / "result.json").read_text()) for run in (killed, whole)]
-    for result in results:
-        assert result.pop("search_seconds") > 0 and result.pop("retrain_seconds") > 0
-    assert results[0] == results[1]
-
-    # A third time: nothing is left to do, and the result stays.
-    lines = history(whole / "search"), history(whole / "retrain")
-    assert run(whole).returncode == 0
-    assert (history(whole / "search"), history(whole / "retrain")) == lines
-    assert (
-        json.loads((whole / "result.json").read_text())["test_accuracy"]
-        == (results[1]["test_accuracy"])
-    )

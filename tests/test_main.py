@@ -1,0 +1,145 @@
+"""Bad input: exit code 2, one clear line, nothing overwritten."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drnas_jax.genotype import Genotype, save
+from drnas_jax.main import main
+
+DIGITS = "--config=configs/digits.py:smoke"
+CELL = Genotype(
+    "nasbench201",
+    (
+        (
+            "cell",
+            tuple(
+                tuple(("skip_connect", source) for source in range(node)) for node in range(1, 4)
+            ),
+        ),
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def refused(capsys, *argv):
+    """The one line that a command line is refused with."""
+    assert main(["main", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([DIGITS, "--config.seedd=1"], ["seedd", "configs/base.py"]),
+        ([DIGITS, "--config.search.epoch=1"], ["epoch"]),
+        ([DIGITS, "--config.seed=soon"], ["seed", "soon"]),
+        ([DIGITS, "--config.seed=-1"], ["seed", "-1", "0 or more"]),
+        (["--config=configs/nowhere.py"], ["configs/nowhere.py"]),
+        (["--config=configs/digits.py:large"], ["large", "smoke"]),
+        ([], ["--config"]),
+        ([DIGITS, "--phase=search"], ["phase"]),
+        ([DIGITS, "--phases=serach"], ["serach", "evaluate, retrain, search"]),
+        ([DIGITS, "search"], ["'search'"]),
+        ([DIGITS, "--config.data.name=cifar11"], ["cifar11"]),
+        ([DIGITS, "--config.data.name=cifar10", "--config.data.dir=no/such"], ["no/such"]),
+        ([DIGITS, "--config.data.name=folder", "--config.data.dir=no/such"], ["no/such"]),
+        ([DIGITS, "--config.arch.name=beta"], ["beta", "dirichlet, gdas, gumbel, softmax"]),
+        ([DIGITS, "--config.arch.name=softmax", "--config.arch.regulariser=kl"], ["kl", "softmax"]),
+        ([DIGITS, "--config.space=darst"], ["darst", "nasbench201"]),
+        ([DIGITS, "--config.search.batch_size=12"], ["12", "8 devices"]),  # 8 are simulated
+        ([DIGITS, "--config.search.batch_size=4096"], ["4096"]),
+        ([DIGITS, "--config.search.partial_channels=(3,1)"], ["K = 3", "8"]),
+        ([DIGITS, "--config.search.epochs=(1,2,3)"], ["search.epochs has 3"]),
+        ([DIGITS, "--config.search.operations=(3,5)"], ["(3, 5)"]),
+        ([DIGITS, "--config.search.operations=(4,3)"], ["4", "all 5 operations"]),
+        ([DIGITS, "--config.data.image_size=10"], ["10x10", "4"]),
+        ([DIGITS, "--config.genotype=no/such.json", "--phases=retrain"], ["no/such.json"]),
+        ([DIGITS, "--config.genotype=drnas_cifar10", "--phases=retrain"], ["'darts'"]),
+        ([DIGITS, "--phases=retrain"], ["no genotype", "--config.genotype"]),
+        ([DIGITS, "--phases=evaluate"], ["no checkpoint", "retrain phase"]),
+        ([DIGITS, "--phases=evaluate", "--config.checkpoint=no/such"], ["no/such"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
+)
+def test_a_mistake_is_one_line(capsys, tmp_path, argv, words):
+    line = refused(capsys, *argv, f"--workdir={tmp_path / 'run'}")
+    for word in words:
+        assert word in line
+    written = {path.name for path in files(tmp_path)}
+    assert written <= {"config.json"}
+
+
+def test_no_workdir(capsys):
+    assert "--workdir=DIR" in refused(capsys, DIGITS)
+
+
+def test_workdir_of_another_config(capsys, tmp_path):
+    argv = [DIGITS, f"--workdir={tmp_path}", "--phases=retrain"]
+    refused(capsys, *argv)  # no genotype yet, but the workdir has its config now
+    before = files(tmp_path)
+    line = refused(capsys, *argv, "--config.search.lr=0.5")
+    assert "search.lr: 0.025 there, 0.5 here" in line
+    assert files(tmp_path) == before
+    # Where things lie may change: the retrain phase is reached and misses a genotype.
+    assert "no genotype" in refused(capsys, *argv, "--config.data.dir=elsewhere")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"config": 3}', b"\xff\x00"])
+def test_damaged_config_json(capsys, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    assert "config.json is damaged" in refused(capsys, DIGITS, f"--workdir={tmp_path}")
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 2}', b"\xff\x00"])
+def test_corrupt_genotype(capsys, tmp_path, content):
+    file = tmp_path / "search" / "genotype.json"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    for argv in (
+        ["--phases=search,retrain"],
+        ["--phases=retrain", f"--config.genotype={file}"],
+    ):
+        workdir = tmp_path if "genotype" not in argv[-1] else tmp_path / "other"
+        assert "genotype.json" in refused(capsys, DIGITS, f"--workdir={workdir}", *argv)
+        assert file.read_bytes() == content
+
+
+def test_genotype_with_an_unknown_operation(capsys, tmp_path):
+    nodes = tuple(tuple(("conv_9x9", i) for i in range(node)) for node in range(1, 4))
+    save(tmp_path / "cell.json", Genotype("nasbench201", (("cell", nodes),)), {})
+    argv = [DIGITS, "--phases=retrain", f"--config.genotype={tmp_path / 'cell.json'}"]
+    assert "conv_9x9" in refused(capsys, *argv, f"--workdir={tmp_path / 'run'}")
+
+
+def test_workdir_in_the_place_of_a_file(capsys, tmp_path):
+    file = tmp_path / "taken"
+    file.write_text("mine")
+    assert "taken" in refused(capsys, DIGITS, f"--workdir={file}")
+    assert file.read_text() == "mine"
+
+
+def test_a_real_command_has_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "drnas_jax.main", DIGITS, f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [*command, "--config.arch.name=beta"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: unknown arch.name 'beta'")
+    assert len(done.stderr.splitlines()) == 1
