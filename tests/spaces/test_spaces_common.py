@@ -1,0 +1,225 @@
+"""What every search space must do; a new file of drnas_jax/spaces is found by itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import base
+from drnas_jax import arch, spaces
+from drnas_jax.config import from_config_dict
+from drnas_jax.errors import UserError
+from drnas_jax.nn import kernels
+from drnas_jax.search import stages
+from drnas_jax.search.state import init_state
+from drnas_jax.spaces import Structure, check_image
+
+CHANNELS, CELLS, CLASSES, PARTIAL = 8, 3, 5, 4
+
+
+@pytest.fixture(params=spaces.names())
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def space(name):
+    return spaces.find(name)
+
+
+def whole(space, partial_channels=PARTIAL):
+    """The structure with all operations on every edge."""
+    operations = tuple((kind, (space.PRIMITIVES,) * len(e)) for kind, e in space.EDGES.items())
+    return Structure(CHANNELS, CELLS, CLASSES, partial_channels, operations)
+
+
+def image_shape(space):
+    return (2 * space.REDUCTION, 3 * space.REDUCTION, 3)
+
+
+def fresh(space, structure):
+    """A fresh search state's shapes."""
+    distribution = arch.create(from_config_dict(base.get_config()).arch)
+    return jax.eval_shape(
+        lambda: init_state(
+            structure,
+            space.supernet(structure, kernels.PLAIN, None),
+            distribution,
+            optax.sgd(0.1, momentum=0.9),
+            optax.adam(0.1),
+            image_shape(space),
+            0,
+        )
+    )
+
+
+def ones_with_alpha(state, seed):
+    """Values for those shapes, with alpha at random."""
+    rng = np.random.default_rng(seed)
+    state = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), state)
+    alpha = {kind: rng.normal(size=rows.shape) for kind, rows in state.alpha.items()}
+    return state.replace(alpha={kind: rows.astype(np.float32) for kind, rows in alpha.items()})
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+def assert_same_shapes(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert jax.tree.leaves(shapes(found)) == jax.tree.leaves(shapes(expected))
+
+
+def test_names_and_unknown_name(name):
+    assert "base" not in spaces.names()
+    with pytest.raises(UserError, match=f"unknown search space 'drats'.*{name}"):
+        spaces.find("drats")
+
+
+def test_constants_agree(space):
+    assert len(set(space.PRIMITIVES)) == len(space.PRIMITIVES)
+    assert set(space.CHANNEL_AXES) <= set(space.PRIMITIVES)
+    assert not any(kind in other for kind in space.EDGES for other in space.EDGES if kind != other)
+
+
+def test_image_must_be_divisible(space):
+    height, width, _ = image_shape(space)
+    check_image(space, (height, width))
+    for size in ((height + 1, width), (height, width + 1)):
+        with pytest.raises(UserError, match="must be divisible by"):
+            check_image(space, size)
+
+
+def test_logits(space):
+    """Finite, of the right shape, and dependent on every mixing weight but that of 'none'."""
+    structure = whole(space)
+    module = space.supernet(structure, kernels.PLAIN, None)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, *image_shape(space))).astype(np.float32)
+    columns = len(space.PRIMITIVES)
+    mix = {
+        kind: rng.dirichlet(np.ones(columns), len(edges)).astype(np.float32)
+        for kind, edges in space.EDGES.items()
+    }
+    variables = jax.tree.map(
+        lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype),
+        jax.eval_shape(lambda: module.init(jax.random.key(0), x, mix, False)),
+    )
+
+    def forward(mix):
+        logits = module.apply(variables, x, mix, False)
+        return logits[0, 0], logits
+
+    # Compiled and run once: optimisation would take longer than it saves.
+    options = {"xla_backend_optimization_level": 0}
+    gradient, logits = jax.jit(jax.grad(forward, has_aux=True), compiler_options=options)(mix)
+    assert logits.shape == (4, CLASSES)
+    assert np.all(np.isfinite(logits))
+    for rows in gradient.values():
+        used = [column for column, name in enumerate(space.PRIMITIVES) if name != "none"]
+        assert np.all(np.isfinite(rows))
+        assert np.all(rows[:, np.array(used)] != 0)
+
+
+def banks(tree, space):
+    """(cell type, primitive, leaf name, array) of every array below a primitive's name."""
+    for path, array in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        keys = [entry.key for entry in path]
+        for place, key in enumerate(keys):
+            if key in space.PRIMITIVES:
+                kinds = {k.split("_")[0] for k in keys[:place]} & set(space.EDGES)
+                assert len(kinds) == 1, keys
+                assert len(keys) == place + 2, keys
+                yield kinds.pop(), key, keys[-1], array
+
+
+@pytest.mark.parametrize("count", [1, 2, None])
+def test_parameters_follow_the_convention(space, count):
+    structure, state = whole(space), fresh(space, whole(space))
+    if count:
+        values = ones_with_alpha(state, 0)
+        _, structure = stages.prune(space, values, structure, count)
+        state = fresh(space, structure)
+    for tree in (state.params, state.batch_stats):
+        found = set()
+        for kind, primitive, leaf, array in banks(tree, space):
+            found.add((kind, primitive))
+            keeping = [edge for edge in structure.kept(kind) if primitive in edge]
+            assert 1 <= array.shape[0] <= 3 * CELLS
+            assert array.shape[1] == len(keeping)
+            axes = space.CHANNEL_AXES[primitive][leaf]
+            assert axes, "an array that widening would not lengthen"
+            for axis in axes:  # from the end, so that leading axes never matter
+                assert axis < 0
+                assert array.shape[axis] % (CHANNELS // PARTIAL) == 0
+        expected = {
+            (kind, primitive)
+            for kind, edges in structure.operations
+            for edge in edges
+            for primitive in edge
+            if primitive in space.CHANNEL_AXES
+        }
+        # Pools have statistics but no weights, where a space normalises them.
+        assert found == expected if tree is state.params else found >= expected
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_pruned_state_is_shaped_like_a_fresh_one(space, seed):
+    structure = whole(space)
+    state = ones_with_alpha(fresh(space, structure), seed)
+    for count in range(len(space.PRIMITIVES), 0, -1):
+        pruned, smaller = stages.prune(space, state, structure, count)
+        assert all(len(edge) == count for _, edges in smaller.operations for edge in edges)
+        assert_same_shapes(pruned, fresh(space, smaller))
+
+
+def test_pruning_to_one_primitive_drops_the_other_banks(space):
+    structure = whole(space)
+    for primitive in space.PRIMITIVES:
+        state = ones_with_alpha(fresh(space, structure), 0)
+        column = space.PRIMITIVES.index(primitive)
+        alpha = jax.tree.map(np.copy, state.alpha)
+        for rows in alpha.values():
+            rows[:, column] = 10
+        pruned, smaller = stages.prune(space, state.replace(alpha=alpha), structure, 1)
+        assert {edge for _, edges in smaller.operations for edge in edges} == {(primitive,)}
+        assert {name for _, name, _, _ in banks(pruned.params, space)} <= {primitive}
+        assert_same_shapes(pruned, fresh(space, smaller))
+
+
+@pytest.mark.parametrize("before, after", [(4, 4), (4, 2), (4, 1), (2, 1), (8, 1)])
+def test_widened_state_is_shaped_like_a_fresh_one(space, before, after):
+    structure = whole(space, before)
+    state = ones_with_alpha(fresh(space, structure), 0)
+    widened, wider = stages.widen(space, state, structure, after, seed=0)
+    assert wider == dataclasses.replace(structure, partial_channels=after)
+    assert_same_shapes(widened, fresh(space, wider))
+
+
+def test_pruned_then_widened_state_is_shaped_like_a_fresh_one(space):
+    structure = whole(space)
+    state = ones_with_alpha(fresh(space, structure), 0)
+    state, structure = stages.prune(space, state, structure, 2)
+    state, structure = stages.widen(space, state, structure, 2, seed=0)
+    assert_same_shapes(state, fresh(space, structure))
+
+
+def test_derived_genotype_makes_a_network(space):
+    structure = whole(space)
+    rng = np.random.default_rng(0)
+    mean = {
+        kind: rng.dirichlet(np.ones(len(edges[0])), len(edges))
+        for kind, edges in structure.operations
+    }
+    genotype = space.derive(mean, structure)
+    network = space.network(genotype, CHANNELS, CELLS, CLASSES, kernels.PLAIN, None)
+    x = jnp.zeros((2, *image_shape(space)))
+    logits, variables = jax.eval_shape(
+        lambda: network.init_with_output(jax.random.key(0), x, False)
+    )
+    assert logits.shape == (2, CLASSES)
+    assert {"params", "batch_stats"} == set(variables)
+    assert "\n" not in space.describe(genotype)

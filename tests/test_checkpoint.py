@@ -1,0 +1,191 @@
+"""Checkpoints: what was saved comes back bit for bit, and damage is one clear error."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drnas_jax.checkpoint import Checkpoints, Saved
+from drnas_jax.errors import UserError
+from drnas_jax.sharding import make_mesh, replicate
+
+
+class Moments(NamedTuple):
+    mu: dict
+    nu: tuple
+
+
+def state(offset=0.0):
+    odd = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 1 / 3, 16777217], np.float32)
+    return {
+        "step": jnp.int32(7),
+        "params": {"a": jnp.arange(6.0).reshape(2, 3) + offset, "b": {"bias": jnp.asarray(odd)}},
+        "opt": (Moments({"a": jnp.ones((3,), jnp.bfloat16)}, (jnp.zeros((0, 2)),)),),
+        "images": jnp.arange(200_000, dtype=jnp.uint8),
+    }
+
+
+def save(directory, *steps):
+    with Checkpoints(directory) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state(step), {"epochs_done": step, "seconds": 0.5})
+
+
+def assert_equal(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+def refused(directory, like=None):
+    """The one line that reading the newest checkpoint is refused with."""
+    with pytest.raises(UserError) as caught, Checkpoints(directory) as checkpoints:
+        saved = checkpoints.latest()
+        checkpoints.load(saved.step, like or state(), make_mesh())
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(directory) in message and "new workdir" in message
+    return message
+
+
+def test_nothing_there(tmp_path):
+    with Checkpoints(tmp_path / "new" / "checkpoints") as checkpoints:
+        assert checkpoints.latest() is None
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_round_trip_from_two_devices(tmp_path, devices):
+    metadata = {"epochs_done": 3, "operations": {"cell": [["none"], ["skip", "conv"]]}, "nul": None}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(33, replicate(state(), make_mesh(jax.devices()[:2])), metadata)
+    mesh = make_mesh(jax.devices()[:devices])
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == Saved(33, metadata)
+        loaded = checkpoints.load(33, jax.eval_shape(state), mesh)
+    assert_equal(loaded, state())
+    for leaf in jax.tree.leaves(loaded):
+        assert leaf.sharding.device_set == set(mesh.devices.flat)
+        assert leaf.is_fully_replicated
+
+
+def test_only_the_newest_two_are_kept(tmp_path):
+    save(tmp_path, 5, 11, 22, 33)
+    assert sorted(os.listdir(tmp_path)) == ["22", "33"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest().step == 33
+        assert_equal(checkpoints.load(22, state(), make_mesh()), state(22))
+
+
+def test_the_newest_is_the_one_of_the_largest_number(tmp_path):
+    save(tmp_path, 9, 10)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == Saved(10, {"epochs_done": 10, "seconds": 0.5})
+
+
+def test_a_part(tmp_path):
+    save(tmp_path, 4)
+    part = {"params": jax.eval_shape(state)["params"]}
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.load(4, part, make_mesh()), {"params": state(4)["params"]})
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 2), (6,), (2, 3, 1)])
+def test_another_shape(tmp_path, shape):
+    save(tmp_path, 4)
+    other = state()
+    other["params"]["a"] = jnp.zeros(shape)
+    assert "(2, 3)" in refused(tmp_path, other) or "shape" in refused(tmp_path, other)
+
+
+def test_what_was_not_saved(tmp_path):
+    save(tmp_path, 4)
+    other = state()
+    other["params"]["extra"] = jnp.zeros(3)
+    assert "extra" in refused(tmp_path, other)
+
+
+def newest_file(folder, which):
+    """Files of a checkpoint that it can not do without."""
+    if which == "largest":
+        return max((path for path in folder.rglob("*") if path.is_file()), key=os.path.getsize)
+    return folder / which
+
+
+@pytest.mark.parametrize(
+    "which", ["largest", "_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt"]
+)
+@pytest.mark.parametrize("damage", ["half", "empty", "gone"])
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # Orbax's, when it fails
+def test_damage_and_the_way_back(tmp_path, which, damage):
+    save(tmp_path, 11, 22)
+    file = newest_file(tmp_path / "22", which)
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[: len(content) // 2] if damage == "half" else b"")
+    message = refused(tmp_path)
+    assert f"checkpoint 22 in {tmp_path}" in message
+    assert "remove that folder to go back to the checkpoint before" in message
+    (tmp_path / "22").rename(tmp_path.parent / f"{tmp_path.name}-damaged")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest().step == 11
+        assert_equal(checkpoints.load(11, state(), make_mesh()), state(11))
+
+
+# Writes a second checkpoint and is killed as soon as a file of it is there.
+KILLED = """
+import os, sys, threading
+import jax.numpy as jnp
+from drnas_jax.checkpoint import Checkpoints
+
+directory = sys.argv[1]
+state = {"a": jnp.ones((1000, 1000))}
+checkpoints = Checkpoints(directory)
+checkpoints.save(1, state, {"epochs_done": 1})
+
+def kill():
+    while len(os.listdir(directory)) < 2:
+        pass
+    os.kill(os.getpid(), 9)
+
+threading.Thread(target=kill, daemon=True).start()
+checkpoints.save(2, state, {"epochs_done": 2})
+"""
+
+
+def test_a_save_that_was_killed_leaves_nothing(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    left = set(os.listdir(tmp_path)) - {"1"}
+    assert len(left) == 1 and "tmp" in left.pop()  # what the test is about
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == Saved(1, {"epochs_done": 1})
+        checkpoints.save(2, {"a": jnp.zeros(3)}, {"epochs_done": 2})
+    assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.load(2, {"a": jnp.ones(3)}, make_mesh()), {"a": jnp.zeros(3)})
+
+
+def test_files_of_others_do_not_disturb(tmp_path):
+    save(tmp_path, 4)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "old").mkdir()
+    save(tmp_path, 5, 6)
+    assert sorted(os.listdir(tmp_path)) == ["5", "6", "notes.txt", "old"]
+
+
+def test_a_file_in_the_place_of_the_directory(tmp_path):
+    (tmp_path / "retrain").write_text("mine")
+    with pytest.raises(UserError, match="retrain/checkpoints can not be read"):
+        Checkpoints(tmp_path / "retrain" / "checkpoints")
+    assert (tmp_path / "retrain").read_text() == "mine"

@@ -1,0 +1,107 @@
+"""Parameters and multiply-adds against numbers worked out by hand."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from drnas_jax.counting import count_macs, count_parameters
+from drnas_jax.nn import kernels
+from drnas_jax.spaces import nasbench201
+
+
+class Layers(nn.Module):
+    """One of each layer that is counted."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(5, (3, 3), strides=2, padding=1)(x)
+        x = nn.Conv(10, (1, 5), feature_group_count=5, padding="SAME", use_bias=False)(x)
+        return nn.Dense(7)(x.mean((1, 2)))
+
+
+def scan(module, length):
+    return nn.scan(
+        module,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=length,
+    )
+
+
+class Body(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.Dense(4)(x), None
+
+
+class Inner(nn.Module):
+    length: int
+
+    @nn.compact
+    def __call__(self, x, _):
+        return scan(Body, self.length)()(x, None)
+
+
+class Loop(nn.Module):
+    """A loop of 3 steps, each one a loop of `inner`."""
+
+    inner: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        return scan(Inner, 3)(self.inner)(x.mean((1, 2)), None)[0]
+
+
+def parameters(module, shape):
+    x = jnp.zeros((1, *shape))
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), x, False))
+    return count_parameters(variables["params"])
+
+
+def test_layers():
+    shape = (8, 6, 3)
+    assert parameters(Layers(), shape) == (9 * 3 * 5 + 5) + (5 * 1 * 10) + (10 * 7 + 7)
+    # Half the size after the first layer: 4 x 3 pixels. A group has one input channel.
+    assert count_macs(Layers(), shape) == 4 * 3 * (9 * 3 * 5) + 4 * 3 * (5 * 1 * 10) + 10 * 7
+
+
+@pytest.mark.parametrize("inner", [1, 5])
+def test_loops_count_as_often_as_they_run(inner):
+    assert parameters(Loop(inner), (2, 2, 4)) == 3 * inner * (16 + 4)
+    assert count_macs(Loop(inner), (2, 2, 4)) == 3 * inner * 16
+
+
+# arch string -> trained values of the convolutions of a cell at width 1 (a filter of 3x3 has 9),
+# how many convolutions there are, and the benchmark's own count in millions (NAS-Bench-201,
+# Dong and Yang 2020: the second is its best cell on CIFAR-10).
+CELLS = {
+    "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|"
+    "+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|": (6 * 9, 6, 1.53),
+    "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|"
+    "+|skip_connect~0|nor_conv_3x3~1|nor_conv_1x1~2|": (4 * 9 + 1, 5, None),
+    "|none~0|+|none~0|none~1|+|none~0|avg_pool_3x3~1|skip_connect~2|": (0, 0, None),
+}
+
+
+@pytest.mark.parametrize("arch", CELLS)
+def test_nasbench201_network(arch):
+    taps, convolutions, millions = CELLS[arch]
+    network = nasbench201.network(nasbench201.parse(arch), 16, 5, 10, kernels.PLAIN, None)
+    expected_parameters = 3 * 9 * 16 + 2 * 16  # stem, and its normalisation (scale and bias)
+    expected_macs = 32 * 32 * 3 * 9 * 16
+    for stage, (width, side) in enumerate([(16, 32), (32, 16), (64, 8)]):
+        if stage:
+            half = width // 2
+            block = 9 * half * width + 9 * width * width + half * width
+            expected_parameters += block + 2 * (2 * width)
+            expected_macs += side * side * block  # all three at the smaller size
+        expected_parameters += 5 * (taps * width * width + convolutions * 2 * width)
+        expected_macs += 5 * side * side * taps * width * width
+    expected_parameters += 2 * 64 + (64 * 10 + 10)  # last normalisation, classifier
+    expected_macs += 64 * 10
+    assert parameters(network, (32, 32, 3)) == expected_parameters
+    assert count_macs(network, (32, 32, 3)) == expected_macs
+    if millions:
+        assert round(expected_parameters / 1e6, 2) == millions
