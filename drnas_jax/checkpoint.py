@@ -101,8 +101,10 @@ class Checkpoints:
             raise self._unfit(step, _first_line(error)) from error
         expected = jax.tree_util.tree_leaves_with_path(abstract)
         for (path, leaf), found in zip(expected, jax.tree.leaves(state), strict=True):
+            name = jax.tree_util.keystr(path)
+            if not isinstance(found, jax.Array):  # a partial load leaves what it does not find
+                raise self._unfit(step, f"it has no {name}")
             if found.shape != leaf.shape:
-                name = jax.tree_util.keystr(path)
                 raise self._unfit(step, f"{name} has shape {found.shape}, not {leaf.shape}")
         return state
 

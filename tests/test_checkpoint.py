@@ -15,6 +15,12 @@ from drnas_jax.checkpoint import Checkpoints, Saved
 from drnas_jax.errors import UserError
 from drnas_jax.sharding import make_mesh, replicate
 
+# Where Orbax fails to read, it leaves tasks behind that complain when they are collected.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 class Moments(NamedTuple):
     mu: dict
@@ -26,7 +32,7 @@ def state(offset=0.0):
     return {
         "step": jnp.int32(7),
         "params": {"a": jnp.arange(6.0).reshape(2, 3) + offset, "b": {"bias": jnp.asarray(odd)}},
-        "opt": (Moments({"a": jnp.ones((3,), jnp.bfloat16)}, (jnp.zeros((0, 2)),)),),
+        "opt": (Moments({"a": jnp.ones((3,), jnp.bfloat16)}, (jnp.float32(0.5),)),),
         "images": jnp.arange(200_000, dtype=jnp.uint8),
     }
 
@@ -101,14 +107,14 @@ def test_another_shape(tmp_path, shape):
     save(tmp_path, 4)
     other = state()
     other["params"]["a"] = jnp.zeros(shape)
-    assert "(2, 3)" in refused(tmp_path, other) or "shape" in refused(tmp_path, other)
+    assert "shape: (2, 3)" in refused(tmp_path, other)
 
 
 def test_what_was_not_saved(tmp_path):
     save(tmp_path, 4)
     other = state()
     other["params"]["extra"] = jnp.zeros(3)
-    assert "extra" in refused(tmp_path, other)
+    assert "it has no ['params']['extra']" in refused(tmp_path, other)
 
 
 def newest_file(folder, which):
@@ -122,7 +128,6 @@ def newest_file(folder, which):
     "which", ["largest", "_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt"]
 )
 @pytest.mark.parametrize("damage", ["half", "empty", "gone"])
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # Orbax's, when it fails
 def test_damage_and_the_way_back(tmp_path, which, damage):
     save(tmp_path, 11, 22)
     file = newest_file(tmp_path / "22", which)

@@ -1,0 +1,88 @@
+"""A run's directory belongs to one config."""
+
+import json
+
+import jax
+import pytest
+
+from configs import base
+from drnas_jax.config import from_config_dict, to_dict
+from drnas_jax.errors import UserError
+from drnas_jax.workdir import open_workdir, version
+
+
+def config(**fields):
+    values = base.get_config()
+    values.update(fields)
+    return from_config_dict(values)
+
+
+def test_config_versions_and_devices_are_written(tmp_path):
+    workdir = open_workdir(tmp_path / "runs" / "new", config())
+    assert workdir == tmp_path / "runs" / "new"
+    written = json.loads((workdir / "config.json").read_text())
+    assert written["config"] == to_dict(config())
+    assert written["versions"]["jax"] == jax.__version__
+    assert {"drnas_jax", "jaxlib", "flax", "optax", "orbax-checkpoint"} < written["versions"].keys()
+    assert len(written["devices"]) == jax.device_count()
+
+
+def test_opened_again_nothing_changes(tmp_path):
+    file = open_workdir(tmp_path, config()) / "config.json"
+    before = file.read_bytes(), file.stat().st_mtime_ns
+    for again in (config(), config(checkpoint="elsewhere")):
+        open_workdir(str(tmp_path), again)
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(seed=1), "another config, seed: 0 there, 1 here: take a new --workdir, or"),
+        (dict(seed=1, genotype="darts_v2"), r"genotype: '' there, .* \(and 1 more fields\): take"),
+    ],
+)
+def test_another_config_is_refused(tmp_path, fields, message):
+    file = open_workdir(tmp_path, config()) / "config.json"
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=message) as caught:
+        open_workdir(tmp_path, config(**fields))
+    assert str(tmp_path) in str(caught.value)
+    assert file.read_bytes() == before
+
+
+def test_a_config_json_of_an_older_version(tmp_path):
+    file = open_workdir(tmp_path, config()) / "config.json"
+    values = json.loads(file.read_text())
+    del values["config"]["seed"]
+    values["config"]["search"]["gone"] = 3
+    file.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="search.gone: 3 there, None here"):
+        open_workdir(tmp_path, config())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"3", b"null", b'{"config": []}', b"\xff"])
+def test_a_damaged_config_json_is_kept(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match="config.json is damaged: restore it, or take a new"):
+        open_workdir(tmp_path, config())
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_a_file_in_its_place(tmp_path, place):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(UserError, match=f"workdir .*{place} can not be written"):
+        open_workdir(tmp_path / place, config())
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_config_json(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"can not be written \(Is a directory\)"):
+        open_workdir(tmp_path, config())
+
+
+def test_version():
+    assert version("jax") == jax.__version__
+    assert version("no-such-package") is None
