@@ -1,8 +1,13 @@
 """SIGTERM and Ctrl-C end a run at the next step, after a checkpoint; a second Ctrl-C at once."""
 
+import contextlib
+import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
@@ -22,7 +27,7 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
+            for signum in _SIGNALS:
                 self._old[signum] = signal.signal(signum, self._note)
         return self
 
@@ -34,3 +39,27 @@ class Interrupt:
         if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
+
+
+@contextlib.contextmanager
+def exit_at_once() -> Iterator[None]:
+    """Ends the process on a signal where no Interrupt is entered: there is nothing to save there.
+
+    Not by a KeyboardInterrupt, which is lost where it is raised in a callback, such as the one that
+    JAX has in the garbage collector.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {signum: signal.signal(signum, _exit) for signum in _SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    name = signal.Signals(signum).name
+    os.write(2, f"stopped by {name}; the same command goes on from the last checkpoint\n".encode())
+    os._exit(128 + signum)

@@ -12,7 +12,7 @@ from drnas_jax.config import Config
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.evaluate import evaluate
 from drnas_jax.flags import parse
-from drnas_jax.interrupt import Interrupted
+from drnas_jax.interrupt import Interrupted, exit_at_once
 from drnas_jax.metrics import Display
 from drnas_jax.retrain import retrain
 from drnas_jax.search.controller import search
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, phases, workdir = _command_line(sys.argv if argv is None else argv)
         use_compilation_cache()
         open_workdir(workdir, config)
-        with Display() as display:
+        with exit_at_once(), Display() as display:
             for phase in phases:
                 PHASES[phase](config, workdir, display)
     except UserError as error:

@@ -124,3 +124,15 @@ def test_checkpoint_and_genotype_from_elsewhere(whole, tmp_path):
     assert other["search_seconds"] is None
     genotype = load_genotype(whole / "search/genotype.json")
     assert dataclasses.asdict(genotype)["space"] == "nasbench201"
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_a_given_genotype_is_retrained_as_in_its_own_run(whole, tmp_path):
+    genotype = f"--config.genotype={whole / 'search/genotype.json'}"
+    run(tmp_path, "--phases=retrain,evaluate", genotype)
+    assert_same_bits(tmp_path / "retrain", whole / "retrain")
+    assert not (tmp_path / "search").exists()
+    ours, theirs = (json.loads((path / "result.json").read_text()) for path in (tmp_path, whole))
+    assert ours["search_seconds"] is None
+    for name in ("genotype", "params", "macs", "test_accuracy", "test_top5", "seed"):
+        assert ours[name] == theirs[name]

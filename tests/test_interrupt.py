@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -10,7 +11,8 @@ import pytest
 from test_end_to_end import ROOT, command, one_device
 
 from drnas_jax import main as program
-from drnas_jax.interrupt import Interrupt, Interrupted
+from drnas_jax.genotype import Genotype, save
+from drnas_jax.interrupt import Interrupt, Interrupted, exit_at_once
 from drnas_jax.metrics import read_history
 
 DIGITS = "--config=configs/digits.py:smoke"
@@ -81,32 +83,64 @@ def test_exit_codes(monkeypatch, capsys, tmp_path, stop, code, message):
     assert len(err.splitlines()) == 1
 
 
-def stopped_once(path, workdir, signum):
-    """Runs the command, sends it a signal when a path is there; its exit code and last line."""
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_where_nothing_is_to_be_saved_a_signal_ends_the_process(signum):
+    # Also in a callback of the garbage collector, where an exception would only be printed.
+    script = """if True:
+        import gc, os, sys
+        from drnas_jax.interrupt import Interrupt, exit_at_once
+        signum = int(sys.argv[1])
+        with exit_at_once():
+            with Interrupt() as interrupt:
+                os.kill(os.getpid(), signum)
+                assert interrupt.signum == signum
+            gc.callbacks.append(lambda *_: os.kill(os.getpid(), signum))
+            gc.collect()
+        print("still here")
+    """
+    command = [sys.executable, "-c", script, str(int(signum))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signum, done.stderr
+    assert done.stdout == ""
+    name = signal.Signals(signum).name
+    assert done.stderr == f"stopped by {name}; the same command goes on from the last checkpoint\n"
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+    with exit_at_once():
+        pass
+    assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def stopped(workdir, phase, signum, *more):
+    """Starts the command and sends it a signal in a phase; exit code and last line."""
     process = subprocess.Popen(
-        command(workdir), cwd=ROOT, env=one_device(), stderr=subprocess.PIPE, text=True
+        command(workdir, *more), cwd=ROOT, env=one_device(), stderr=subprocess.PIPE, text=True
     )
-    lines = []
-    reader = threading.Thread(target=lambda: lines.extend(process.stderr))
-    reader.start()
     deadline = time.monotonic() + 300
-    while not path.exists() or not path.stat().st_size:
+    # A phase notes signals from when its event file is there. Then it compiles, and makes a step.
+    while not list(workdir.glob(f"{phase}/events*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signum)
-    process.wait(timeout=300)
-    reader.join()
-    process.stderr.close()
-    return process.returncode, lines[-1]
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err.splitlines()[-1]
 
 
-def test_a_real_run_stopped(tmp_path):
-    search = tmp_path / "search"
-    code, line = stopped_once(search / "history.jsonl", tmp_path, signal.SIGTERM)
-    assert code == 143
-    assert line.startswith("stopped by SIGTERM")
-    epochs = len(read_history(search / "history.jsonl"))
-    assert 1 <= epochs < 3
-    newest = max(int(path.name) for path in (search / "checkpoints").iterdir())
-    assert epochs * 11 <= newest <= (epochs + 1) * 11
-    assert not (search / "genotype.json").exists()
+def test_real_runs(tmp_path):
+    nodes = tuple(tuple(("skip_connect", i) for i in range(node)) for node in (1, 2, 3))
+    save(tmp_path / "cell.json", Genotype("nasbench201", (("cell", nodes),)), {})
+    retrain = ("--phases=retrain", f"--config.genotype={tmp_path / 'cell.json'}")
+    for phase, signum, code, more in (
+        ("search", signal.SIGTERM, 143, ()),
+        ("retrain", signal.SIGINT, 130, retrain),
+    ):
+        name = signal.Signals(signum).name
+        message = f"stopped by {name}; the same command goes on from the checkpoint"
+        workdir = tmp_path / phase
+        assert stopped(workdir, phase, signum, *more) == (code, message)
+        assert [path.name for path in (workdir / phase / "checkpoints").iterdir()] == ["1"]
+        assert read_history(workdir / phase / "history.jsonl") == []
+        assert not (workdir / "search/genotype.json").exists()
+        assert not (workdir / "result.json").exists()

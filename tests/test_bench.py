@@ -1,0 +1,135 @@
+"""The benches run and print one JSON line of the contract."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_end_to_end import ROOT
+
+from drnas_jax import bench, sharding
+from drnas_jax.config import from_config_dict
+from drnas_jax.genotype import Genotype, save
+
+DIGITS = "--config=configs/digits.py:smoke"
+TINY = [
+    DIGITS,
+    "--config.search.channels=4",
+    "--config.search.batch_size=8",
+    "--config.retrain.channels=4",
+    "--config.retrain.batch_size=8",
+]
+TIMES = {"lower_s", "compile_s", "step_s", "images_per_s", "peak_memory_mb"}
+MACHINE = {"device", "jax"}
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+
+
+@pytest.fixture
+def cell(tmp_path):
+    nodes = tuple(tuple(("skip_connect", i) for i in range(node)) for node in (1, 2, 3))
+    save(tmp_path / "cell.json", Genotype("nasbench201", (("cell", nodes),)), {})
+    return f"--config.genotype={tmp_path / 'cell.json'}"
+
+
+def printed(capsys, *argv):
+    assert bench.main(["bench", *argv]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.endswith("\n") and len(out.splitlines()) == 1
+    return json.loads(out)
+
+
+def refused(capsys, *argv):
+    assert bench.main(["bench", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
+    return err
+
+
+def check_times(result, images):
+    assert result.keys() == {"bench"} | TIMES | MACHINE
+    for name in TIMES:
+        assert result[name] > 0
+    assert result["images_per_s"] == pytest.approx(images / result["step_s"], rel=0.1)
+    assert result["jax"] == jax.__version__
+
+
+# The second stage is pruned and widened; that it compiles another program is what is tested.
+@pytest.mark.parametrize("stage", [1, 2])
+def test_step(capsys, one_device, stage):
+    result = printed(capsys, "step", *TINY, f"--stage={stage}", "--steps=2")
+    assert result["bench"] == "step"
+    check_times(result, images=8)
+
+
+def test_retrain(capsys, one_device, cell):
+    result = printed(capsys, "retrain", *TINY, cell, "--steps=2")
+    assert result["bench"] == "retrain"
+    check_times(result, images=8)
+
+
+def test_input_on_all_devices(capsys):
+    result = printed(capsys, "input", *TINY, "--steps=3")
+    assert result.keys() == {"bench", "images_per_s"} | MACHINE
+    assert result["bench"] == "input"
+    assert result["images_per_s"] > 0
+    assert result["device"].startswith("8 x ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["step", DIGITS, "--stage=9"], ["--stage is 9", "1 to 2"]),
+        (["step", DIGITS, "--stage=0"], ["--stage=0"]),
+        (["step", DIGITS, "--steps=0"], ["--steps=0"]),
+        (["step"], ["--config=FILE"]),
+        (["step", DIGITS, "--config.seedd=1"], ["seedd"]),
+        (["step", DIGITS, "--config.search.batch_size=12"], ["12", "8 devices"]),
+        (["step", DIGITS, "--workdir=x"], ["workdir"]),
+        ([DIGITS], ["step, retrain, input"]),
+        (["step", "input", DIGITS], ["step, retrain, input"]),
+        (["speed", DIGITS], ["'speed'", "input, retrain, step"]),
+        (["retrain", DIGITS], ["--config.genotype"]),
+        (["retrain", DIGITS, "--config.genotype=no/such"], ["no/such"]),
+        (["input", DIGITS, "--config.data.name=no/such"], ["no/such"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_mistake_is_one_line(capsys, argv, words):
+    line = refused(capsys, *argv)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shape", "classes"),
+    [
+        ("digits", 0, (8, 8, 1), 10),
+        ("cifar10", 0, (32, 32, 3), 10),
+        ("imagenet2012", 0, (224, 224, 3), 1000),
+        ("imagenet2012", 32, (32, 32, 3), 1000),
+        ("cifar10", 16, (16, 16, 3), 10),
+    ],
+)
+def test_synthetic_images_are_like_the_data_set(name, size, shape, classes):
+    from configs import base
+
+    config = base.get_config()
+    config.data.update(name=name, image_size=size)
+    dataset = bench.synthetic(from_config_dict(config), 6)
+    assert dataset.images.shape[1:] == shape
+    assert len(dataset.images) == len(dataset.labels) >= 12  # a batch of 6 in both halves
+    assert dataset.num_classes == classes
+    assert dataset.images.dtype == np.uint8
+    assert dataset.labels.max() < classes

@@ -1,0 +1,59 @@
+"""Use without the command line: the names of the package, and what importing it does."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import drnas_jax
+from drnas_jax import evaluate, load_genotype, retrain, search
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("function", [search, retrain, evaluate])
+def test_the_phases_are_functions_of_a_config_and_a_workdir(function):
+    assert list(inspect.signature(function).parameters) == ["config", "workdir", "display"]
+
+
+def test_the_modules_of_the_same_names_are_there_too():
+    for name in ("search", "search.controller", "search.step", "retrain", "evaluate"):
+        module = importlib.import_module(f"drnas_jax.{name}")
+        assert isinstance(module, types.ModuleType)
+        assert module.__name__ == f"drnas_jax.{name}"
+    from drnas_jax.evaluate import true_accuracy  # noqa: F401
+    from drnas_jax.retrain import retrain_step  # noqa: F401
+    from drnas_jax.search.step import search_step  # noqa: F401
+
+    # Importing them takes nothing from the functions.
+    assert (drnas_jax.search, drnas_jax.retrain, drnas_jax.evaluate) == (search, retrain, evaluate)
+
+
+def test_all_names_and_the_version():
+    assert set(drnas_jax.__all__) == {"evaluate", "load_genotype", "retrain", "search"}
+    assert drnas_jax.load_genotype is load_genotype
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert drnas_jax.__version__ == version
+
+
+def test_importing_starts_no_backend():
+    # So that a user can still call jax.distributed.initialize, or choose a platform.
+    script = (
+        "import drnas_jax.main, jax; from jax._src import xla_bridge;"
+        "assert not xla_bridge.backends_are_initialized();"
+        "assert jax.config.jax_compilation_cache_dir is None"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
