@@ -63,7 +63,7 @@ def evaluate(
             lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), False)
         )
         variables = checkpoints.load(saved.step, dict(like), mesh)
-    test = test_totals(network, variables, dataset, config, mesh)
+    test = score(network, variables, dataset, config, mesh)
     searched = workdir / "search" / "genotype.json"
     own = not (config.genotype or config.checkpoint) and searched.exists()
     result = {
@@ -82,7 +82,7 @@ def evaluate(
     return result
 
 
-def test_totals(
+def score(
     network: nn.Module, variables: Any, dataset: Dataset, config: Config, mesh: Mesh
 ) -> dict[str, float]:
     """Loss, accuracy and top-5 of a network on the test images, each counted once."""
