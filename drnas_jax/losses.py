@@ -30,9 +30,11 @@ def totals(logits: jax.Array, labels: jax.Array, weight: jax.Array | None = None
     """
     weight = jnp.ones(labels.shape, jnp.float32) if weight is None else weight
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    better = jnp.sum(logits > own, axis=-1)
+    classes = jnp.arange(logits.shape[-1])
+    # Not `logits > own`: where either is nan that is false, and a diverged network would be right.
+    better = jnp.sum(~(logits <= own) & (classes != labels[:, None]), axis=-1)
     # A tie counts as a miss only for classes that come first, as argmax would have it.
-    tied = (logits == own) & (jnp.arange(logits.shape[-1]) < labels[:, None])
+    tied = (logits == own) & (classes < labels[:, None])
     rank = better + jnp.sum(tied, axis=-1)
     return {
         "loss": jnp.sum(weight * cross_entropy(logits, labels)),

@@ -1,5 +1,6 @@
 """Cross-entropy and the sums of an epoch against numpy."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,3 +84,10 @@ def test_averages():
     sums = {"loss": 6.0, "correct": 1.0, "correct5": 3.0, "count": 4.0}
     assert losses.averages(sums) == {"loss": 1.5, "accuracy": 0.25, "top5": 0.75}
     assert losses.averages(losses.zero_totals()) == {"loss": 0, "accuracy": 0, "top5": 0}
+
+
+def test_a_diverged_network_is_wrong():
+    """Comparisons with nan are false; that must not rank the true class first."""
+    logits = jnp.full((1, 8), jnp.nan)
+    sums = losses.totals(logits, jnp.array([3]))
+    assert (sums["correct"], sums["correct5"]) == (0, 0)

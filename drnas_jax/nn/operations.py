@@ -71,7 +71,7 @@ class ConvBank(nn.Module):
             if not self.is_initializing():
                 unbiased = norm.unbiased(var, count)
                 for variable, new in ((running_mean, mean), (running_var, unbiased)):
-                    old = variable.value
+                    old = jnp.asarray(variable.value)  # numpy after pruning, outside jit
                     average = norm.running_average(old[chosen], new)
                     variable.value = old.at[chosen].set(average)
         scale = mix[:, None] * lax.rsqrt(var + norm.EPSILON)

@@ -79,7 +79,7 @@ def sample(recipe: Recipe, alpha: Mix, stream: str, step: jax.Array) -> Mix:
 def update_alpha(recipe: Recipe, state: SearchState, batch: Images) -> SearchState:
     """Moves alpha along the pathwise gradient of the validation loss; weights stay.
 
-    The running averages of ImagesNorm stay too: they describe the training images.
+    The running averages of BatchNorm stay too: they describe the training images.
     """
 
     def loss_of(alpha: Mix) -> jax.Array:

@@ -23,7 +23,7 @@ from drnas_jax.search.stages import first_structure
 from drnas_jax.sharding import REPLICATED, SHARDED, data_parallel, make_mesh, replicate
 from drnas_jax.spaces import nasbench201
 
-EDGES, OPERATIONS, BATCH = 6, 5, 16
+EDGES, BATCH = 6, 16
 
 
 class Small(nn.Module):
@@ -61,7 +61,13 @@ def small(tiny):
 
 
 def structure_of(problem):
-    return first_structure(problem.space, problem.config.search, problem.classes)
+    """All operations for the small supernet; two an edge, which all occur, for a real one."""
+    first = first_structure(problem.space, problem.config.search, problem.classes)
+    if problem.space is SMALL_SPACE:
+        return first
+    twice = 2 * nasbench201.PRIMITIVES
+    kept = tuple(tuple(sorted(twice[e % 5 : e % 5 + 2], key=twice.index)) for e in range(EDGES))
+    return dataclasses.replace(first, operations=(("cell", kept),))
 
 
 def start(problem):
@@ -76,7 +82,7 @@ def start(problem):
         return (value + spread * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     params = jax.tree_util.tree_map_with_path(numbers, state.params)
-    alpha = {"cell": rng.normal(size=(EDGES, OPERATIONS)).astype(np.float32)}
+    alpha = {"cell": rng.normal(size=state.alpha["cell"].shape).astype(np.float32)}
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
     batch_stats = jax.tree_util.tree_map_with_path(
         lambda path, leaf: np.full(leaf.shape, path[-1].key == "var", leaf.dtype),
@@ -90,7 +96,7 @@ def indices(rows=3):
     """Training and validation examples of some steps, [rows, b] each, all different."""
     order = np.random.default_rng(1).permutation(64).astype(np.int32)
     return tuple(
-        np.stack([np.roll(half, row)[:BATCH] for row in range(rows)])
+        np.stack([np.roll(half, 8 * row)[:BATCH] for row in range(rows)])
         for half in (order[:32], order[32:])
     )
 
