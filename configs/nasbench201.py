@@ -1,4 +1,4 @@
-"""DrNAS on the NAS-Bench-201 space with CIFAR-10 (paper section 4.3 and table 3).
+"""DrNAS on the NAS-Bench-201 space with CIFAR-10.
 
     python -m drnas_jax.main --config=configs/nasbench201.py --workdir=runs/nasbench201
 

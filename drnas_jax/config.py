@@ -39,7 +39,7 @@ class ArchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of progressive learning (paper section 3.3).
+    """One stage of progressive learning (DrNAS paper).
 
     Attributes:
       epochs: its length.

@@ -85,7 +85,7 @@ class ConvBank(nn.Module):
 
 
 def channel_shuffle(x: Array, groups: int) -> Array:
-    """Interleaves `groups` equal runs of channels: [..., c] -> [..., c] (PC-DARTS, section 3.1)."""
+    """Interleaves `groups` equal runs of channels: [..., c] -> [..., c] (as PC-DARTS does)."""
     if groups == 1:
         return x
     grouped = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)

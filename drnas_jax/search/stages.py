@@ -1,4 +1,4 @@
-"""Progressive learning (paper section 3.3): prune and widen, pure functions from state to state.
+"""Progressive learning (DrNAS paper): prune and widen, pure functions from state to state.
 
 They know a supernet's parameters by the convention of `drnas_jax.spaces.base.Space` alone: banks
 of a primitive with leading axes (cells, edges that keep it). Momentum and other optimiser state

@@ -50,7 +50,7 @@ class Recipe:
 def search_step(
     recipe: Recipe, state: SearchState, train: Images, valid: Images, *, frozen: bool
 ) -> SearchState:
-    """One step of the bilevel search (paper algorithm 1).
+    """One step of the bilevel search (DrNAS paper): alpha first, then the weights.
 
     Args:
       recipe: what is static.

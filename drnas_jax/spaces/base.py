@@ -72,7 +72,7 @@ class Space(Protocol):
         """The final network: a module called as (x [b, h, w, c], train) -> logits [b, classes]."""
 
     def derive(self, mean: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
-        """The genotype with the largest mean mixing weights (paper section 3.1)."""
+        """The genotype with the largest mean mixing weights (DrNAS paper)."""
 
     def describe(self, genotype: Genotype) -> str:
         """One line for people and tables."""

@@ -72,7 +72,7 @@ def test_real_table():
     table = load(REAL)
     assert len(table.ranks) == 5**6
     best = min(table.ranks, key=table.ranks.get)
-    # 94.37 is the best CIFAR-10 test accuracy of the space (DrNAS paper, table 3, 'optimal').
+    # 94.37 is the best CIFAR-10 test accuracy of the space, as the DrNAS paper gives it.
     assert round(table.query(best)["cifar10"]["test_200"], 2) == 94.37
     assert all(describe(parse(arch)) == arch for arch in table.ranks)
 
