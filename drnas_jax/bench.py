@@ -47,7 +47,7 @@ def bench_step(config: Config, stage: int, steps: int) -> dict[str, Any]:
         raise UserError(f"--stage is {stage}: the config has stages 1 to {len(stages)}")
     problem = make_problem(config, synthetic(config, config.search.batch_size))
     structure = first_structure(problem.space, config.search, problem.classes)
-    state = jax.jit(lambda: problem.init(structure))()
+    state = sharding.run_once(lambda: problem.init(structure), problem.mesh)
     for number in range(1, stage):
         state, structure = advance(
             problem.space, state, structure, stages[number], config.seed + number

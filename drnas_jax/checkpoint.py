@@ -29,9 +29,14 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one phase, numbered by step. A context manager."""
+    """The checkpoints of one phase, numbered by step. A context manager.
 
-    def __init__(self, directory: str | Path):
+    Args:
+      directory: their folder.
+      cleanup: remove what a killed save left. Not where another process may be saving.
+    """
+
+    def __init__(self, directory: str | Path, cleanup: bool = True):
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         try:
@@ -39,7 +44,7 @@ class Checkpoints:
                 Path(directory).absolute(),
                 context=context,
                 preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=cleanup,
             )
         except (ValueError, OSError) as error:
             raise UserError(

@@ -52,7 +52,7 @@ def evaluate(
     mesh = sharding.make_mesh()
     sharding.check_batch(config.retrain.batch_size, mesh, "retrain.batch_size")
     dataset = data.load(config.data)
-    with Checkpoints(directory) as checkpoints:
+    with Checkpoints(directory, cleanup=False) as checkpoints:
         saved = checkpoints.latest()
         if saved is None or "genotype" not in saved.metadata:
             raise UserError(f"{directory} holds no checkpoint of retraining")

@@ -74,8 +74,8 @@ def retrain(
     workdir = open_workdir(workdir, config)
     directory = workdir / "retrain"
     genotype = choose_genotype(config, workdir)
+    phase = Retraining(config, genotype, display or Display())  # before anything is made
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        phase = Retraining(config, genotype, display or Display())
         state, progress = phase.resume(checkpoints) or phase.start()
         state, progress = loop.run_phase(
             phase, state, progress, directory, checkpoints, phase.display
@@ -195,7 +195,7 @@ class Retraining:
 
     def start(self) -> tuple[RetrainState, loop.Progress]:
         """A fresh state on the devices."""
-        return sharding.replicate(jax.jit(self._init)(), self.mesh), loop.Progress(0, 0.0)
+        return sharding.run_once(self._init, self.mesh), loop.Progress(0, 0.0)
 
     def resume(self, checkpoints: Checkpoints) -> tuple[RetrainState, loop.Progress] | None:
         """The newest checkpoint, or None."""

@@ -45,6 +45,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 
+def run_once(function: Callable[[], Any], mesh: Mesh) -> Any:
+    """Runs a function compiled, once; a copy of what it gives lies on every device."""
+    compiled = jax.jit(function, compiler_options=_COMPILER_OPTIONS.get(platform(mesh)))
+    return replicate(compiled(), mesh)
+
+
 def data_parallel(
     function: Callable[..., Any],
     mesh: Mesh,

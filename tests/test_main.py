@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
+from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.genotype import Genotype, save
 from drnas_jax.main import main
 
@@ -54,6 +56,7 @@ def refused(capsys, *argv):
         ([], ["--config"]),
         ([DIGITS, "--phase=search"], ["phase"]),
         ([DIGITS, "--phases=serach"], ["serach", "evaluate, retrain, search"]),
+        ([DIGITS, "--phases="], ["unknown phase ''"]),
         ([DIGITS, "search"], ["'search'"]),
         ([DIGITS, "--config.data.name=cifar11"], ["cifar11"]),
         ([DIGITS, "--config.data.name=cifar10", "--config.data.dir=no/such"], ["no/such"]),
@@ -80,8 +83,8 @@ def test_a_mistake_is_one_line(capsys, tmp_path, argv, words):
     line = refused(capsys, *argv, f"--workdir={tmp_path / 'run'}")
     for word in words:
         assert word in line
-    written = {path.name for path in files(tmp_path)}
-    assert written <= {"config.json"}
+    written = {path.name for path in (tmp_path / "run").rglob("*")}
+    assert written <= {"config.json"}  # not even an empty folder
 
 
 def test_no_workdir(capsys):
@@ -134,12 +137,42 @@ def test_workdir_in_the_place_of_a_file(capsys, tmp_path):
     assert file.read_text() == "mine"
 
 
-def test_a_real_command_has_no_traceback(tmp_path):
-    command = [sys.executable, "-m", "drnas_jax.main", DIGITS, f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [*command, "--config.arch.name=beta"], capture_output=True, text=True, check=False
-    )
+def test_a_folder_without_a_checkpoint_of_retraining(capsys, tmp_path):
+    other = tmp_path / "search" / "checkpoints"
+    with Checkpoints(other) as checkpoints:
+        argv = [DIGITS, "--phases=evaluate", f"--config.checkpoint={other}"]
+        workdir = f"--workdir={tmp_path / 'run'}"
+        assert "holds no checkpoint of retraining" in refused(capsys, *argv, workdir)
+        checkpoints.save(1, {"alpha": jnp.zeros(3)}, {"stage": 0})
+    before = files(other)
+    assert "holds no checkpoint of retraining" in refused(capsys, *argv, workdir)
+    assert files(other) == before
+
+
+def test_a_damaged_checkpoint_is_kept(capsys, tmp_path):
+    folder = tmp_path / "retrain" / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(1, {"params": jnp.zeros(3)}, {"epochs_done": 1, "seconds": 1.0})
+    (folder / "1" / "_CHECKPOINT_METADATA").write_text("{")
+    before = files(folder)
+    save(tmp_path / "cell.json", CELL, {})
+    argv = [DIGITS, f"--config.genotype={tmp_path / 'cell.json'}", f"--workdir={tmp_path}"]
+    line = refused(capsys, *argv, "--phases=evaluate")
+    assert f"checkpoint 1 in {folder}" in line and "remove that folder" in line
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([DIGITS, "--config.arch.name=beta"], "error: unknown arch.name 'beta'"),
+        (["--config=no/such.py"], "error: the config can not be read ([Errno 2] No such file"),
+    ],
+)
+def test_a_real_command_has_no_traceback(tmp_path, argv, line):
+    command = [sys.executable, "-m", "drnas_jax.main", *argv, f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: unknown arch.name 'beta'")
+    assert done.stderr.startswith(line), done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -13,6 +13,8 @@ from drnas_jax import loop, retrain, search, sharding
 from drnas_jax.checkpoint import ocp
 from drnas_jax.interrupt import Interrupted
 from drnas_jax.metrics import Display, read_history
+from drnas_jax.retrain import Retraining
+from drnas_jax.search.problem import Problem
 
 STEPS = 11  # in an epoch: 718 training images in batches of 64
 FIELDS = {
@@ -39,14 +41,33 @@ class Stopper(Display):
             os.kill(os.getpid(), self.signum)
 
 
-@pytest.fixture
-def config(monkeypatch):
+@pytest.fixture(params=[1, pytest.param(8, marks=pytest.mark.slow)], ids="{} devices".format)
+def config(request, monkeypatch):
     monkeypatch.setattr(loop, "_REPORT_EVERY", 0.0)  # so that the display hears of every step
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[: request.param])
     monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+    # Traced once for all the calls below; test_end_to_end.py resumes in new processes.
+    for owner, name in (
+        (Problem, "step_program"),
+        (Problem, "validation_program"),
+        (Retraining, "step_program"),
+    ):
+        monkeypatch.setattr(owner, name, once(getattr(owner, name)))
     config = digits.get_config()
     config.update_from_flattened_dict(FIELDS)
     return config
+
+
+def once(method):
+    """A method that gives what it gave before for the same arguments, whatever the object."""
+    given = {}
+
+    def wrapped(self, *arguments):
+        if arguments not in given:
+            given[arguments] = method(self, *arguments)
+        return given[arguments]
+
+    return wrapped
 
 
 def checkpoint(directory):

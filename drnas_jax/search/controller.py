@@ -20,7 +20,7 @@ from drnas_jax.metrics import Display
 from drnas_jax.search.problem import Problem, make_problem
 from drnas_jax.search.stages import advance, first_structure
 from drnas_jax.search.state import SearchState
-from drnas_jax.sharding import replicate, steps_per_dispatch
+from drnas_jax.sharding import replicate, run_once, steps_per_dispatch
 from drnas_jax.spaces import Structure
 from drnas_jax.workdir import open_workdir, version
 
@@ -57,8 +57,8 @@ def search(
     if file.exists():
         genotype = load_genotype(str(file))
         return SearchResult(genotype, search_seconds(file) or 0.0)
+    phase = _SearchPhase(make_problem(config), display or Display())  # before anything is made
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        phase = _SearchPhase(make_problem(config), display or Display())
         state, progress = phase.resume(checkpoints) or phase.start()
         state, progress = loop.run_phase(
             phase, state, progress, directory, checkpoints, phase.display
@@ -94,8 +94,8 @@ class _SearchPhase:
         self.validation = self.problem.validation_program(structure)
 
     def start(self) -> tuple[SearchState, loop.Progress]:
-        state = jax.jit(lambda: self.problem.init(self.structure))()
-        return replicate(state, self.mesh), loop.Progress(0, 0.0)
+        state = run_once(lambda: self.problem.init(self.structure), self.mesh)
+        return state, loop.Progress(0, 0.0)
 
     def resume(self, checkpoints: Checkpoints) -> tuple[SearchState, loop.Progress] | None:
         saved = checkpoints.latest()
