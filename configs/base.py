@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
         dict(
             seed=0,  # all randomness of a run follows from it
             space="nasbench201",  # a file of drnas_jax/spaces
+            stem="cifar",  # the network's first layers: 'cifar', or 'imagenet' (DARTS alone)
             genotype="",  # retrain this cell (a genotype.json or a published name), not DIR's own
             checkpoint="",  # evaluate this checkpoint directory, not DIR/retrain/checkpoints
             data=dict(
@@ -67,6 +68,8 @@ def get_config() -> ConfigDict:
                 sync_batchnorm=False,
                 cutout=0,  # side of the erased square in pixels; 0: none
                 label_smoothing=0.0,
+                drop_path=0.0,  # rate at the end of dropping an edge of an example; rises from 0
+                auxiliary_weight=0.0,  # of the auxiliary head's loss; 0: there is no such head
             ),
             nasbench201=dict(
                 table="",  # CSV of true accuracies; empty: not looked up

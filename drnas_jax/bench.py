@@ -25,7 +25,7 @@ from drnas_jax.genotype import load_genotype
 from drnas_jax.metrics import Display
 from drnas_jax.retrain import Retraining
 from drnas_jax.search.problem import make_problem
-from drnas_jax.search.stages import advance, first_structure
+from drnas_jax.search.stages import advance
 
 # Shape [h, w, c] and classes of synthetic images, by data set.
 _SHAPES = {"imagenet2012": ((224, 224, 3), 1000), "digits": ((8, 8, 1), 10)}
@@ -46,7 +46,7 @@ def bench_step(config: Config, stage: int, steps: int) -> dict[str, Any]:
     if not 1 <= stage <= len(stages):
         raise UserError(f"--stage is {stage}: the config has stages 1 to {len(stages)}")
     problem = make_problem(config, synthetic(config, config.search.batch_size))
-    structure = first_structure(problem.space, config.search, problem.classes)
+    structure = problem.first_structure()
     state = sharding.run_once(lambda: problem.init(structure), problem.mesh)
     for number in range(1, stage):
         state, structure = advance(

@@ -101,6 +101,8 @@ class RetrainConfig:
     sync_batchnorm: bool
     cutout: int
     label_smoothing: float
+    drop_path: float
+    auxiliary_weight: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Config:
 
     seed: int
     space: str
+    stem: str
     genotype: str
     checkpoint: str
     data: DataConfig
@@ -223,6 +226,7 @@ def _check(config: Config) -> None:
         ("search.momentum", search.momentum),
         ("retrain.momentum", retrain.momentum),
         ("retrain.label_smoothing", retrain.label_smoothing),
+        ("retrain.drop_path", retrain.drop_path),
     ):
         if not fraction < 1:
             raise UserError(f"config field {name} is {fraction}: expected less than 1")

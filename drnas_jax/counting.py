@@ -1,7 +1,7 @@
 """Parameters and multiply-adds, counted from the program that runs and not from formulas."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
@@ -12,16 +12,37 @@ def count_parameters(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def count_macs(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-adds of convolutions and dense layers for one image, without running anything.
+class Counts(NamedTuple):
+    """Of a network: numbers in its parameters, and multiply-adds for one image."""
+
+    parameters: int
+    macs: int
+
+
+def count_network(network: nn.Module, image_shape: tuple[int, ...]) -> Counts:
+    """Parameters and multiply-adds, without running anything; batch statistics do not count.
 
     Args:
-      network: called as (x, train); build it with the 'plain' kernels, since faster ones may
-        multiply by zeros.
+      network: see Space.network; build it without an auxiliary head, which is for training only,
+        and with the 'plain' kernels, since faster ones may multiply by zeros.
       image_shape: h, w, c.
     """
+    variables, image = _shapes(network, image_shape)
+    return Counts(count_parameters(variables["params"]), _network_macs(network, variables, image))
+
+
+def count_macs(network: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Multiply-adds of convolutions and dense layers for one image; see `count_network`."""
+    return _network_macs(network, *_shapes(network, image_shape))
+
+
+def _shapes(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, jax.ShapeDtypeStruct]:
     image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), image)
+    init = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), image)
+    return init, image
+
+
+def _network_macs(network: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> int:
     closed = jax.make_jaxpr(lambda v, x: network.apply(v, x, False))(variables, image)
     return _macs(closed.jaxpr)
 

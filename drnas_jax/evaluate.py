@@ -14,7 +14,7 @@ from drnas_jax import data, feed, loop, losses, sharding, spaces
 from drnas_jax.benchmarks import nasbench201
 from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.config import Config, freeze
-from drnas_jax.counting import count_macs, count_parameters
+from drnas_jax.counting import Counts, count_network
 from drnas_jax.data import Dataset
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype, from_json, to_json
@@ -57,7 +57,7 @@ def evaluate(
         if saved is None or "genotype" not in saved.metadata:
             raise UserError(f"{directory} holds no checkpoint of retraining")
         genotype = from_json(saved.metadata["genotype"], str(directory))
-        network, macs = _network(saved.metadata, genotype, dataset, mesh)
+        network, counts = _network(saved.metadata, genotype, dataset, mesh)
         shape = dataset.images.shape[1:]
         like = jax.eval_shape(
             lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), False)
@@ -68,8 +68,8 @@ def evaluate(
     own = not (config.genotype or config.checkpoint) and searched.exists()
     result = {
         "genotype": to_json(genotype, {}),
-        "params": count_parameters(variables["params"]),
-        "macs": macs,
+        "params": counts.parameters,
+        "macs": counts.macs,
         "search_seconds": search_seconds(searched) if own else None,
         "retrain_seconds": round(saved.metadata["seconds"], 1),
         "test_accuracy": test["accuracy"],
@@ -92,7 +92,7 @@ def score(
         variables: Any, raw: feed.Images, index: jax.Array, weight: jax.Array
     ) -> losses.Totals:
         batch = batches.plain(raw, index)
-        logits = cast(jax.Array, network.apply(variables, batch.images, False))
+        logits, _ = cast(tuple[jax.Array, Any], network.apply(variables, batch.images, False))
         return losses.totals(logits, batch.labels, weight)
 
     program = feed.sum_program(totals, mesh, arguments=2)
@@ -116,8 +116,8 @@ def true_accuracy(config: Config, genotype: Genotype) -> dict[str, Any] | None:
 
 def _network(
     metadata: Mapping[str, Any], genotype: Genotype, dataset: Dataset, mesh: Mesh
-) -> tuple[nn.Module, int]:
-    """The network that a checkpoint is of, and its multiply-adds for one image."""
+) -> tuple[nn.Module, Counts]:
+    """The network that a checkpoint is of, and how large it is."""
     space = spaces.find(genotype.space)
     classes = metadata["classes"]
     if classes != dataset.num_classes:
@@ -125,11 +125,14 @@ def _network(
             f"the checkpoint's network tells {classes} classes apart, and {dataset.name} has "
             f"{dataset.num_classes}: set data.name to what it was trained on"
         )
-    network, plain = (
-        space.network(genotype, metadata["channels"], metadata["cells"], classes, chosen, None)
-        for chosen in (kernels.for_platform(sharding.platform(mesh)), kernels.PLAIN)
-    )
-    return network, count_macs(plain, dataset.images.shape[1:])
+
+    def build(auxiliary: bool, chosen: kernels.Kernels) -> nn.Module:
+        shape = (metadata["channels"], metadata["cells"], classes, metadata["stem"])
+        return space.network(genotype, *shape, auxiliary, chosen, None)
+
+    network = build(metadata["auxiliary"], kernels.for_platform(sharding.platform(mesh)))
+    # The auxiliary head is for training, so it does not count.
+    return network, count_network(build(False, kernels.PLAIN), dataset.images.shape[1:])
 
 
 def _show(display: Display, result: Mapping[str, Any], file: Path) -> None:

@@ -241,6 +241,21 @@ PUBLISHED: dict[str, Genotype] = {
             (("sep_conv_3x3", 3), ("sep_conv_3x3", 1)),
         ),
     ),
+    # DARTS (arXiv 1806.09055), first order, searched on CIFAR-10.
+    "darts_v1": _darts(
+        normal=(
+            (("sep_conv_3x3", 1), ("sep_conv_3x3", 0)),
+            (("skip_connect", 0), ("sep_conv_3x3", 1)),
+            (("skip_connect", 0), ("sep_conv_3x3", 1)),
+            (("sep_conv_3x3", 0), ("skip_connect", 2)),
+        ),
+        reduce=(
+            (("max_pool_3x3", 0), ("max_pool_3x3", 1)),
+            (("skip_connect", 2), ("max_pool_3x3", 0)),
+            (("max_pool_3x3", 0), ("skip_connect", 2)),
+            (("skip_connect", 2), ("avg_pool_3x3", 0)),
+        ),
+    ),
     # DARTS (arXiv 1806.09055), second order, searched on CIFAR-10.
     "darts_v2": _darts(
         normal=(
@@ -257,7 +272,7 @@ PUBLISHED: dict[str, Genotype] = {
         ),
     ),
     # PC-DARTS (arXiv 1907.05737), searched on CIFAR-10.
-    "pcdarts_cifar10": _darts(
+    "pc_darts_cifar": _darts(
         normal=(
             (("sep_conv_3x3", 1), ("skip_connect", 0)),
             (("sep_conv_3x3", 0), ("dil_conv_3x3", 1)),
@@ -272,7 +287,7 @@ PUBLISHED: dict[str, Genotype] = {
         ),
     ),
     # PC-DARTS (arXiv 1907.05737), searched on ImageNet.
-    "pcdarts_imagenet": _darts(
+    "pc_darts_imagenet": _darts(
         normal=(
             (("skip_connect", 1), ("sep_conv_3x3", 0)),
             (("sep_conv_3x3", 0), ("skip_connect", 1)),

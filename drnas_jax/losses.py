@@ -15,6 +15,27 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
 
 
+def training_loss(
+    logits: jax.Array,
+    auxiliary: jax.Array | None,
+    labels: jax.Array,
+    smoothing: float,
+    auxiliary_weight: float,
+) -> jax.Array:
+    """Mean cross-entropy, and that of the auxiliary head (if there is one) times its weight.
+
+    Args:
+      logits, auxiliary: [b, classes].
+      labels: int [b].
+      smoothing: of the labels, see `cross_entropy`.
+      auxiliary_weight: of the auxiliary head's loss.
+    """
+    loss = jnp.mean(cross_entropy(logits, labels, smoothing))
+    if auxiliary is not None:
+        loss += auxiliary_weight * jnp.mean(cross_entropy(auxiliary, labels, smoothing))
+    return loss
+
+
 def zero_totals() -> Totals:
     """Sums over no example at all."""
     return {name: jnp.zeros((), jnp.float32) for name in ("loss", "correct", "correct5", "count")}

@@ -1,5 +1,6 @@
 """Retraining: the derived network from scratch, on the whole training set."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -100,6 +101,29 @@ def choose_genotype(config: Config, workdir: Path) -> Genotype:
     return load_genotype(str(file))
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is static in a step.
+
+    Attributes:
+      network: see Space.network.
+      optimiser: of its weights.
+      total_steps: of the whole retraining.
+      label_smoothing: of the loss.
+      drop_path: rate at the end; it rises linearly from 0.
+      auxiliary_weight: of the auxiliary head's loss.
+      seed: of the run.
+    """
+
+    network: nn.Module
+    optimiser: optax.GradientTransformation
+    total_steps: int
+    label_smoothing: float
+    drop_path: float
+    auxiliary_weight: float
+    seed: int
+
+
 def init_state(
     network: nn.Module,
     optimiser: optax.GradientTransformation,
@@ -118,24 +142,27 @@ def init_state(
     )
 
 
-def retrain_step(
-    network: nn.Module,
-    optimiser: optax.GradientTransformation,
-    smoothing: float,
-    state: RetrainState,
-    batch: feed.Images,
-) -> RetrainState:
+def retrain_step(recipe: Recipe, state: RetrainState, batch: feed.Images) -> RetrainState:
     """One update on this device's shard of a training batch."""
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updated = network.apply(variables, batch.images, True, mutable=["batch_stats"])
-        loss = jnp.mean(losses.cross_entropy(logits, batch.labels, smoothing))
+        (logits, auxiliary), updated = recipe.network.apply(
+            variables,
+            batch.images,
+            True,
+            recipe.drop_path * state.step / recipe.total_steps,
+            rngs=_drop_path_key(recipe, state.step),
+            mutable=["batch_stats"],
+        )
+        loss = losses.training_loss(
+            logits, auxiliary, batch.labels, recipe.label_smoothing, recipe.auxiliary_weight
+        )
         return loss, (logits, updated["batch_stats"])
 
     gradient, (logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
     gradient, batch_stats = lax.pmean((gradient, batch_stats), sharding.AXIS)
-    updates, opt = optimiser.update(gradient, state.opt, state.params)
+    updates, opt = recipe.optimiser.update(gradient, state.opt, state.params)
     sums = lax.psum(losses.totals(logits, batch.labels), sharding.AXIS)
     return state.replace(
         step=state.step + 1,
@@ -144,6 +171,13 @@ def retrain_step(
         opt=opt,
         totals=jax.tree.map(jnp.add, state.totals, sums),
     )
+
+
+def _drop_path_key(recipe: Recipe, step: jax.Array) -> dict[str, jax.Array]:
+    if not recipe.drop_path:
+        return {}
+    key = stream_key(recipe.seed, "retrain/drop_path", step)
+    return {"drop_path": jax.random.fold_in(key, lax.axis_index(sharding.AXIS))}
 
 
 class Retraining:
@@ -171,19 +205,29 @@ class Retraining:
         sharding.check_batch(part.batch_size, self.mesh, "retrain.batch_size")
         space = spaces.find(config.space)
         self.dataset = dataset or data.load(config.data)
-        spaces.check_image(space, self.dataset.images.shape[1:3])
+        spaces.check_image(space, config.stem, self.dataset.images.shape[1:3])
         self.count = len(self.dataset.labels)
         self.epochs = part.epochs
         self.steps = data.steps_per_epoch(self.count, part.batch_size, "the training set")
-        self.network = space.network(
+        network = space.network(
             genotype,
             part.channels,
             part.cells,
             self.dataset.num_classes,
+            config.stem,
+            part.auxiliary_weight > 0,
             kernels.for_platform(sharding.platform(self.mesh)),
             sharding.AXIS if part.sync_batchnorm else None,
         )
-        self.optimiser = optimise.weight_optimiser(part, self.steps, part.epochs)
+        self.recipe = Recipe(
+            network=network,
+            optimiser=optimise.weight_optimiser(part, self.steps, part.epochs),
+            total_steps=self.steps * part.epochs,
+            label_smoothing=part.label_smoothing,
+            drop_path=part.drop_path,
+            auxiliary_weight=part.auxiliary_weight,
+            seed=config.seed,
+        )
         raw = feed.on_devices(self.dataset.images, self.dataset.labels, self.mesh)
         self.arguments = (raw,)
         self.program: Callable[..., Any] | None = None
@@ -191,7 +235,7 @@ class Retraining:
 
     def _init(self) -> RetrainState:
         shape = self.dataset.images.shape[1:]
-        return init_state(self.network, self.optimiser, shape, self.config.seed)
+        return init_state(self.recipe.network, self.recipe.optimiser, shape, self.config.seed)
 
     def start(self) -> tuple[RetrainState, loop.Progress]:
         """A fresh state on the devices."""
@@ -212,7 +256,7 @@ class Retraining:
 
         def step(state: RetrainState, raw: feed.Images, index: jax.Array) -> RetrainState:
             batch = batches.augmented(raw, index, "retrain/augment", state.step)
-            return retrain_step(self.network, self.optimiser, part.label_smoothing, state, batch)
+            return retrain_step(self.recipe, state, batch)
 
         return feed.step_program(step, self.mesh, arguments=1, index_arrays=1)
 
@@ -257,4 +301,6 @@ class Retraining:
             "channels": part.channels,
             "cells": part.cells,
             "classes": self.dataset.num_classes,
+            "stem": self.config.stem,
+            "auxiliary": part.auxiliary_weight > 0,
         }

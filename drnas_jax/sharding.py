@@ -17,7 +17,9 @@ REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(AXIS)
 
 # Level 1 compiles a third faster than the default and runs as fast (docs/benchmarks.md).
-_COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
+_COMPILER_OPTIONS = {
+    "cpu": {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
+}
 _MOST_STEPS_A_DISPATCH = 16
 
 

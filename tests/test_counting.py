@@ -1,13 +1,21 @@
-"""Parameters and multiply-adds against numbers worked out by hand."""
+"""Parameters and multiply-adds against numbers worked out by hand, and against PyTorch's."""
+
+import csv
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
-from drnas_jax.counting import count_macs, count_parameters
+from drnas_jax.counting import Counts, count_macs, count_network, count_parameters
+from drnas_jax.genotype import PUBLISHED
 from drnas_jax.nn import kernels
-from drnas_jax.spaces import nasbench201
+from drnas_jax.spaces import darts, nasbench201
+from drnas_jax.torch_import import GENOTYPES
+
+COUNTS = Path(__file__).parents[1].parent / "shared" / "reference" / "counts.csv"
+SIZE = {"cifar": (32, 32, 3), "imagenet": (224, 224, 3)}
 
 
 class Layers(nn.Module):
@@ -88,7 +96,9 @@ CELLS = {
 @pytest.mark.parametrize("arch", CELLS)
 def test_nasbench201_network(arch):
     taps, convolutions, millions = CELLS[arch]
-    network = nasbench201.network(nasbench201.parse(arch), 16, 5, 10, kernels.PLAIN, None)
+    network = nasbench201.network(
+        nasbench201.parse(arch), 16, 5, 10, "cifar", False, kernels.PLAIN, None
+    )
     expected_parameters = 3 * 9 * 16 + 2 * 16  # stem, and its normalisation (scale and bias)
     expected_macs = 32 * 32 * 3 * 9 * 16
     for stage, (width, side) in enumerate([(16, 32), (32, 16), (64, 8)]):
@@ -105,3 +115,37 @@ def test_nasbench201_network(arch):
     assert count_macs(network, (32, 32, 3)) == expected_macs
     if millions:
         assert round(expected_parameters / 1e6, 2) == millions
+
+
+def published():
+    """The rows of counts.csv; one of each kind of network in the default run."""
+    if not COUNTS.exists():
+        return []
+    with COUNTS.open() as file:
+        cases = list(csv.DictReader(file))
+    quick = {case["network"]: i for i, case in enumerate(cases)}.values()
+    return [
+        pytest.param(
+            case,
+            id="-".join(list(case.values())[:5]),
+            marks=[] if i in quick else pytest.mark.slow,
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
+@pytest.mark.skipif(not COUNTS.exists(), reason="there is no counts.csv")
+@pytest.mark.parametrize("row", published())
+def test_published_networks(row):
+    network = darts.network(
+        PUBLISHED[GENOTYPES[row["genotype"]]],
+        int(row["init_channels"]),
+        int(row["layers"]),
+        int(row["classes"]),
+        stem=row["network"],
+        auxiliary=False,  # for training only: the published counts are without it
+        kernels=kernels.PLAIN,
+        axis_name=None,
+    )
+    expected = Counts(int(row["params"]), int(row["conv_and_linear_macs"]))
+    assert count_network(network, SIZE[row["network"]]) == expected

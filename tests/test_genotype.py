@@ -224,9 +224,10 @@ def test_published_cells(name):
     {
         "drnas_cifar10": "DrNAS_cifar10",
         "drnas_imagenet": "DrNAS_imagenet",
+        "darts_v1": "DARTS_V1",
         "darts_v2": "DARTS_V2",
-        "pcdarts_cifar10": "PC_DARTS_cifar",
-        "pcdarts_imagenet": "PC_DARTS_image",
+        "pc_darts_cifar": "PC_DARTS_cifar",
+        "pc_darts_imagenet": "PC_DARTS_image",
     }.items(),
 )
 def test_published_cells_are_the_published_ones(ours, theirs):
@@ -237,7 +238,7 @@ def test_published_cells_are_the_published_ones(ours, theirs):
 
 
 def test_unknown_name_lists_the_published():
-    with pytest.raises(UserError, match="'drnas'.*one of darts_v2, drnas_cifar10, .*_imagenet"):
+    with pytest.raises(UserError, match="'drnas'.*one of darts_v1, .*drnas_cifar10, .*_imagenet"):
         load_genotype("drnas")
 
 

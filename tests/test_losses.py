@@ -40,6 +40,16 @@ def test_cross_entropy_of_large_logits():
     np.testing.assert_array_equal(losses.cross_entropy(logits, np.array([0, 0])), [0, 1e4])
 
 
+def test_auxiliary_loss_is_weighted():
+    logits = jnp.log(jnp.array([[0.5, 0.5], [0.25, 0.75]]))
+    auxiliary = jnp.log(jnp.array([[0.125, 0.875], [0.5, 0.5]]))
+    labels = jnp.array([0, 1])
+    main, other = -np.log([0.5, 0.75]).mean(), -np.log([0.125, 0.5]).mean()
+    with_head = losses.training_loss(logits, auxiliary, labels, 0.0, 0.4)
+    np.testing.assert_allclose(with_head, main + 0.4 * other, rtol=1e-6)
+    np.testing.assert_allclose(losses.training_loss(logits, None, labels, 0.0, 0.4), main, 1e-6)
+
+
 @pytest.mark.parametrize("weighted", [True, False])
 def test_totals(batch, weighted):
     logits, labels, weight = batch

@@ -21,15 +21,17 @@ def batch_moments(x: Array, axis_name: str | None) -> tuple[Array, Array, int]:
       x: [..., c]; everything but the last axis is averaged.
       axis_name: also average over this mesh axis (synchronised statistics), or None.
     """
-    x = x.astype(jnp.float32)
-    axes = tuple(range(x.ndim - 1))
-    moments = jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
-    count = math.prod(x.shape[:-1])
-    if axis_name is not None:
-        moments = lax.pmean(moments, axis_name)
-        count *= lax.axis_size(axis_name)
-    mean, mean_of_squares = moments
-    return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0), count
+
+    def average(values: Array) -> Array:
+        values = jnp.mean(values, tuple(range(x.ndim - 1)))
+        return values if axis_name is None else lax.pmean(values, axis_name)
+
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = average(x)
+    # Not the mean of squares less the squared mean: that cancels where the mean is large.
+    variance = average(jnp.square(x - mean))
+    count = math.prod(x.shape[:-1]) * (1 if axis_name is None else lax.axis_size(axis_name))
+    return mean, variance, count
 
 
 def running_average(old: Array, new: Array) -> Array:

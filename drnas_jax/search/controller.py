@@ -1,5 +1,6 @@
 """The progressive controller: stages, epochs, checkpoints; a new compiled step for each stage."""
 
+import dataclasses
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from drnas_jax.data import epoch_order
 from drnas_jax.genotype import Genotype, load_genotype, save, to_json
 from drnas_jax.metrics import Display
 from drnas_jax.search.problem import Problem, make_problem
-from drnas_jax.search.stages import advance, first_structure
+from drnas_jax.search.stages import advance
 from drnas_jax.search.state import SearchState
 from drnas_jax.sharding import replicate, run_once, steps_per_dispatch
 from drnas_jax.spaces import Structure
@@ -82,7 +83,7 @@ class _SearchPhase:
         self.epochs, self.steps = problem.epochs, problem.steps
         self.arguments, self.mesh = (problem.raw,), problem.mesh
         self.stages = problem.config.search.stages
-        self._enter(0, first_structure(problem.space, problem.config.search, problem.classes))
+        self._enter(0, problem.first_structure())
 
     @property
     def name(self) -> str:
@@ -106,8 +107,9 @@ class _SearchPhase:
         operations = tuple(
             (kind, tuple(map(tuple, found["operations"][kind]))) for kind, _ in first.operations
         )
-        partial = found["partial_channels"]
-        structure = Structure(first.channels, first.cells, first.classes, partial, operations)
+        structure = dataclasses.replace(
+            first, partial_channels=found["partial_channels"], operations=operations
+        )
         self._enter(found["stage"], structure)
         like = jax.eval_shape(lambda: self.problem.init(structure))
         state = checkpoints.load(saved.step, like, self.mesh)

@@ -15,6 +15,7 @@ from drnas_jax.config import Config
 from drnas_jax.data import Dataset
 from drnas_jax.feed import Feed, Images, make_feed, on_devices, step_program, sum_program
 from drnas_jax.nn import kernels
+from drnas_jax.search.stages import first_structure
 from drnas_jax.search.state import SearchState, init_state
 from drnas_jax.search.step import Recipe, mean_logits, search_step
 from drnas_jax.spaces import Space, Structure
@@ -62,6 +63,11 @@ class Problem:
                 return number, epoch < stage.warmup_epochs
             epoch -= stage.epochs
         raise IndexError("the search has no such epoch")
+
+    def first_structure(self) -> Structure:
+        """The structure of the first stage, see `stages.first_structure`."""
+        config = self.config
+        return first_structure(self.space, config.search, self.classes, config.stem)
 
     def recipe(self, structure: Structure) -> Recipe:
         """The step's static part for a structure."""
@@ -151,7 +157,7 @@ def make_problem(
         len(train), config.search.batch_size, "the search's training split"
     )
     epochs = sum(config.search.epochs)
-    spaces.check_image(space, dataset.images.shape[1:3])
+    spaces.check_image(space, config.stem, dataset.images.shape[1:3])
     return Problem(
         config=config,
         space=space,

@@ -21,7 +21,9 @@ Bank = dict[str, Any]
 BankRule = Callable[[str, str, tuple[str, ...], Bank], Bank | None]
 
 
-def first_structure(space: Space, config: SearchConfig, classes: int) -> Structure:
+def first_structure(
+    space: Space, config: SearchConfig, classes: int, stem: str = "cifar"
+) -> Structure:
     """The structure of the first stage: all operations on every edge.
 
     Raises:
@@ -35,7 +37,9 @@ def first_structure(space: Space, config: SearchConfig, classes: int) -> Structu
     operations = tuple(
         (cell_type, (space.PRIMITIVES,) * len(edges)) for cell_type, edges in space.EDGES.items()
     )
-    return Structure(config.channels, config.cells, classes, config.partial_channels[0], operations)
+    return Structure(
+        config.channels, config.cells, classes, config.partial_channels[0], operations, stem
+    )
 
 
 def prune(
@@ -69,12 +73,13 @@ def prune(
     smaller = dataclasses.replace(structure, operations=operations)
 
     def keep_rows(cell_type: str, name: str, _: tuple[str, ...], bank: Bank) -> Bank | None:
+        pairs = zip(structure.kept(cell_type), smaller.kept(cell_type), strict=True)
         held = [
-            edge
-            for edge in zip(structure.kept(cell_type), smaller.kept(cell_type), strict=True)
-            if name in edge[0]
+            after
+            for edge, (before, after) in enumerate(pairs)
+            if name in before and space.has_parameters(cell_type, edge, name)
         ]
-        rows = [row for row, (_, after) in enumerate(held) if name in after]
+        rows = [row for row, after in enumerate(held) if name in after]
         return jax.tree.map(lambda array: array[:, np.array(rows)], bank) if rows else None
 
     def keep_columns(tree: dict[str, jax.Array]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import sys
 from typing import cast
 
 from drnas_jax import lookup
-from drnas_jax.errors import UserError
+from drnas_jax.errors import UserError, check_choice
 from drnas_jax.spaces.base import Space, Structure
 
 __all__ = ["Space", "Structure", "check_image", "find", "names"]
@@ -24,10 +24,11 @@ def find(name: str) -> Space:
     return cast(Space, lookup.find(sys.modules[__name__], "search space", name))
 
 
-def check_image(space: Space, size: tuple[int, int]) -> None:
-    """Raises UserError unless the space's strides divide images of this size (h, w) in pixels."""
-    if any(side % space.REDUCTION for side in size):
+def check_image(space: Space, stem: str, size: tuple[int, int]) -> None:
+    """Raises UserError unless the space has such a stem and its strides divide the image (h, w)."""
+    check_choice("stem", stem, space.STEMS)
+    if any(side % space.STEMS[stem] for side in size):
         raise UserError(
             f"the images are {size[0]}x{size[1]} pixels, and their sides must be divisible by "
-            f"{space.REDUCTION}: set data.image_size"
+            f"{space.STEMS[stem]}: set data.image_size"
         )

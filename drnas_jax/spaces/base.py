@@ -24,6 +24,7 @@ class Structure:
       partial_channels: K; 1/K of the channels pass through the operations.
       operations: (cell type, primitives kept on each of its edges), in the order of primitives.
         Every edge of a cell type keeps equally many.
+      stem: the network's first layers, one of the space's STEMS.
     """
 
     channels: int
@@ -31,6 +32,7 @@ class Structure:
     classes: int
     partial_channels: int
     operations: tuple[tuple[str, Operations], ...]
+    stem: str = "cifar"
 
     def kept(self, cell_type: str) -> Operations:
         """The primitives kept on each edge of a cell type."""
@@ -49,13 +51,17 @@ class Space(Protocol):
       EDGES: edge names of each cell type, in the order of alpha's rows.
       CHANNEL_AXES: of each primitive with parameters: its arrays' channel axes and their labels
         (see `drnas_jax.nn.operations`).
-      REDUCTION: what a side of the image is divided by on its way through the network.
+      STEMS: the kinds of first layers, with what a side of the image is divided by on its way
+        through such a network.
     """
 
     PRIMITIVES: tuple[str, ...]
     EDGES: Mapping[str, tuple[str, ...]]
     CHANNEL_AXES: Mapping[str, Mapping[str, Mapping[int, str]]]
-    REDUCTION: int
+    STEMS: Mapping[str, int]
+
+    def has_parameters(self, cell_type: str, edge: int, primitive: str) -> bool:
+        """Whether a primitive of CHANNEL_AXES has a row in its bank for this edge."""
 
     def supernet(self, structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:
         """A module called as (x [b, h, w, c], mix, train) -> logits [b, classes]."""
@@ -66,10 +72,16 @@ class Space(Protocol):
         channels: int,
         cells: int,
         classes: int,
+        stem: str,
+        auxiliary: bool,
         kernels: Kernels,
         axis_name: str | None,
     ) -> nn.Module:
-        """The final network: a module called as (x [b, h, w, c], train) -> logits [b, classes]."""
+        """The final network: (x [b, h, w, c], train, drop_path = 0.0) -> (logits, auxiliary ones).
+
+        Both logits are [b, classes]; the latter are None without an auxiliary head, and outside
+        training. `drop_path` is the rate, which counts where there is a random key of that name.
+        """
 
     def derive(self, mean: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
         """The genotype with the largest mean mixing weights (DrNAS paper)."""

@@ -17,7 +17,14 @@ from drnas_jax.errors import UserError, check_choice
 from drnas_jax.genotype import Genotype
 from drnas_jax.nn import norm
 from drnas_jax.nn.kernels import Kernels, convolve
-from drnas_jax.nn.operations import CONV_CHANNEL_AXES, ConvBank, channel_shuffle
+from drnas_jax.nn.operations import (
+    CONV_CHANNEL_AXES,
+    Bank,
+    Normaliser,
+    Part,
+    Weight,
+    channel_shuffle,
+)
 from drnas_jax.spaces.base import Operations, Structure
 
 Array = jax.Array
@@ -28,7 +35,13 @@ PAIRS = tuple((target, source) for target in range(1, NODES) for source in range
 EDGES = {"cell": tuple(f"{target}<-{source}" for target, source in PAIRS)}
 FILTER_SIZES = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 CHANNEL_AXES = {name: CONV_CHANNEL_AXES for name in FILTER_SIZES}
-REDUCTION = 4
+STEMS = {"cifar": 4}
+
+
+def has_parameters(cell_type: str, edge: int, primitive: str) -> bool:
+    """See Space.has_parameters."""
+    del cell_type, edge
+    return primitive in CHANNEL_AXES
 
 
 class Cell(nn.Module):
@@ -37,7 +50,7 @@ class Cell(nn.Module):
     Attributes:
       operations: primitives kept on each edge.
       partial_channels: K.
-      kernels, affine, axis_name: see ConvBank.
+      kernels, affine, axis_name: see drnas_jax.nn.darts_cell.Cell.
       train: normalise by the batch.
     """
 
@@ -52,50 +65,63 @@ class Cell(nn.Module):
     def __call__(self, x: Array, mix: Array) -> tuple[Array, None]:
         """x [b, h, w, c], mix [e, o] -> ([b, h, w, c], None), as a scan over cells wants it."""
         selected = x.shape[-1] // self.partial_channels
-        banks = {name: self._bank(name) for name in FILTER_SIZES if self._rows(name)}
+        normalise = Normaliser(self.train, None if self.is_initializing() else self.axis_name)
+        banks = self._banks(selected)
         nodes = [x]
         sums: list[list[Array]] = [[] for _ in range(NODES)]  # of the selected channels
         for source in range(NODES - 1):
             node = nodes[source][..., :selected]
-            out = [edge for edge, pair in enumerate(PAIRS) if pair[1] == source]
             active = jax.nn.relu(node)
             for name, bank in banks.items():
-                edges = [edge for edge in out if name in self.operations[edge]]
+                edges = self._leaving(name, source)
                 if edges:
-                    rows = tuple(self._rows(name).index(edge) for edge in edges)
+                    y = self.kernels.conv(active, _wide(bank.rows("kernel", source)))
+                    y = y.reshape(*y.shape[:-1], len(edges), selected)
                     weights = jnp.stack([self._weight(mix, edge, name) for edge in edges])
-                    y = bank(active, rows, weights, self.train)
+                    y = normalise(y, [Part(bank, source)], weights)
                     for i, edge in enumerate(edges):
                         sums[PAIRS[edge][0]].append(y[..., i, :])
-            pooled = self.kernels.avg_pool(node) if self._keeps("avg_pool_3x3", out) else node
-            for edge in out:
-                for name, value in (("skip_connect", node), ("avg_pool_3x3", pooled)):
-                    if name in self.operations[edge]:
-                        sums[PAIRS[edge][0]].append(self._weight(mix, edge, name) * value)
+            pool = self._leaving("avg_pool_3x3", source)
+            pooled = self.kernels.avg_pool(node, 1) if pool else node
+            for name, value in (("skip_connect", node), ("avg_pool_3x3", pooled)):
+                for edge in self._leaving(name, source):
+                    sums[PAIRS[edge][0]].append(self._weight(mix, edge, name) * value)
             bypass = [n[..., selected:] for n in nodes]
             mixed = sum(sums[source + 1], start=jnp.zeros_like(node))
             whole = jnp.concatenate([mixed, sum(bypass[1:], start=bypass[0])], axis=-1)
             nodes.append(channel_shuffle(whole, self.partial_channels))
+        normalise.record()
         return nodes[-1], None
 
-    def _rows(self, name: str) -> list[int]:
-        return [edge for edge, kept in enumerate(self.operations) if name in kept]
-
-    def _keeps(self, name: str, edges: list[int]) -> bool:
-        return any(name in self.operations[edge] for edge in edges)
+    def _leaving(self, name: str, source: int) -> list[int]:
+        """The edges from a node that keep a primitive."""
+        return [
+            edge
+            for edge, kept in enumerate(self.operations)
+            if PAIRS[edge][1] == source and name in kept
+        ]
 
     def _weight(self, mix: Array, edge: int, name: str) -> Array:
         return mix[edge, self.operations[edge].index(name)]
 
-    def _bank(self, name: str) -> ConvBank:
-        return ConvBank(
-            edges=len(self._rows(name)),
-            size=FILTER_SIZES[name],
-            kernels=self.kernels,
-            affine=self.affine,
-            axis_name=self.axis_name,
-            name=name,
-        )
+    def _banks(self, features: int) -> dict[str, Bank]:
+        banks = {}
+        for name, size in FILTER_SIZES.items():
+            held = [edge for edge, kept in enumerate(self.operations) if name in kept]
+            groups = tuple(
+                tuple(held.index(edge) for edge in self._leaving(name, source))
+                for source in range(NODES - 1)
+            )
+            shape = (size, size, features, features)
+            weights = {"kernel": Weight(norm.uniform_fan_in(batch_axis=(0,)), shape)}
+            if held:
+                banks[name] = Bank(groups, weights, {"": (features,)}, self.affine, name=name)
+        return banks
+
+
+def _wide(kernels: Array) -> Array:
+    """[rows, h, w, c, d] -> [h, w, c, rows * d]: one wider convolution, as rows share its input."""
+    return jnp.moveaxis(kernels, 0, 3).reshape(*kernels.shape[1:4], -1)
 
 
 class ReductionBlock(nn.Module):
@@ -124,7 +150,7 @@ class Model(nn.Module):
 
     Attributes:
       structure: its shape.
-      kernels, affine, axis_name: see ConvBank.
+      kernels, affine, axis_name: see drnas_jax.nn.darts_cell.Cell.
     """
 
     structure: Structure
@@ -171,10 +197,11 @@ class Network(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """x [b, h, w, c] -> logits [b, classes]."""
+    def __call__(self, x: Array, train: bool, drop_path: Array | float = 0.0) -> tuple[Array, None]:
+        """x [b, h, w, c] -> logits [b, classes], None; the benchmark's training drops no path."""
+        del drop_path
         model = Model(self.structure, self.kernels, True, self.axis_name, name="model")
-        return model(x, {"cell": jnp.ones((len(PAIRS), 1), x.dtype)}, train)
+        return model(x, {"cell": jnp.ones((len(PAIRS), 1), x.dtype)}, train), None
 
 
 def supernet(structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:
@@ -187,14 +214,19 @@ def network(
     channels: int,
     cells: int,
     classes: int,
+    stem: str,
+    auxiliary: bool,
     kernels: Kernels,
     axis_name: str | None,
 ) -> nn.Module:
-    """See Space.network.
+    """See Space.network. There is no auxiliary head, and no path is dropped.
 
     Raises:
-      UserError: the genotype is of another space.
+      UserError: the genotype is of another space, or the stem or the head is not to be had.
     """
+    check_choice("stem", stem, STEMS)
+    if auxiliary:
+        raise UserError("NAS-Bench-201 networks have no auxiliary head: set auxiliary_weight to 0")
     operations = tuple((name,) for name in _operations(genotype))
     structure = Structure(channels, cells, classes, 1, (("cell", operations),))
     return Network(structure, kernels, axis_name)

@@ -44,11 +44,59 @@ def test_conv_agrees_with_plain(platform, size, shape):
 
 
 @pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_avg_pool_agrees_with_plain(platform, shape):
+def test_avg_pool_agrees_with_plain(platform, stride, shape):
+    found, expected = (
+        value_and_gradients(lambda x, own=own: own.avg_pool(x, stride), normal(0, shape))
+        for own in (kernels.for_platform(platform), kernels.PLAIN)
+    )
+    assert_same(found, expected)
+
+
+# Of equal values the first gets the gradient. A window of 2 is not padded: sides are at least 2.
+@pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (2, 2)])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if min(shape[1:3]) > 1])
+def test_max_pool_agrees_with_plain(platform, ties, size, stride, shape):
     x = normal(0, shape)
-    found = value_and_gradients(kernels.for_platform(platform).avg_pool, x)
-    assert_same(found, value_and_gradients(kernels.PLAIN.avg_pool, x))
+    x = np.round(x) if ties else x
+    found, expected = (
+        value_and_gradients(lambda x, own=own: own.max_pool(x, size, stride), x)
+        for own in (kernels.for_platform(platform), kernels.PLAIN)
+    )
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("size", "dilation"), [(3, 1), (5, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 5, 7, 2), (2, 1, 2, 2)])
+def test_depthwise_agrees_with_plain(platform, stride, size, dilation, shape):
+    x, filters = normal(0, shape), normal(1, (4, size, size, shape[-1]))
+    found, expected = (
+        value_and_gradients(lambda x, f, own=own: own.depthwise(x, f, stride, dilation), x, filters)
+        for own in (kernels.for_platform(platform), kernels.PLAIN)
+    )
+    assert_same(found, expected)
+
+
+def test_depthwise_gives_each_channel_its_own_filter():
+    x, filters = normal(0, (2, 8, 6, 3)), normal(1, (2, 3, 3, 3))
+    y = kernels.PLAIN.depthwise(x, filters, 1, 1)
+    expected = sum(
+        x[:, 2 + i, 3 + j] * filters[1, 1 + i, 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)
+    )
+    np.testing.assert_allclose(y[:, 2, 3, 1], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize("edges", [4, 40])  # few edges run as one product, many batched
+def test_pointwise_agrees_with_plain(platform, edges):
+    x, matrices = normal(0, (2, 3, 5, edges, 4)), normal(1, (edges, 4, 6))
+    found = value_and_gradients(kernels.for_platform(platform).pointwise, x, matrices)
+    assert_same(found, value_and_gradients(kernels.PLAIN.pointwise, x, matrices))
 
 
 @pytest.mark.parametrize("platform", ["plain", *VARIANTS])
@@ -61,7 +109,7 @@ def test_avg_pool_is_the_mean_of_the_pixels_there_are(platform, shape):
         expected[:, i, j] = window.mean((1, 2))
     # At most 9 values of size 1 are added.
     np.testing.assert_allclose(
-        kernels.for_platform(platform).avg_pool(x), expected, rtol=1e-5, atol=1e-6
+        kernels.for_platform(platform).avg_pool(x, 1), expected, rtol=1e-5, atol=1e-6
     )
 
 

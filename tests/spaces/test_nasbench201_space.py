@@ -304,7 +304,7 @@ def test_derive_after_pruning():
 
 
 def network(cell, cells=1):
-    return space.network(cell, 4, cells, 10, kernels.PLAIN, None)
+    return space.network(cell, 4, cells, 10, "cifar", False, kernels.PLAIN, None)
 
 
 def leaf_names(tree):
@@ -343,8 +343,8 @@ def fill(shapes):
 @functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=FAST_COMPILE)
 def apply(module, variables, x, train):
     if not train:
-        return module.apply(variables, x, False)
-    return module.apply(variables, x, True, mutable=["batch_stats"])[0]
+        return module.apply(variables, x, False)[0]
+    return module.apply(variables, x, True, mutable=["batch_stats"])[0][0]
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -365,7 +365,7 @@ def test_cell_of_one_operation_an_edge(affine):
         return norm.BatchNorm(affine).apply(own, y, False)
 
     one = conv(x, "nor_conv_3x3", 0)
-    two = kernels.PLAIN.avg_pool(x) + conv(one, "nor_conv_1x1", 0)
+    two = kernels.PLAIN.avg_pool(x, 1) + conv(one, "nor_conv_1x1", 0)
     three = x + conv(one, "nor_conv_3x3", 1)  # and 'none' of node two
     assert np.abs(two).max() > 0
     # Two sums of up to 27 products of size 1, one after the other, reach some hundreds.

@@ -1,6 +1,7 @@
 """What every search space must do; a new file of drnas_jax/spaces is found by itself."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +34,16 @@ def space(name):
 def whole(space, partial_channels=PARTIAL):
     """The structure with all operations on every edge."""
     operations = tuple((kind, (space.PRIMITIVES,) * len(e)) for kind, e in space.EDGES.items())
-    return Structure(CHANNELS, CELLS, CLASSES, partial_channels, operations)
+    return Structure(CHANNELS, CELLS, CLASSES, partial_channels, operations, stem(space))
 
 
-def image_shape(space):
-    return (2 * space.REDUCTION, 3 * space.REDUCTION, 3)
+def stem(space):
+    return next(iter(space.STEMS))
+
+
+def image_shape(space, kind=None):
+    side = space.STEMS[kind or stem(space)]
+    return (2 * side, 3 * side, 3)
 
 
 def fresh(space, structure):
@@ -86,11 +92,17 @@ def test_constants_agree(space):
 
 
 def test_image_must_be_divisible(space):
-    height, width, _ = image_shape(space)
-    check_image(space, (height, width))
-    for size in ((height + 1, width), (height, width + 1)):
-        with pytest.raises(UserError, match="must be divisible by"):
-            check_image(space, size)
+    for kind in space.STEMS:
+        height, width, _ = image_shape(space, kind)
+        check_image(space, kind, (height, width))
+        for size in ((height + 1, width), (height, width + 1)):
+            with pytest.raises(UserError, match="must be divisible by"):
+                check_image(space, kind, size)
+
+
+def test_unknown_stem(space):
+    with pytest.raises(UserError, match=f"unknown stem 'leaf'.*{stem(space)}"):
+        check_image(space, "leaf", (64, 64))
 
 
 def test_logits(space):
@@ -104,14 +116,18 @@ def test_logits(space):
         kind: rng.dirichlet(np.ones(columns), len(edges)).astype(np.float32)
         for kind, edges in space.EDGES.items()
     }
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, mix, False))
     variables = jax.tree.map(
-        lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype),
-        jax.eval_shape(lambda: module.init(jax.random.key(0), x, mix, False)),
+        lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype(leaf.dtype), shapes
     )
 
     # Compiled for a few runs: optimisation would take longer than it saves.
     options = {"xla_backend_optimization_level": 0}
-    forward = jax.jit(lambda mix: module.apply(variables, x, mix, False), compiler_options=options)
+
+    @functools.partial(jax.jit, compiler_options=options)
+    def forward(mix):  # normalised by the batch, so that no path outgrows or starves the others
+        return module.apply(variables, x, mix, True, mutable=["batch_stats"])[0]
+
     logits = forward(mix)
     assert logits.shape == (4, CLASSES)
     assert np.all(np.isfinite(logits))
@@ -142,11 +158,15 @@ def test_parameters_follow_the_convention(space, count):
         values = ones_with_alpha(state, 0)
         _, structure = stages.prune(space, values, structure, count)
         state = fresh(space, structure)
-    for tree in (state.params, state.batch_stats):
-        found = set()
+    found = set()
+    for tree in (state.params, state.batch_stats):  # a pool has statistics, but no weights
         for kind, primitive, leaf, array in banks(tree, space):
             found.add((kind, primitive))
-            keeping = [edge for edge in structure.kept(kind) if primitive in edge]
+            keeping = [
+                edge
+                for edge, kept in enumerate(structure.kept(kind))
+                if primitive in kept and space.has_parameters(kind, edge, primitive)
+            ]
             assert 1 <= array.shape[0] <= 3 * CELLS
             assert array.shape[1] == len(keeping)
             axes = space.CHANNEL_AXES[primitive][leaf]
@@ -154,15 +174,13 @@ def test_parameters_follow_the_convention(space, count):
             for axis in axes:  # from the end, so that leading axes never matter
                 assert axis < 0
                 assert array.shape[axis] % (CHANNELS // PARTIAL) == 0
-        expected = {
-            (kind, primitive)
-            for kind, edges in structure.operations
-            for edge in edges
-            for primitive in edge
-            if primitive in space.CHANNEL_AXES
-        }
-        # Pools have statistics but no weights, where a space normalises them.
-        assert found == expected if tree is state.params else found >= expected
+    assert found == {
+        (kind, primitive)
+        for kind, edges in structure.operations
+        for edge, kept in enumerate(edges)
+        for primitive in kept
+        if primitive in space.CHANNEL_AXES and space.has_parameters(kind, edge, primitive)
+    }
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -214,11 +232,14 @@ def test_derived_genotype_makes_a_network(space):
         for kind, edges in structure.operations
     }
     genotype = space.derive(mean, structure)
-    network = space.network(genotype, CHANNELS, CELLS, CLASSES, kernels.PLAIN, None)
-    x = jnp.zeros((2, *image_shape(space)))
-    logits, variables = jax.eval_shape(
-        lambda: network.init_with_output(jax.random.key(0), x, False)
-    )
-    assert logits.shape == (2, CLASSES)
-    assert {"params", "batch_stats"} == set(variables)
+    for kind in space.STEMS:
+        shape = (CHANNELS, CELLS, CLASSES, kind, False)
+        network = space.network(genotype, *shape, kernels.PLAIN, None)
+        x = jnp.zeros((2, *image_shape(space, kind)))
+        (logits, auxiliary), variables = jax.eval_shape(
+            lambda network=network, x=x: network.init_with_output(jax.random.key(0), x, False)
+        )
+        assert logits.shape == (2, CLASSES)
+        assert auxiliary is None
+        assert {"params", "batch_stats"} == set(variables)
     assert "\n" not in space.describe(genotype)

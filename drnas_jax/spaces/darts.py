@@ -1,0 +1,334 @@
+"""The DARTS space (Liu et al., ICLR 2019): normal and reduction cells, 4 nodes, 7 operations.
+
+A cell reads the two cells before it; every node adds up edges from all earlier nodes (in a network:
+from two), and the nodes' channels together are the cell's output. Cells at a third and at two
+thirds of the depth halve the size and double the channels. A network is a supernet of fewer edges,
+with one operation each, all channels and affine BatchNorm, so both are one model.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drnas_jax.errors import UserError, check_choice
+from drnas_jax.genotype import Genotype
+from drnas_jax.nn.blocks import AuxiliaryHead, Stem, classify
+from drnas_jax.nn.darts_cell import Cell
+from drnas_jax.nn.kernels import Kernels
+from drnas_jax.nn.mixture import INPUTS, NODES, PRIMITIVES, Edge, channel_axes, has_row
+from drnas_jax.spaces.base import Structure
+
+Array = jax.Array
+
+Edges = tuple[tuple[str, tuple[Edge, ...]], ...]  # by cell type
+
+PAIRS = tuple((node, source) for node in range(NODES) for source in range(INPUTS + node))
+_NAMES = tuple(f"{INPUTS + node}<-{source}" for node, source in PAIRS)
+EDGES = {"normal": _NAMES, "reduce": _NAMES}
+CHANNEL_AXES = {name: channel_axes(name) for name in PRIMITIVES}
+STEMS = {"cifar": 4, "imagenet": 32}
+
+
+def has_parameters(cell_type: str, edge: int, primitive: str) -> bool:
+    """See Space.has_parameters: a skip that keeps the size has none."""
+    return has_row(cell_type, PAIRS[edge][1], primitive)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Consecutive cells of the same type and shapes.
+
+    Attributes:
+      cell_type: 'normal' or 'reduce'.
+      channels: of a node.
+      halve: whether the first input is twice as large as the second.
+      inputs: channels of the two inputs.
+      first: number of the first cell, from 0.
+      length: how many.
+    """
+
+    cell_type: str
+    channels: int
+    halve: bool
+    inputs: tuple[int, int]
+    first: int = 0
+    length: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of the parameters."""
+        return f"{self.cell_type}_{self.first}"
+
+
+def cell_runs(channels: int, cells: int, stem: str, stem_features: int) -> list[Run]:
+    """The cells of a network in order, in runs of equal ones."""
+    kinds = []
+    inputs, halve = (stem_features, stem_features), stem == "imagenet"
+    for i in range(cells):
+        cell_type = "reduce" if i in (cells // 3, 2 * cells // 3) else "normal"
+        channels = 2 * channels if cell_type == "reduce" else channels
+        kinds.append(Run(cell_type, channels, halve, inputs))
+        inputs, halve = (inputs[1], NODES * channels), cell_type == "reduce"
+    runs, first = [], 0
+    for kind, group in itertools.groupby(kinds):
+        length = len(list(group))
+        runs.append(dataclasses.replace(kind, first=first, length=length))
+        first += length
+    return runs
+
+
+def stem_features(channels: int, stem: str, network: bool) -> int:
+    """Channels of the stem: 3 C, but C in a final network for ImageNet."""
+    return channels if network and stem == "imagenet" else 3 * channels
+
+
+def supernet_edges(structure: Structure) -> Edges:
+    """All edges of each cell type, with the primitives they keep."""
+    return tuple(
+        (cell_type, tuple(Edge(*pair, kept) for pair, kept in zip(PAIRS, edges, strict=True)))
+        for cell_type, edges in structure.operations
+    )
+
+
+def network_edges(genotype: Genotype) -> Edges:
+    """The edges of a genotype's cells.
+
+    Raises:
+      UserError: it is of another space, or has other nodes or operations.
+    """
+    if genotype.space != "darts":
+        raise UserError(
+            f"the genotype is of the space {genotype.space!r}: expected 'darts'; "
+            f"set --config.space={genotype.space} or take another genotype"
+        )
+    edges = []
+    for cell_type in EDGES:
+        cell = genotype.cell(cell_type)
+        if len(cell) != NODES:
+            raise UserError(f"a DARTS cell has {NODES} nodes, and the {cell_type} cell {len(cell)}")
+        for name, _ in itertools.chain.from_iterable(cell):
+            check_choice("DARTS operation", name, PRIMITIVES)
+        own = (Edge(i, source, (name,)) for i, node in enumerate(cell) for name, source in node)
+        edges.append((cell_type, tuple(own)))
+    return tuple(edges)
+
+
+class Model(nn.Module):
+    """Stem, cells, global pooling and classifier.
+
+    Attributes:
+      channels: C, of a node of the first cell.
+      cells: how many.
+      classes: outputs.
+      stem: 'cifar' or 'imagenet'.
+      stem_features: channels of the stem.
+      edges: by cell type.
+      partial_channels: K.
+      auxiliary: whether there is an auxiliary head, after the second reduction.
+      affine, kernels, axis_name: see Cell.
+    """
+
+    channels: int
+    cells: int
+    classes: int
+    stem: str
+    stem_features: int
+    edges: Edges
+    partial_channels: int
+    auxiliary: bool
+    affine: bool
+    kernels: Kernels
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mix: Mapping[str, Array], train: bool, drop_path: Array | float = 0.0
+    ) -> tuple[Array, Array | None]:
+        """x [b, h, w, c], mix by cell type [e, o] -> logits [b, classes], auxiliary or None."""
+        carry = Stem(self.stem, self.stem_features, self.axis_name, name="stem")(x, train)
+        auxiliary, wanted = None, self.auxiliary and (train or self.is_initializing())
+        for run in cell_runs(self.channels, self.cells, self.stem, self.stem_features):
+            carry, _ = self._cells(run, train)(carry, mix[run.cell_type], drop_path)
+            if run.first == 2 * self.cells // 3 and wanted:
+                head = AuxiliaryHead(self.classes, self.stem, self.axis_name, name="auxiliary")
+                auxiliary = head(carry[1], train)
+        return classify(jnp.mean(carry[1], axis=(1, 2)), self.classes), auxiliary
+
+    def _cells(self, run: Run, train: bool) -> nn.Module:
+        if run.length > 1:
+            cell = nn.scan(
+                Cell,
+                variable_axes={"params": 0, "batch_stats": 0},
+                split_rngs={"params": True, "drop_path": True},
+                in_axes=nn.broadcast,
+                length=run.length,
+            )
+        else:  # its output may have another shape than its inputs, which a scan does not allow
+            cell = nn.map_variables(
+                Cell,
+                ["params", "batch_stats"],
+                trans_in_fn=partial(jax.tree.map, lambda array: array[0]),
+                trans_out_fn=partial(jax.tree.map, lambda array: array[None]),
+                mutable=True,
+                init=self.is_initializing(),
+            )
+        return cell(
+            cell_type=run.cell_type,
+            edges=dict(self.edges)[run.cell_type],
+            channels=run.channels,
+            halve=run.halve,
+            partial_channels=self.partial_channels,
+            affine=self.affine,
+            kernels=self.kernels,
+            axis_name=self.axis_name,
+            train=train,
+            name=run.name,
+        )
+
+
+class Supernet(nn.Module):
+    """See Space.supernet. BatchNorm inside cells has no affine parameters."""
+
+    structure: Structure
+    kernels: Kernels
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, mix: Mapping[str, Array], train: bool) -> Array:
+        """x [b, h, w, c], mix by cell type [14, o] -> logits [b, classes]."""
+        structure = self.structure
+        model = Model(
+            structure.channels,
+            structure.cells,
+            structure.classes,
+            structure.stem,
+            stem_features=stem_features(structure.channels, structure.stem, network=False),
+            edges=supernet_edges(structure),
+            partial_channels=structure.partial_channels,
+            auxiliary=False,
+            affine=False,
+            kernels=self.kernels,
+            axis_name=self.axis_name,
+            name="model",
+        )
+        return model(x, mix, train)[0]
+
+
+class Network(nn.Module):
+    """See Space.network: the model of the genotype's edges, at mixing weight 1."""
+
+    genotype: Genotype
+    channels: int
+    cells: int
+    classes: int
+    stem: str
+    auxiliary: bool
+    kernels: Kernels
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool, drop_path: Array | float = 0.0
+    ) -> tuple[Array, Array | None]:
+        """x [b, h, w, c] -> logits [b, classes], auxiliary logits or None."""
+        edges = network_edges(self.genotype)
+        model = Model(
+            self.channels,
+            self.cells,
+            self.classes,
+            self.stem,
+            stem_features=stem_features(self.channels, self.stem, network=True),
+            edges=edges,
+            partial_channels=1,
+            auxiliary=self.auxiliary,
+            affine=True,
+            kernels=self.kernels,
+            axis_name=self.axis_name,
+            name="model",
+        )
+        mix = {cell_type: jnp.ones((len(own), 1), x.dtype) for cell_type, own in edges}
+        return model(x, mix, train, drop_path)
+
+
+def supernet(structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:
+    """See Space.supernet.
+
+    Raises:
+      UserError: the stem is unknown, or does not go with the channels.
+    """
+    _check_stem(structure.stem, structure.channels)
+    return Supernet(structure, kernels, axis_name)
+
+
+def network(
+    genotype: Genotype,
+    channels: int,
+    cells: int,
+    classes: int,
+    stem: str,
+    auxiliary: bool,
+    kernels: Kernels,
+    axis_name: str | None,
+) -> nn.Module:
+    """See Space.network.
+
+    Raises:
+      UserError: the genotype is of another space, or the stem is unknown or does not go with the
+        channels.
+    """
+    _check_stem(stem, channels)
+    network_edges(genotype)
+    return Network(genotype, channels, cells, classes, stem, auxiliary, kernels, axis_name)
+
+
+def _check_stem(stem: str, channels: int) -> None:
+    check_choice("stem", stem, STEMS)
+    if stem == "imagenet" and channels % 2:
+        raise UserError(f"the ImageNet stem needs an even number of channels, not {channels}")
+
+
+def derive(mean: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
+    """See Space.derive: of every node the two input edges whose best operation has most weight."""
+    return Genotype(
+        "darts",
+        tuple(
+            (cell_type, strongest_edges(mean[cell_type], structure.kept(cell_type)))
+            for cell_type in EDGES
+        ),
+    )
+
+
+def strongest_edges(
+    mean: np.ndarray, kept: tuple[tuple[str, ...], ...]
+) -> tuple[tuple[tuple[str, int], ...], ...]:
+    """A cell of each node's two strongest input edges, with their strongest operation.
+
+    Args:
+      mean: mean mixing weights [e, o].
+      kept: the primitives of each edge.
+    """
+    cell = []
+    for node in range(NODES):
+        rows = [row for row, pair in enumerate(PAIRS) if pair[0] == node]
+        strongest = sorted(rows, key=lambda row: -np.max(mean[row]))[:2]
+        cell.append(
+            tuple(
+                (kept[row][int(np.argmax(mean[row]))], PAIRS[row][1]) for row in sorted(strongest)
+            )
+        )
+    return tuple(cell)
+
+
+def describe(genotype: Genotype) -> str:
+    """One line, such as `normal: sep_conv_3x3(0) + skip_connect(1), ...; reduce: ...`."""
+    cells = []
+    for cell_type, cell in genotype.cells:
+        nodes = (" + ".join(f"{name}({source})" for name, source in node) for node in cell)
+        cells.append(f"{cell_type}: {', '.join(nodes)}")
+    return "; ".join(cells)
