@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
             seed=0,  # all randomness of a run follows from it
             space="nasbench201",  # a file of drnas_jax/spaces
             stem="cifar",  # the network's first layers: 'cifar', or 'imagenet' (DARTS alone)
-            genotype="",  # retrain this cell (a genotype.json or a published name), not DIR's own
+            genotype="",  # retrain this cell (a genotype.json, a published name or 'random')
             checkpoint="",  # evaluate this checkpoint directory, not DIR/retrain/checkpoints
             data=dict(
                 name="cifar10",  # 'digits', a TFDS name, or 'folder' (one sub-folder a class)
@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
                 clip=5.0,  # global norm of the weights' gradient; 0: not clipped
                 sync_batchnorm=False,  # batch statistics over all devices, not per device
                 sample_per_device=False,  # a mixing sample a device, not one for all
+                edge_ranking="mean",  # DARTS keeps edges by 'mean' or (original code) 'softmax'
             ),
             retrain=dict(
                 channels=16,
@@ -70,6 +71,7 @@ def get_config() -> ConfigDict:
                 label_smoothing=0.0,
                 drop_path=0.0,  # rate at the end of dropping an edge of an example; rises from 0
                 auxiliary_weight=0.0,  # of the auxiliary head's loss; 0: there is no such head
+                max_macs=0.0,  # if set, the widest even C of so many multiply-adds, not `channels`
             ),
             nasbench201=dict(
                 table="",  # CSV of true accuracies; empty: not looked up

@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,9 +22,8 @@ from drnas_jax.config import Config
 from drnas_jax.data import Dataset
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
-from drnas_jax.genotype import load_genotype
 from drnas_jax.metrics import Display
-from drnas_jax.retrain import Retraining
+from drnas_jax.retrain import Retraining, choose_genotype
 from drnas_jax.search.problem import make_problem
 from drnas_jax.search.stages import advance
 
@@ -64,7 +64,7 @@ def bench_retrain(config: Config, stage: int, steps: int) -> dict[str, Any]:
     if not config.genotype:
         raise UserError("no genotype to retrain: give --config.genotype=FILE_OR_NAME")
     dataset = synthetic(config, config.retrain.batch_size)
-    phase = Retraining(config, load_genotype(config.genotype), Display(quiet=True), dataset)
+    phase = Retraining(config, choose_genotype(config, Path()), Display(quiet=True), dataset)
     batch = np.arange(config.retrain.batch_size, dtype=np.int32)[None]
     state, _ = phase.start()
     return _measure(phase.step_program(), state, (*phase.arguments, batch), batch.size, steps)

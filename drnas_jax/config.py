@@ -75,6 +75,7 @@ class SearchConfig:
     clip: float
     sync_batchnorm: bool
     sample_per_device: bool
+    edge_ranking: str
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -103,6 +104,7 @@ class RetrainConfig:
     label_smoothing: float
     drop_path: float
     auxiliary_weight: float
+    max_macs: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
 def _check(config: Config) -> None:
     data, arch, search, retrain = config.data, config.arch, config.search, config.retrain
     check_choice("data.flip", data.flip, ("auto", "yes", "no"))
+    check_choice("search.edge_ranking", search.edge_ranking, ("mean", "softmax"))
     check_choice("arch.regulariser", arch.regulariser, ("l2", "kl", "none"))
     if len(arch.temperature) != 2 or min(arch.temperature) <= 0:
         raise UserError(f"arch.temperature is {arch.temperature}: expected two positive numbers")

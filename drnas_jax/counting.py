@@ -1,10 +1,14 @@
 """Parameters and multiply-adds, counted from the program that runs and not from formulas."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
+
+from drnas_jax.errors import UserError
 
 
 def count_parameters(params: Any) -> int:
@@ -34,6 +38,32 @@ def count_network(network: nn.Module, image_shape: tuple[int, ...]) -> Counts:
 def count_macs(network: nn.Module, image_shape: tuple[int, ...]) -> int:
     """Multiply-adds of convolutions and dense layers for one image; see `count_network`."""
     return _network_macs(network, *_shapes(network, image_shape))
+
+
+def widest_channels(macs: Callable[[int], int], limit: float, start: int) -> int:
+    """The widest even C whose network needs at most `limit` multiply-adds.
+
+    Args:
+      macs: multiply-adds of the network of C channels; about quadratic in C.
+      limit: of multiply-adds.
+      start: a C from which to guess.
+
+    Raises:
+      UserError: even C 2 needs more.
+    """
+    macs = functools.cache(macs)
+    guess = start * math.sqrt(limit / macs(start))
+    channels = max(2 * round(guess / 2), 2)
+    while channels > 2 and macs(channels) > limit:
+        channels -= 2
+    while macs(channels + 2) <= limit:
+        channels += 2
+    if macs(channels) > limit:
+        raise UserError(
+            f"retrain.max_macs is {limit:,.0f}, and a network of 2 channels needs {macs(2):,} "
+            "multiply-adds: raise it, or set retrain.cells or data.image_size lower"
+        )
+    return channels
 
 
 def _shapes(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, jax.ShapeDtypeStruct]:

@@ -31,6 +31,11 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _CELL_INPUTS = {"nasbench201": 1}
 
 
+def cell_inputs(space: str) -> int:
+    """How many inputs a cell of the space has."""
+    return _CELL_INPUTS.get(space, 2)
+
+
 @dataclass(frozen=True)
 class Genotype:
     """A network's cells, one a type. Hashable.
@@ -111,7 +116,7 @@ def from_json(mapping: Any, source: str) -> Genotype:
         tuple(
             (
                 _check_name(f"{source}: a cell type", cell_type),
-                _check_cell(f"{source}: cells.{cell_type}", cell, _CELL_INPUTS.get(space, 2)),
+                _check_cell(f"{source}: cells.{cell_type}", cell, cell_inputs(space)),
             )
             for cell_type, cell in cells.items()
         ),

@@ -80,10 +80,14 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
       path: the file; its folder is made where there is none.
       values: as in `append_history`; their order is kept.
     """
+    write_text(path, _to_json(values, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one atomic step; its folder is made where there is none."""
     path = pathlib.Path(path)
-    text = _to_json(values, indent=2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, text + "\n")
+    _replace(path, text)
 
 
 def _read_lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:

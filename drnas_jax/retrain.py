@@ -18,7 +18,7 @@ from jax import lax
 from drnas_jax import data, feed, loop, losses, optimise, sharding, spaces
 from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.config import Config, freeze
-from drnas_jax.counting import count_parameters
+from drnas_jax.counting import count_macs, count_parameters, widest_channels
 from drnas_jax.data import Dataset
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype, load_genotype, to_json
@@ -85,11 +85,13 @@ def retrain(
 
 
 def choose_genotype(config: Config, workdir: Path) -> Genotype:
-    """The genotype that the config names, or that this workdir's search found.
+    """The genotype that the config names ('random': drawn by the seed), or that was searched here.
 
     Raises:
       UserError: there is none, or it can not be read.
     """
+    if config.genotype == "random":
+        return spaces.random_genotype(config.space, config.seed)
     if config.genotype:
         return load_genotype(config.genotype)
     file = workdir / "search" / "genotype.json"
@@ -209,18 +211,10 @@ class Retraining:
         self.count = len(self.dataset.labels)
         self.epochs = part.epochs
         self.steps = data.steps_per_epoch(self.count, part.batch_size, "the training set")
-        network = space.network(
-            genotype,
-            part.channels,
-            part.cells,
-            self.dataset.num_classes,
-            config.stem,
-            part.auxiliary_weight > 0,
-            kernels.for_platform(sharding.platform(self.mesh)),
-            sharding.AXIS if part.sync_batchnorm else None,
-        )
+        self.channels = self._widest() if part.max_macs else part.channels
+        chosen = kernels.for_platform(sharding.platform(self.mesh))
         self.recipe = Recipe(
-            network=network,
+            network=self._network(self.channels, part.auxiliary_weight > 0, chosen),
             optimiser=optimise.weight_optimiser(part, self.steps, part.epochs),
             total_steps=self.steps * part.epochs,
             label_smoothing=part.label_smoothing,
@@ -232,6 +226,32 @@ class Retraining:
         self.arguments = (raw,)
         self.program: Callable[..., Any] | None = None
         display.message(f"retrain: {space.describe(genotype)}")
+
+    def _network(self, channels: int, auxiliary: bool, chosen: kernels.Kernels) -> nn.Module:
+        config, part = self.config, self.config.retrain
+        return spaces.find(config.space).network(
+            self.genotype,
+            channels,
+            part.cells,
+            self.dataset.num_classes,
+            config.stem,
+            auxiliary,
+            chosen,
+            sharding.AXIS if part.sync_batchnorm else None,
+        )
+
+    def _widest(self) -> int:
+        """The widest even C within retrain.max_macs multiply-adds."""
+        part, shape = self.config.retrain, self.dataset.images.shape[1:]
+        channels = widest_channels(
+            lambda c: count_macs(self._network(c, False, kernels.PLAIN), shape),
+            part.max_macs,
+            part.channels,
+        )
+        self.display.message(
+            f"retrain: C {channels} is the widest within retrain.max_macs = {part.max_macs:,.0f}"
+        )
+        return channels
 
     def _init(self) -> RetrainState:
         shape = self.dataset.images.shape[1:]
@@ -298,7 +318,7 @@ class Retraining:
         return {
             "space": self.config.space,
             "genotype": to_json(self.genotype, {}),
-            "channels": part.channels,
+            "channels": self.channels,
             "cells": part.cells,
             "classes": self.dataset.num_classes,
             "stem": self.config.stem,

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from drnas_jax.counting import Counts, count_macs, count_network, count_parameters
+from drnas_jax.counting import (
+    Counts,
+    count_macs,
+    count_network,
+    count_parameters,
+    widest_channels,
+)
+from drnas_jax.errors import UserError
 from drnas_jax.genotype import PUBLISHED
 from drnas_jax.nn import kernels
 from drnas_jax.spaces import darts, nasbench201
@@ -149,3 +156,15 @@ def test_published_networks(row):
     )
     expected = Counts(int(row["params"]), int(row["conv_and_linear_macs"]))
     assert count_network(network, SIZE[row["network"]]) == expected
+
+
+@pytest.mark.parametrize("start", [2, 7, 48, 300])
+@pytest.mark.parametrize("best", [2, 4, 46, 256])
+def test_widest_channels(best, start):
+    def macs(channels):
+        return 7 * channels * channels + 100 * channels + 5
+
+    for limit in (macs(best), macs(best + 2) - 1):
+        assert widest_channels(macs, limit, start) == best
+    with pytest.raises(UserError, match=r"max_macs is 232, .* needs 233 multiply-adds"):
+        widest_channels(macs, macs(2) - 1, start)

@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "drnas_jax"
 # From the bottom up. Modules of one package may import each other, other members of a room may
 # not: arch, nn and data know nothing of search, search nothing of retraining.
 ROOMS = (
-    ("errors", "interrupt", "keys", "losses", "counting"),
-    ("config", "lookup", "metrics", "sharding"),
+    ("errors", "interrupt", "keys", "losses"),
+    ("config", "lookup", "metrics", "sharding", "counting"),
     ("genotype", "workdir", "checkpoint", "optimise", "flags"),
+    ("picture",),
     ("arch", "nn", "data", "benchmarks"),
     ("spaces", "feed", "loop"),
     ("search",),

@@ -12,12 +12,14 @@ import jax
 import numpy as np
 
 from drnas_jax import loop
+from drnas_jax.arch.base import softmax
 from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.config import Config, freeze
 from drnas_jax.counting import count_parameters
 from drnas_jax.data import epoch_order
 from drnas_jax.genotype import Genotype, load_genotype, save, to_json
-from drnas_jax.metrics import Display
+from drnas_jax.metrics import Display, write_text
+from drnas_jax.picture import draw
 from drnas_jax.search.problem import Problem, make_problem
 from drnas_jax.search.stages import advance
 from drnas_jax.search.state import SearchState
@@ -40,8 +42,8 @@ def search(
 ) -> SearchResult:
     """Searches a cell, or goes on where an earlier call in this workdir was stopped.
 
-    Writes search/history.jsonl, search/checkpoints and, at the end, search/genotype.json; where
-    that is there already, it is the result.
+    Writes search/history.jsonl, search/checkpoints and, at the end, search/genotype.svg and
+    search/genotype.json; where that is there already, it is the result.
 
     Args:
       config: of the run, a Config or a ConfigDict.
@@ -65,6 +67,7 @@ def search(
             phase, state, progress, directory, checkpoints, phase.display
         )
     genotype = phase.genotype(state)
+    write_text(directory / "genotype.svg", draw(genotype))
     save(file, genotype, _provenance(config, progress.seconds))
     return SearchResult(genotype, progress.seconds)
 
@@ -170,7 +173,11 @@ class _SearchPhase:
             yield train[start : start + size], valid[start : start + size]
 
     def genotype(self, state: SearchState) -> Genotype:
-        return self.problem.space.derive(self._mean(state), self.structure)
+        strength = self._mean(state)
+        if self.problem.config.search.edge_ranking == "softmax":
+            # On one edge it orders operations as the mean does; it only compares edges otherwise.
+            strength = {kind: np.asarray(softmax(alpha)) for kind, alpha in state.alpha.items()}
+        return self.problem.space.derive(strength, self.structure)
 
     def _mean(self, state: SearchState) -> dict[str, np.ndarray]:
         return {kind: np.asarray(mix) for kind, mix in self.problem.mean(state.alpha).items()}

@@ -3,11 +3,14 @@
 import sys
 from typing import cast
 
+import numpy as np
+
 from drnas_jax import lookup
 from drnas_jax.errors import UserError, check_choice
+from drnas_jax.genotype import Genotype
 from drnas_jax.spaces.base import Space, Structure
 
-__all__ = ["Space", "Structure", "check_image", "find", "names"]
+__all__ = ["Space", "Structure", "check_image", "find", "names", "random_genotype"]
 
 
 def names() -> list[str]:
@@ -32,3 +35,15 @@ def check_image(space: Space, stem: str, size: tuple[int, int]) -> None:
             f"the images are {size[0]}x{size[1]} pixels, and their sides must be divisible by "
             f"{space.STEMS[stem]}: set data.image_size"
         )
+
+
+def random_genotype(name: str, seed: int) -> Genotype:
+    """A cell of the named space whose operations and edges are drawn uniformly.
+
+    Raises:
+      UserError: there is no such space.
+    """
+    space, random = find(name), np.random.default_rng(seed)
+    operations = tuple((kind, (space.PRIMITIVES,) * len(e)) for kind, e in space.EDGES.items())
+    strength = {kind: random.random((len(kept), len(kept[0]))) for kind, kept in operations}
+    return space.derive(strength, Structure(1, 1, 1, 1, operations))

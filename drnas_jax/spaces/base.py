@@ -83,8 +83,13 @@ class Space(Protocol):
         training. `drop_path` is the rate, which counts where there is a random key of that name.
         """
 
-    def derive(self, mean: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
-        """The genotype with the largest mean mixing weights (DrNAS paper)."""
+    def derive(self, strength: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
+        """The strongest operation of each edge; where a node selects inputs, the strongest edges.
+
+        Args:
+          strength: of each operation, by cell type [e, o]: the mean mixing weights (DrNAS paper).
+          structure: tells the operations.
+        """
 
     def describe(self, genotype: Genotype) -> str:
         """One line for people and tables."""

@@ -293,33 +293,34 @@ def _check_stem(stem: str, channels: int) -> None:
         raise UserError(f"the ImageNet stem needs an even number of channels, not {channels}")
 
 
-def derive(mean: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
-    """See Space.derive: of every node the two input edges whose best operation has most weight."""
+def derive(strength: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
+    """See Space.derive: of every node the two input edges whose best operation is strongest."""
     return Genotype(
         "darts",
         tuple(
-            (cell_type, strongest_edges(mean[cell_type], structure.kept(cell_type)))
+            (cell_type, strongest_edges(strength[cell_type], structure.kept(cell_type)))
             for cell_type in EDGES
         ),
     )
 
 
 def strongest_edges(
-    mean: np.ndarray, kept: tuple[tuple[str, ...], ...]
+    strength: np.ndarray, kept: tuple[tuple[str, ...], ...]
 ) -> tuple[tuple[tuple[str, int], ...], ...]:
     """A cell of each node's two strongest input edges, with their strongest operation.
 
     Args:
-      mean: mean mixing weights [e, o].
+      strength: of each operation [e, o].
       kept: the primitives of each edge.
     """
     cell = []
     for node in range(NODES):
         rows = [row for row, pair in enumerate(PAIRS) if pair[0] == node]
-        strongest = sorted(rows, key=lambda row: -np.max(mean[row]))[:2]
+        strongest = sorted(rows, key=lambda row: -np.max(strength[row]))[:2]
         cell.append(
             tuple(
-                (kept[row][int(np.argmax(mean[row]))], PAIRS[row][1]) for row in sorted(strongest)
+                (kept[row][int(np.argmax(strength[row]))], PAIRS[row][1])
+                for row in sorted(strongest)
             )
         )
     return tuple(cell)

@@ -232,10 +232,10 @@ def network(
     return Network(structure, kernels, axis_name)
 
 
-def derive(mean: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
+def derive(strength: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
     """See Space.derive: every edge keeps its operation of largest mean."""
     kept = structure.kept("cell")
-    best = [kept[edge][int(np.argmax(row))] for edge, row in enumerate(mean["cell"])]
+    best = [kept[edge][int(np.argmax(row))] for edge, row in enumerate(strength["cell"])]
     return _genotype(best)
 
 

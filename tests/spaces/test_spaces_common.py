@@ -243,3 +243,14 @@ def test_derived_genotype_makes_a_network(space):
         assert auxiliary is None
         assert {"params", "batch_stats"} == set(variables)
     assert "\n" not in space.describe(genotype)
+
+
+def test_random_genotypes(name, space):
+    many = [spaces.random_genotype(name, seed) for seed in range(40)]
+    assert many == [spaces.random_genotype(name, seed) for seed in range(40)]
+    assert len(set(many)) > 30
+    # 40 cells of at least 6 operations each: that one of up to 10 primitives is missing has a
+    # probability below 1e-9.
+    seen = {op for one in many for _, cell in one.cells for node in cell for op, _ in node}
+    assert seen == set(space.PRIMITIVES)
+    assert space.describe(many[0])
