@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from drnas_jax.errors import UserError
-from drnas_jax.nn.mixture import CONVOLUTIONS, POOLS, PRIMITIVES, Edge, has_row
+from drnas_jax.nn.darts_operations import CONVOLUTIONS, POOLS, PRIMITIVES, Edge, has_row
 from drnas_jax.spaces import darts, nasbench201
 
 State = Mapping[str, np.ndarray]
@@ -198,10 +198,10 @@ def _squeeze(old: str, new: Path, cell: int, halve: bool, affine: bool) -> Itera
     if halve:
         yield from _conv(f"{old}.conv_1", new, "kernel", (cell, 0))
         yield from _conv(f"{old}.conv_2", new, "kernel", (cell, 1))
-        yield from _norm(f"{old}.bn", (*new, "norm"), (cell,), affine=affine)
+        yield from _norm(f"{old}.bn", new, (cell,), affine=affine)
     else:
         yield from _conv(f"{old}.op.1", new, "kernel", (cell, 0))
-        yield from _norm(f"{old}.op.2", (*new, "norm"), (cell,), affine=affine)
+        yield from _norm(f"{old}.op.2", new, (cell,), affine=affine)
 
 
 def _darts_stem(stem: str) -> Iterator[Link]:

@@ -1,4 +1,4 @@
-"""Parts of a network round its cells: what squeezes a cell's inputs, stems, the auxiliary head."""
+"""Parts of a network round its cells: stems, the auxiliary head, the classifier."""
 
 import flax.linen as nn
 import jax
@@ -6,39 +6,10 @@ import jax.numpy as jnp
 
 from drnas_jax.errors import UserError
 from drnas_jax.nn import norm
+from drnas_jax.nn.banks import Mode
 from drnas_jax.nn.kernels import convolve
 
 Array = jax.Array
-
-
-class Squeeze(nn.Module):
-    """ReLU-1x1 convolution-BatchNorm, which may halve the size on the way.
-
-    Attributes:
-      features: channels of the output.
-      halve: half of the channels from the even pixels, the other half from the odd ones.
-      affine: BatchNorm has a scale and bias.
-      axis_name: mesh axis over which batch statistics are synchronised, or None.
-    """
-
-    features: int
-    halve: bool
-    affine: bool
-    axis_name: str | None
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """[b, h, w, c] -> [b, h, w, features], or half of h and w."""
-        parts = 2 if self.halve else 1
-        shape = (parts, x.shape[-1], self.features // parts)
-        kernel = self.param("kernel", norm.uniform_fan_in(batch_axis=(0,)), shape)
-        x = jax.nn.relu(x)
-        if self.halve:
-            pixels = (x[:, ::2, ::2], x[:, 1::2, 1::2])
-            y = jnp.concatenate([p @ k for p, k in zip(pixels, kernel, strict=True)], axis=-1)
-        else:
-            y = x @ kernel[0]
-        return norm.BatchNorm(self.affine, self.axis_name, name="norm")(y, train)
 
 
 class Stem(nn.Module):
@@ -47,28 +18,35 @@ class Stem(nn.Module):
     Attributes:
       kind: 'cifar' (the size stays) or 'imagenet' (a quarter, and an eighth).
       features: channels of the output.
-      axis_name: mesh axis over which batch statistics are synchronised, or None.
+      mode: how it runs.
     """
 
     kind: str
     features: int
-    axis_name: str | None
+    mode: Mode
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """[b, h, w, c] -> the input before the last and the last one."""
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """[b, h, w, c] -> the input before the last and the last one, in the kernels' layout."""
         if self.kind == "cifar":
-            x = self._conv(x, 0, self.features, 1, train)
+            x = self._conv(self.mode.kernels.transpose(x), 0, self.features, 1)
             return x, x
-        x = self._conv(x, 0, self.features // 2, 2, train)
-        first = self._conv(jax.nn.relu(x), 1, self.features, 2, train)
-        return first, self._conv(jax.nn.relu(first), 2, self.features, 2, train)
+        x = self._conv(self.mode.kernels.transpose(x), 0, self.features // 2, 2)
+        first = self._conv(jax.nn.relu(x), 1, self.features, 2)
+        return first, self._conv(jax.nn.relu(first), 2, self.features, 2)
 
-    def _conv(self, x: Array, index: int, features: int, stride: int, train: bool) -> Array:
-        taps = (3, 3, x.shape[-1], features)
+    def _conv(self, x: Array, index: int, features: int, stride: int) -> Array:
+        kernels = self.mode.kernels
+        taps = (3, 3, x.shape[kernels.channel_axis], features)
         kernel = self.param(f"kernel_{index}", norm.uniform_fan_in(), taps)
-        normalise = norm.BatchNorm(axis_name=self.axis_name, name=f"norm_{index}")
-        return normalise(convolve(x, kernel, stride), train)
+        if stride == 1:
+            x = kernels.conv(x, kernel)
+        else:
+            x = kernels.transpose(convolve(kernels.transpose(x), kernel, stride))
+        normalise = norm.BatchNorm(
+            axis_name=self.mode.axis_name, axis=kernels.channel_axis, name=f"norm_{index}"
+        )
+        return normalise(x, self.mode.train)
 
 
 class AuxiliaryHead(nn.Module):

@@ -1,116 +1,269 @@
-"""A cell of the DARTS space, of a supernet or of a network."""
+"""Cells of the DARTS space, of a supernet or of a network: one cell, and runs of equal ones."""
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from drnas_jax.nn.blocks import Squeeze
-from drnas_jax.nn.kernels import Kernels
-from drnas_jax.nn.mixture import (
+from drnas_jax.nn import edge_loop, norm
+from drnas_jax.nn.banks import Arrays, Bank, Mode, Moments, Recorder, Weight, channel_shuffle
+from drnas_jax.nn.darts_operations import (
     INPUTS,
     NODES,
     PRIMITIVES,
     Edge,
-    Mixture,
-    bank_groups,
+    bank_rows,
+    begins_with_relu,
     make_bank,
+    operate,
     stride_of,
 )
-from drnas_jax.nn.operations import Bank, Normaliser, channel_shuffle
+from drnas_jax.nn.stacked import Stack
 
 Array = jax.Array
+Banks = Mapping[str, Arrays]
+Inputs = tuple[Array, Array]
+AllMoments = dict[str, Moments]
+# (selected channels of a node, its number) -> terms with the edge and the primitive that each is of
+Operations = Callable[[Array, int], list[tuple[int, str, Array]]]
 
 
-class Cell(nn.Module):
-    """A cell of mixed operations, looped over source nodes: what edges share is computed once.
-
-    All convolutions of the edges that leave a node are stacked, and so are the pools.
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A cell of mixed operations; static. Images are in the kernels' layout.
 
     Attributes:
+      mode: how operations run.
       cell_type: 'normal' or 'reduce'.
       edges: of the cell.
       channels: of a node.
-      halve: whether the first input is twice as large as the second.
       partial_channels: K.
-      kernels: the backend's arithmetic.
-      affine: BatchNorm has a scale and bias (networks), or not (supernets).
-      axis_name: mesh axis over which batch statistics are synchronised, or None.
-      train: normalise by the batch.
     """
 
+    mode: Mode
     cell_type: str
     edges: tuple[Edge, ...]
     channels: int
-    halve: bool
     partial_channels: int
-    kernels: Kernels
-    affine: bool
-    axis_name: str | None
-    train: bool
 
-    @nn.compact
     def __call__(
-        self, inputs: tuple[Array, Array], mix: Array, drop_path: Array | float
-    ) -> tuple[tuple[Array, Array], None]:
-        """Two cells' outputs, mix [e, o] -> the last and this cell's output, as a scan wants it."""
-        nodes = [
-            Squeeze(self.channels, halve, self.affine, self.axis_name, name=f"squeeze_{i}")(
-                x, self.train
+        self, inputs: Sequence[Array], banks: Banks, mix: Array, keep: Array | None
+    ) -> tuple[Array, AllMoments]:
+        """Both squeezed inputs -> all nodes' channels, and the batch's moments.
+
+        Args:
+          inputs: of `channels` each.
+          banks: arrays [rows, ...] by primitive and name.
+          mix: mixing weights [e, o].
+          keep: drop path, a factor of each example and edge [b, e]; None: all are kept.
+        """
+        kernels, recorder = self.mode.kernels, Recorder()
+        if kernels.sequential and len(self.edges) == NODES * INPUTS + NODES * (NODES - 1) // 2:
+            nodes, moments = edge_loop.cell_nodes(
+                self.mode, self.cell_type, self.edges, inputs, self.partial_channels, banks, mix
             )
-            for i, (x, halve) in enumerate(zip(inputs, (self.halve, False), strict=True))
-        ]
-        normalise = Normaliser(self.train, None if self.is_initializing() else self.axis_name)
-        mixture = Mixture(
-            cell_type=self.cell_type,
-            edges=self.edges,
-            banks=self._banks(),
-            kernels=self.kernels,
-            normalise=normalise,
-            mix=mix,
-            keep=self._keep(inputs[0], drop_path),
-        )
+        else:
+            operations: Operations = functools.partial(self._one_by_one, banks, mix, recorder)
+            if not kernels.sequential:
+                operations = Stack(self.mode, self.cell_type, self.edges, banks, mix, recorder)
+            nodes = self._walk(inputs, operations, keep)
+            moments = recorder.moments()
+        return jnp.concatenate(nodes, axis=kernels.channel_axis), moments
+
+    def _walk(
+        self, inputs: Sequence[Array], operations: Operations, keep: Array | None
+    ) -> list[Array]:
+        """All nodes: from source to source, since edges that leave a node share work."""
+        kernels = self.mode.kernels
         sums: list[list[Array]] = [[] for _ in range(NODES)]  # of the selected channels
         rest: list[list[Array]] = [[] for _ in range(NODES)]  # of the others
+        nodes = list(inputs)
         for source in range(INPUTS + NODES - 1):
             out = [edge for edge in self.edges if edge.source == source]
             if out:
-                selected, bypass = self._select(nodes[source], stride_of(self.cell_type, source))
-                for i, y in mixture(selected, source):
+                stride = stride_of(self.cell_type, source)
+                selected, bypass = self._select(nodes[source], stride)
+                for i, name, y in operations(selected, source):
+                    identity = name == "skip_connect" and stride == 1
+                    if keep is not None and not identity:  # so that a path remains
+                        y = y * kernels.per_example(keep[:, i].astype(y.dtype))
                     sums[self.edges[i].node].append(y)
                 for edge in out:
                     rest[edge.node] += bypass
             if source >= INPUTS - 1:
-                done = source - INPUTS + 1
-                parts = [
-                    functools.reduce(jnp.add, terms) for terms in (sums[done], rest[done]) if terms
-                ]
-                whole = jnp.concatenate(parts, axis=-1)
-                nodes.append(channel_shuffle(whole, self.partial_channels))
-        normalise.record()
-        return (inputs[1], jnp.concatenate(nodes[INPUTS:], axis=-1)), None
+                terms = sums[source - INPUTS + 1], rest[source - INPUTS + 1]
+                parts = [functools.reduce(jnp.add, part) for part in terms if part]
+                whole = jnp.concatenate(parts, axis=kernels.channel_axis)
+                nodes.append(channel_shuffle(whole, self.partial_channels, kernels.channel_axis))
+        return nodes[INPUTS:]
+
+    def _one_by_one(
+        self, banks: Banks, mix: Array, recorder: Recorder, x: Array, source: int
+    ) -> list[tuple[int, str, Array]]:
+        """See Operations."""
+        terms, stride = [], stride_of(self.cell_type, source)
+        for i, edge in enumerate(self.edges):
+            for column, name in enumerate(edge.operations if edge.source == source else ()):
+                row = bank_rows(self.cell_type, self.edges, name).get(i, 0)
+                own = {leaf: array[row] for leaf, array in banks.get(name, {}).items()}
+                active = jax.nn.relu(x) if begins_with_relu(name, stride) else x
+                y, moments = operate(self.mode, name, own, active, mix[i, column], stride)
+                for suffix, (mean, var) in moments.items():
+                    recorder.add(name, suffix, [row], mean, var)
+                terms.append((i, name, y))
+        return terms
 
     def _select(self, node: Array, stride: int) -> tuple[Array, list[Array]]:
         """The channels for the operations; and the others as they pass by, if there are any."""
         if self.partial_channels == 1:
             return node, []
-        selected, bypass = jnp.split(node, [self.channels // self.partial_channels], axis=-1)
-        return selected, [self.kernels.max_pool(bypass, 2, 2) if stride == 2 else bypass]
-
-    def _keep(self, x: Array, drop_path: Array | float) -> Array | None:
-        """Drop path: for every example and edge 0, or 1 over the share that stays. [b, e]."""
-        if not self.train or not self.has_rng("drop_path"):
-            return None
-        share = 1.0 - jnp.asarray(drop_path, jnp.float32)
-        shape = (x.shape[0], len(self.edges))
-        return jax.random.bernoulli(self.make_rng("drop_path"), share, shape) / share
-
-    def _banks(self) -> dict[str, Bank]:
+        kernels = self.mode.kernels
         width = self.channels // self.partial_channels
-        groups = {name: bank_groups(self.cell_type, self.edges, name) for name in PRIMITIVES}
+        selected, bypass = jnp.split(node, [width], axis=kernels.channel_axis)
+        return selected, [kernels.max_pool(bypass, 2, 2) if stride == 2 else bypass]
+
+    def make_banks(self, cells: int, affine: bool) -> dict[str, Bank]:
+        """The banks of a run of such cells, by primitive."""
+        width = self.channels // self.partial_channels
+        rows = {name: bank_rows(self.cell_type, self.edges, name) for name in PRIMITIVES}
         return {
-            name: make_bank(name, own, width, self.affine)
-            for name, own in groups.items()
-            if any(own)
+            name: make_bank(name, (cells, len(own)), width, affine)
+            for name, own in rows.items()
+            if own
         }
+
+
+def squeeze_bank(
+    cells: int, inputs: int, channels: int, halve: bool, affine: bool, name: str
+) -> Bank:
+    """The bank of `squeeze`, for a run of cells."""
+    parts = 2 if halve else 1
+    init = norm.uniform_fan_in(batch_axis=(0, 1))
+    weights = {"kernel": Weight(init, (parts, inputs, channels // parts))}
+    return Bank((cells,), weights, {"": (channels,)}, affine, name=name)
+
+
+def squeeze(mode: Mode, own: Arrays, x: Array) -> tuple[Array, Moments]:
+    """ReLU-1x1 convolution-BatchNorm, which makes an input of a cell as wide as its nodes.
+
+    Where the kernel has two parts, it also halves the size: one half of the channels is from the
+    even pixels, the other one from the odd.
+
+    Args:
+      mode: how it runs.
+      own: kernel [parts, c, d / parts], and the BatchNorm's arrays.
+      x: images; missing channels count as 0.
+    """
+    kernels, kernel = mode.kernels, own["kernel"]
+    x = jax.nn.relu(x)
+    pixels = [x] if len(kernel) == 1 else [x[:, i::2, i::2] for i in (0, 1)]
+    parts = [kernels.pointwise(p, k) for p, k in zip(pixels, kernel, strict=True)]
+    return mode.normalise(jnp.concatenate(parts, axis=kernels.channel_axis), own)
+
+
+def run_cells(
+    cell: Cell,
+    inputs: Inputs,
+    runs: Sequence[Mapping[str, Arrays]],
+    mix: Array,
+    keep: Callable[[Array, Array], Array] | None,
+    keys: Array,
+) -> tuple[Inputs, AllMoments]:
+    """Cells of equal nodes, one after another.
+
+    Args:
+      cell: which.
+      inputs: outputs of the two cells before.
+      runs: of cells whose inputs are equal as well: arrays [cells, ...] of `squeeze_0` and
+        `squeeze_1`, and [cells, rows, ...] of primitives.
+      mix: mixing weights [e, o].
+      keep: (key, a cell's input) -> see Cell; None: no path is dropped.
+      keys: of the cells [n].
+
+    Returns:
+      The last two outputs; and the batch's moments of all cells [n, ...], by name as in `runs`.
+    """
+    if cell.mode.kernels.loop_cells and len(keys) > 1:
+        return _looped(cell, inputs, runs, mix, keep, keys)
+    found = []
+    for place, key in enumerate(keys):
+        own = _cell_arrays(runs, place)
+        squeezed = {
+            name: squeeze(cell.mode, own.pop(name), x)
+            for name, x in zip(("squeeze_0", "squeeze_1"), inputs, strict=True)
+        }
+        nodes = [y for y, _ in squeezed.values()]
+        out, moments = cell(nodes, own, mix, keep(key, nodes[0]) if keep else None)
+        found.append(moments | {name: own for name, (_, own) in squeezed.items()})
+        inputs = (inputs[1], out)
+    return inputs, jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)
+
+
+def _cell_arrays(runs: Sequence[Mapping[str, Arrays]], place: int) -> dict[str, Arrays]:
+    for run in runs:
+        cells = len(run["squeeze_0"]["kernel"])
+        if place < cells:
+            return jax.tree.map(lambda array, place=place: array[place], dict(run))
+        place -= cells
+    raise IndexError("there is no such cell")
+
+
+def _looped(
+    cell: Cell,
+    inputs: Inputs,
+    runs: Sequence[Mapping[str, Arrays]],
+    mix: Array,
+    keep: Callable[[Array, Array], Array] | None,
+    keys: Array,
+) -> tuple[Inputs, AllMoments]:
+    """As one loop, compiled once, though the first cells' inputs differ from the others'.
+
+    Second inputs are padded to the width of a cell's output; and what squeezes a cell's first input
+    belongs to the step before, as the first cell's may even have another size.
+    """
+    mode, width = cell.mode, NODES * cell.channels
+    first = jax.tree.map(lambda array: array[0], runs[0]["squeeze_0"])
+    second = _joined([_pad_inputs(run["squeeze_1"], width) for run in runs])
+    # The last cell squeezes for none after it: by a copy, whose result nobody uses.
+    later = [_pad_inputs(run["squeeze_0"], width) for run in runs[1:]]
+    later = _joined([*later, jax.tree.map(lambda array: array[-1:], later[-1])])
+    banks = _joined([{name: run[name] for name in run if name in PRIMITIVES} for run in runs])
+
+    def step(carry: tuple[Array, Array, Array], own: Any) -> Any:
+        h0, _, s1 = carry
+        banks, own_second, own_later, key = own
+        h1, second_moments = squeeze(mode, own_second, s1)
+        out, moments = cell((h0, h1), banks, mix, keep(key, h1) if keep else None)
+        h0, later_moments = squeeze(mode, own_later, s1)
+        return (h0, s1, out), (moments | {"squeeze_1": second_moments}, later_moments)
+
+    h0, first_moments = squeeze(mode, first, inputs[0])
+    s1 = _pad_channels(inputs[1], width, mode.kernels.channel_axis)
+    carry, found = lax.scan(step, (h0, s1, s1), (banks, second, later, keys))
+    moments, later_moments = found
+    moments["squeeze_0"] = jax.tree.map(
+        lambda one, others: jnp.concatenate([one[None], others[:-1]]), first_moments, later_moments
+    )
+    return carry[1:], moments
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Trees of arrays [n, ...], one after another."""
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+
+def _pad_channels(x: Array, width: int, axis: int) -> Array:
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (0, width - x.shape[axis])
+    return jnp.pad(x, pads)
+
+
+def _pad_inputs(own: Arrays, width: int) -> Arrays:
+    """Arrays of `squeeze` [n, ...], padded by zeros to so many input channels."""
+    kernel = own["kernel"]
+    missing = width - kernel.shape[-2]
+    return {**own, "kernel": jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))}

@@ -1,11 +1,13 @@
 """Batch normalisation as PyTorch does it: running averages of the unbiased variance."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
@@ -14,24 +16,101 @@ MOMENTUM = 0.9  # of the running averages; PyTorch calls it 0.1
 EPSILON = 1e-5
 
 
-def batch_moments(x: Array, axis_name: str | None) -> tuple[Array, Array, int]:
-    """Mean and biased variance of each channel, and over how many values.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def normalise_batch(
+    x: Array, scale: Array, axis: int, axis_name: str | None
+) -> tuple[Array, tuple[Array, Array]]:
+    """Normalises each channel by the batch, times a scale.
+
+    The gradient, which flows through the statistics, needs two sums over the data.
 
     Args:
-      x: [..., c]; everything but the last axis is averaged.
+      x: channels on one axis, everything else is averaged.
+      scale: [c].
+      axis: of the channels.
       axis_name: also average over this mesh axis (synchronised statistics), or None.
+
+    Returns:
+      Like x; and mean and unbiased variance [c] in float32, through which no gradient flows.
     """
+    return _normalise_forward(x, scale, axis, axis_name)[0]
 
-    def average(values: Array) -> Array:
-        values = jnp.mean(values, tuple(range(x.ndim - 1)))
-        return values if axis_name is None else lax.pmean(values, axis_name)
 
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = average(x)
-    # Not the mean of squares less the squared mean: that cancels where the mean is large.
-    variance = average(jnp.square(x - mean))
-    count = math.prod(x.shape[:-1]) * (1 if axis_name is None else lax.axis_size(axis_name))
-    return mean, variance, count
+def _normalise_forward(
+    x: Array, scale: Array, axis: int, axis_name: str | None
+) -> tuple[tuple[Array, tuple[Array, Array]], tuple[Array, ...]]:
+    mean, variance = _moments(x, axis, axis_name)
+    rate = lax.rsqrt(variance + EPSILON)
+    factor = (scale * rate).astype(x.dtype)
+    y = (x - _along(mean.astype(x.dtype), axis, x)) * _along(factor, axis, x)
+    count = _count(x, axis) * (1 if axis_name is None else lax.axis_size(axis_name))
+    return (y, (mean, unbiased(variance, count))), (x, scale, mean, rate)
+
+
+def _normalise_backward(
+    axis: int, axis_name: str | None, residuals: tuple[Array, ...], cotangents: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    x, scale, mean, rate = residuals
+    g = cotangents[0]
+    normed = (x - _along(mean.astype(x.dtype), axis, x)) * _along(rate.astype(x.dtype), axis, x)
+    total, product = _sums((g.astype(mean.dtype), (g * normed).astype(mean.dtype)), axis)
+    share, slope = _pmean((total / _count(x, axis), product / _count(x, axis)), axis_name)
+    centred = g - _along(share.astype(x.dtype), axis, x)
+    centred -= normed * _along(slope.astype(x.dtype), axis, x)
+    return centred * _along((scale * rate).astype(x.dtype), axis, x), product.astype(scale.dtype)
+
+
+normalise_batch.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _others(x: Array, axis: int) -> tuple[int, ...]:
+    return tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+
+
+def _along(values: Array, axis: int, x: Array) -> Array:
+    """[c] in a shape that broadcasts against x."""
+    return lax.expand_dims(values, _others(x, axis))
+
+
+def _count(x: Array, axis: int) -> int:
+    return x.size // x.shape[axis]
+
+
+def _moments(x: Array, axis: int, axis_name: str | None) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel, in one pass over the data.
+
+    As deviations from one value of each channel: the mean of squares less the squared mean would
+    cancel where the mean is large.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    origin = wide[tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim))]
+    if axis_name is not None:
+        origin = lax.pmean(origin, axis_name)
+    deviation = wide - _along(origin, axis, x)
+    sums = _sums((deviation, jnp.square(deviation)), axis)
+    mean, square = _pmean([total / _count(x, axis) for total in sums], axis_name)
+    return origin + mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def _sums(values: Sequence[Array], axis: int) -> Sequence[Array]:
+    """Over all but the channels; of several arrays in one pass.
+
+    First within each row of pixels: a sum of sums has less rounding error than one long sum.
+    """
+    zeros = [np.zeros((), value.dtype) for value in values]
+
+    def add(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+        return [a + b for a, b in zip(left, right, strict=True)]
+
+    first, *others = _others(values[0], axis)
+    if not others:
+        return lax.reduce(list(values), zeros, add, (first,))
+    sums = lax.reduce(list(values), zeros, add, others)
+    return [jnp.sum(each, 0 if first < axis % values[0].ndim else 1) for each in sums]
+
+
+def _pmean(values: Any, axis_name: str | None) -> Any:
+    return values if axis_name is None else lax.pmean(values, axis_name)
 
 
 def running_average(old: Array, new: Array) -> Array:
@@ -45,35 +124,41 @@ def unbiased(variance: Array, count: int) -> Array:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last.
+    """Batch normalisation over all axes but that of the channels.
 
     Attributes:
       affine: with a learned scale and bias.
       axis_name: mesh axis over which batch statistics are synchronised, or None.
+      axis: of the channels.
     """
 
     affine: bool = True
     axis_name: str | None = None
+    axis: int = -1
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """x [..., c] -> the same shape; in training by the batch's statistics, which it records."""
-        features = (x.shape[-1],)
+        """x -> the same shape; in training by the batch's statistics, which it records."""
+        features = (x.shape[self.axis],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
-        mean, var = running_mean.value, running_var.value
-        if train:
-            mean, var, count = batch_moments(x, None if self.is_initializing() else self.axis_name)
-            if not self.is_initializing():
-                running_mean.value = running_average(running_mean.value, mean)
-                running_var.value = running_average(running_var.value, unbiased(var, count))
-        scale = lax.rsqrt(var + EPSILON)
-        bias = -mean * scale
         if self.affine:
-            gamma = self.param("scale", nn.initializers.ones, features)
-            beta = self.param("bias", nn.initializers.zeros, features)
-            scale, bias = scale * gamma, bias * gamma + beta
-        return x * scale.astype(x.dtype) + bias.astype(x.dtype)
+            scale = self.param("scale", nn.initializers.ones, features)
+            bias = self.param("bias", nn.initializers.zeros, features)
+        else:
+            scale, bias = jnp.ones(features), jnp.zeros(features)
+        if not train:
+            factor = scale * lax.rsqrt(running_var.value + EPSILON)
+            offset = bias - running_mean.value * factor
+            return x * _along(factor.astype(x.dtype), self.axis, x) + _along(
+                offset.astype(x.dtype), self.axis, x
+            )
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, (mean, var) = normalise_batch(x, scale, self.axis, axis_name)
+        if not self.is_initializing():
+            running_mean.value = running_average(running_mean.value, mean)
+            running_var.value = running_average(running_var.value, var)
+        return y + _along(bias.astype(x.dtype), self.axis, x) if self.affine else y
 
 
 def uniform_fan_in(batch_axis: tuple[int, ...] = ()) -> Callable[..., Array]:

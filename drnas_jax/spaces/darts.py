@@ -18,10 +18,18 @@ import numpy as np
 
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.genotype import Genotype
+from drnas_jax.nn.banks import Bank, Mode
 from drnas_jax.nn.blocks import AuxiliaryHead, Stem, classify
-from drnas_jax.nn.darts_cell import Cell
+from drnas_jax.nn.darts_cell import Cell, Inputs, run_cells, squeeze_bank
+from drnas_jax.nn.darts_operations import (
+    INPUTS,
+    NODES,
+    PRIMITIVES,
+    Edge,
+    channel_axes,
+    has_row,
+)
 from drnas_jax.nn.kernels import Kernels
-from drnas_jax.nn.mixture import INPUTS, NODES, PRIMITIVES, Edge, channel_axes, has_row
 from drnas_jax.spaces.base import Structure
 
 Array = jax.Array
@@ -151,45 +159,77 @@ class Model(nn.Module):
         self, x: Array, mix: Mapping[str, Array], train: bool, drop_path: Array | float = 0.0
     ) -> tuple[Array, Array | None]:
         """x [b, h, w, c], mix by cell type [e, o] -> logits [b, classes], auxiliary or None."""
-        carry = Stem(self.stem, self.stem_features, self.axis_name, name="stem")(x, train)
+        mode = Mode(self.kernels, train, None if self.is_initializing() else self.axis_name)
+        inputs = Stem(self.stem, self.stem_features, mode, name="stem")(x)
         auxiliary, wanted = None, self.auxiliary and (train or self.is_initializing())
-        for run in cell_runs(self.channels, self.cells, self.stem, self.stem_features):
-            carry, _ = self._cells(run, train)(carry, mix[run.cell_type], drop_path)
-            if run.first == 2 * self.cells // 3 and wanted:
+        runs = cell_runs(self.channels, self.cells, self.stem, self.stem_features)
+        # From a reduction to the next, cells are equal but for what their inputs are.
+        for _, equal in itertools.groupby(runs, lambda run: (run.cell_type, run.channels)):
+            group = list(equal)
+            inputs = self._cells(group, mode, inputs, mix[group[0].cell_type], drop_path)
+            if group[0].first == 2 * self.cells // 3 and wanted:
                 head = AuxiliaryHead(self.classes, self.stem, self.axis_name, name="auxiliary")
-                auxiliary = head(carry[1], train)
-        return classify(jnp.mean(carry[1], axis=(1, 2)), self.classes), auxiliary
+                auxiliary = head(self.kernels.transpose(inputs[1]), train)
+        return classify(self.kernels.pixel_mean(inputs[1]), self.classes), auxiliary
 
-    def _cells(self, run: Run, train: bool) -> nn.Module:
-        if run.length > 1:
-            cell = nn.scan(
-                Cell,
-                variable_axes={"params": 0, "batch_stats": 0},
-                split_rngs={"params": True, "drop_path": True},
-                in_axes=nn.broadcast,
-                length=run.length,
-            )
-        else:  # its output may have another shape than its inputs, which a scan does not allow
-            cell = nn.map_variables(
-                Cell,
-                ["params", "batch_stats"],
-                trans_in_fn=partial(jax.tree.map, lambda array: array[0]),
-                trans_out_fn=partial(jax.tree.map, lambda array: array[None]),
-                mutable=True,
-                init=self.is_initializing(),
-            )
-        return cell(
-            cell_type=run.cell_type,
-            edges=dict(self.edges)[run.cell_type],
-            channels=run.channels,
-            halve=run.halve,
-            partial_channels=self.partial_channels,
-            affine=self.affine,
-            kernels=self.kernels,
-            axis_name=self.axis_name,
-            train=train,
-            name=run.name,
-        )
+    def _cells(
+        self,
+        runs: list[Run],
+        mode: Mode,
+        inputs: Inputs,
+        mix: Array,
+        drop_path: Array | float,
+    ) -> Inputs:
+        """The cells of some runs that have equal nodes."""
+        kind, edges = runs[0].cell_type, dict(self.edges)[runs[0].cell_type]
+        cell = Cell(mode, kind, edges, runs[0].channels, self.partial_channels)
+        variables = [RunBanks(run, cell, self.affine, name=run.name)() for run in runs]
+        arrays = [
+            {name: bank.arrays(mode.train) for name, bank in banks.items()} for banks in variables
+        ]
+        keep, keys = None, jnp.zeros(sum(run.length for run in runs))
+        if mode.train and self.has_rng("drop_path"):
+            keep = partial(_keep, cell, drop_path)
+            keys = jax.random.split(self.make_rng("drop_path"), len(keys))
+        outputs, moments = run_cells(cell, inputs, arrays, mix, keep, keys)
+        first = 0
+        for run, banks in zip(runs, variables, strict=True) if mode.train else ():
+            cells = slice(first, first + run.length)
+            for name, bank in banks.items():
+                bank.record(jax.tree.map(lambda array, cells=cells: array[cells], moments[name]))
+            first += run.length
+        return outputs
+
+
+class RunBanks(nn.Module):
+    """The parameters of a run: banks by primitive, and by `squeeze_0` and `squeeze_1`.
+
+    Attributes:
+      run: the run.
+      cell: of its cells.
+      affine: BatchNorm has a scale and bias (networks), or not (supernets).
+    """
+
+    run: Run
+    cell: Cell
+    affine: bool
+
+    @nn.compact
+    def __call__(self) -> dict[str, Bank]:
+        """Each bank's arrays begin with an axis of cells."""
+        run, banks = self.run, self.cell.make_banks(self.run.length, self.affine)
+        for i, halve in enumerate((run.halve, False)):
+            name = f"squeeze_{i}"
+            shape = (run.length, run.inputs[i], run.channels, halve)
+            banks[name] = squeeze_bank(*shape, self.affine, name)
+        return banks
+
+
+def _keep(cell: Cell, drop_path: Array | float, key: Array, x: Array) -> Array:
+    """Drop path: for every example and edge 0, or 1 over the share that stays. [b, e]."""
+    share = 1.0 - jnp.asarray(drop_path, jnp.float32)
+    shape = (x.shape[cell.mode.kernels.batch_axis], len(cell.edges))
+    return jax.random.bernoulli(key, share, shape) / share
 
 
 class Supernet(nn.Module):

@@ -7,6 +7,7 @@ are one module.
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -16,15 +17,16 @@ import numpy as np
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.genotype import Genotype
 from drnas_jax.nn import norm
-from drnas_jax.nn.kernels import Kernels, convolve
-from drnas_jax.nn.operations import (
+from drnas_jax.nn.banks import (
     CONV_CHANNEL_AXES,
+    Arrays,
     Bank,
-    Normaliser,
-    Part,
+    Mode,
+    Recorder,
     Weight,
     channel_shuffle,
 )
+from drnas_jax.nn.kernels import Kernels, convolve
 from drnas_jax.spaces.base import Operations, Structure
 
 Array = jax.Array
@@ -63,35 +65,59 @@ class Cell(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mix: Array) -> tuple[Array, None]:
-        """x [b, h, w, c], mix [e, o] -> ([b, h, w, c], None), as a scan over cells wants it."""
-        selected = x.shape[-1] // self.partial_channels
-        normalise = Normaliser(self.train, None if self.is_initializing() else self.axis_name)
-        banks = self._banks(selected)
-        nodes = [x]
+        """x in the kernels' layout, mix [e, o] -> (x, None), as a scan over cells wants it."""
+        kernels, axis = self.kernels, self.kernels.channel_axis
+        mode = Mode(kernels, self.train, None if self.is_initializing() else self.axis_name)
+        width = x.shape[axis] // self.partial_channels
+        banks, recorder = self._banks(width), Recorder()
+        arrays = {name: bank.arrays(self.train) for name, bank in banks.items()}
         sums: list[list[Array]] = [[] for _ in range(NODES)]  # of the selected channels
+        bypass: list[Array] = []
         for source in range(NODES - 1):
-            node = nodes[source][..., :selected]
-            active = jax.nn.relu(node)
-            for name, bank in banks.items():
-                edges = self._leaving(name, source)
-                if edges:
-                    y = self.kernels.conv(active, _wide(bank.rows("kernel", source)))
-                    y = y.reshape(*y.shape[:-1], len(edges), selected)
-                    weights = jnp.stack([self._weight(mix, edge, name) for edge in edges])
-                    y = normalise(y, [Part(bank, source)], weights)
-                    for i, edge in enumerate(edges):
-                        sums[PAIRS[edge][0]].append(y[..., i, :])
-            pool = self._leaving("avg_pool_3x3", source)
-            pooled = self.kernels.avg_pool(node, 1) if pool else node
-            for name, value in (("skip_connect", node), ("avg_pool_3x3", pooled)):
+            selected, rest = jnp.split(x, [width], axis)
+            convolved = partial(self._convolved, mode, arrays, recorder, selected, mix, source)
+            for name in banks:
+                for edge, y in convolved(name):
+                    sums[PAIRS[edge][0]].append(y)
+            pooling = self._leaving("avg_pool_3x3", source)
+            pooled = kernels.avg_pool(selected, 1) if pooling else selected
+            for name, value in (("skip_connect", selected), ("avg_pool_3x3", pooled)):
                 for edge in self._leaving(name, source):
-                    sums[PAIRS[edge][0]].append(self._weight(mix, edge, name) * value)
-            bypass = [n[..., selected:] for n in nodes]
-            mixed = sum(sums[source + 1], start=jnp.zeros_like(node))
-            whole = jnp.concatenate([mixed, sum(bypass[1:], start=bypass[0])], axis=-1)
-            nodes.append(channel_shuffle(whole, self.partial_channels))
-        normalise.record()
-        return nodes[-1], None
+                    sums[PAIRS[edge][0]].append(
+                        self._weight(mix, edge, name).astype(x.dtype) * value
+                    )
+            bypass.append(rest)
+            mixed = sum(sums[source + 1], start=jnp.zeros_like(selected))
+            x = jnp.concatenate([mixed, sum(bypass[1:], start=bypass[0])], axis)
+            x = channel_shuffle(x, self.partial_channels, axis)
+        for name, moments in recorder.moments().items():
+            banks[name].record(moments)
+        return x, None
+
+    def _convolved(
+        self,
+        mode: Mode,
+        arrays: Mapping[str, Arrays],
+        recorder: Recorder,
+        x: Array,
+        mix: Array,
+        source: int,
+        name: str,
+    ) -> list[tuple[int, Array]]:
+        """ReLU-convolution-BatchNorm of all edges that leave a node, as one wider convolution."""
+        edges = self._leaving(name, source)
+        if not edges:
+            return []
+        held = [edge for edge, kept in enumerate(self.operations) if name in kept]
+        rows = [held.index(edge) for edge in edges]
+        own = {leaf: jnp.asarray(array)[np.array(rows)] for leaf, array in arrays[name].items()}
+        y = self.kernels.conv(jax.nn.relu(x), _wide(own["kernel"]))
+        weights = jnp.stack([self._weight(mix, edge, name) for edge in edges])
+        axis = self.kernels.channel_axis
+        y, moments = mode.normalise(y, own, weight=jnp.repeat(weights, x.shape[axis]))
+        for mean, var in moments.values():
+            recorder.add(name, "", rows, mean, var)
+        return list(zip(edges, jnp.split(y, len(edges), axis), strict=True))
 
     def _leaving(self, name: str, source: int) -> list[int]:
         """The edges from a node that keep a primitive."""
@@ -107,15 +133,11 @@ class Cell(nn.Module):
     def _banks(self, features: int) -> dict[str, Bank]:
         banks = {}
         for name, size in FILTER_SIZES.items():
-            held = [edge for edge, kept in enumerate(self.operations) if name in kept]
-            groups = tuple(
-                tuple(held.index(edge) for edge in self._leaving(name, source))
-                for source in range(NODES - 1)
-            )
+            edges = sum(name in kept for kept in self.operations)
             shape = (size, size, features, features)
             weights = {"kernel": Weight(norm.uniform_fan_in(batch_axis=(0,)), shape)}
-            if held:
-                banks[name] = Bank(groups, weights, {"": (features,)}, self.affine, name=name)
+            if edges:
+                banks[name] = Bank((edges,), weights, {"": (features,)}, self.affine, name=name)
         return banks
 
 
@@ -175,6 +197,7 @@ class Model(nn.Module):
         for stage in range(3):
             if stage:
                 x = ReductionBlock(self.axis_name, name=f"reduction_{stage}")(x, train)
+            x = self.kernels.transpose(x)
             x, _ = cells(
                 operations=structure.kept("cell"),
                 partial_channels=structure.partial_channels,
@@ -184,6 +207,7 @@ class Model(nn.Module):
                 train=train,
                 name=f"cell_{stage}",
             )(x, mix["cell"])
+            x = self.kernels.transpose(x)
         x = jax.nn.relu(norm.BatchNorm(axis_name=self.axis_name, name="last_norm")(x, train))
         dense = nn.Dense(structure.classes, kernel_init=norm.uniform_fan_in(), name="classifier")
         return dense(jnp.mean(x, axis=(1, 2)).astype(jnp.float32))

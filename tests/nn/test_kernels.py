@@ -34,24 +34,31 @@ def assert_same(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
+def both(platform, function, *arguments):
+    """Value and gradients of function(kernels, x, ...) by the platform's kernels and plain ones."""
+
+    def compute(own):
+        def in_plain_layout(x, *rest):
+            return own.transpose(function(own, own.transpose(x), *rest))
+
+        return value_and_gradients(in_plain_layout, *arguments)
+
+    return compute(kernels.for_platform(platform)), compute(kernels.PLAIN)
+
+
 @pytest.mark.parametrize("platform", VARIANTS)
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_conv_agrees_with_plain(platform, size, shape):
     x, filters = normal(0, shape), normal(1, (size, size, shape[-1], 6))
-    found = value_and_gradients(kernels.for_platform(platform).conv, x, filters)
-    assert_same(found, value_and_gradients(kernels.PLAIN.conv, x, filters))
+    assert_same(*both(platform, lambda own, x, f: own.conv(x, f), x, filters))
 
 
 @pytest.mark.parametrize("platform", VARIANTS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_avg_pool_agrees_with_plain(platform, stride, shape):
-    found, expected = (
-        value_and_gradients(lambda x, own=own: own.avg_pool(x, stride), normal(0, shape))
-        for own in (kernels.for_platform(platform), kernels.PLAIN)
-    )
-    assert_same(found, expected)
+    assert_same(*both(platform, lambda own, x: own.avg_pool(x, stride), normal(0, shape)))
 
 
 # Of equal values the first gets the gradient. A window of 2 is not padded: sides are at least 2.
@@ -62,11 +69,7 @@ def test_avg_pool_agrees_with_plain(platform, stride, shape):
 def test_max_pool_agrees_with_plain(platform, ties, size, stride, shape):
     x = normal(0, shape)
     x = np.round(x) if ties else x
-    found, expected = (
-        value_and_gradients(lambda x, own=own: own.max_pool(x, size, stride), x)
-        for own in (kernels.for_platform(platform), kernels.PLAIN)
-    )
-    assert_same(found, expected)
+    assert_same(*both(platform, lambda own, x: own.max_pool(x, size, stride), x))
 
 
 @pytest.mark.parametrize("platform", VARIANTS)
@@ -74,29 +77,37 @@ def test_max_pool_agrees_with_plain(platform, ties, size, stride, shape):
 @pytest.mark.parametrize(("size", "dilation"), [(3, 1), (5, 1), (3, 2), (5, 2)])
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 5, 7, 2), (2, 1, 2, 2)])
 def test_depthwise_agrees_with_plain(platform, stride, size, dilation, shape):
-    x, filters = normal(0, shape), normal(1, (4, size, size, shape[-1]))
-    found, expected = (
-        value_and_gradients(lambda x, f, own=own: own.depthwise(x, f, stride, dilation), x, filters)
-        for own in (kernels.for_platform(platform), kernels.PLAIN)
+    x, filters = normal(0, shape), normal(1, (size, size, shape[-1]))
+    assert_same(
+        *both(platform, lambda own, x, f: own.depthwise(x, f, stride, dilation), x, filters)
     )
-    assert_same(found, expected)
 
 
 def test_depthwise_gives_each_channel_its_own_filter():
-    x, filters = normal(0, (2, 8, 6, 3)), normal(1, (2, 3, 3, 3))
+    x, filters = normal(0, (2, 8, 6, 3)), normal(1, (3, 3, 3))
     y = kernels.PLAIN.depthwise(x, filters, 1, 1)
     expected = sum(
-        x[:, 2 + i, 3 + j] * filters[1, 1 + i, 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)
+        x[:, 2 + i, 3 + j] * filters[1 + i, 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)
     )
-    np.testing.assert_allclose(y[:, 2, 3, 1], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(y[:, 2, 3], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("platform", VARIANTS)
-@pytest.mark.parametrize("edges", [4, 40])  # few edges run as one product, many batched
-def test_pointwise_agrees_with_plain(platform, edges):
-    x, matrices = normal(0, (2, 3, 5, edges, 4)), normal(1, (edges, 4, 6))
-    found = value_and_gradients(kernels.for_platform(platform).pointwise, x, matrices)
-    assert_same(found, value_and_gradients(kernels.PLAIN.pointwise, x, matrices))
+def test_pointwise_agrees_with_plain(platform):
+    x, matrix = normal(0, (2, 3, 5, 4)), normal(1, (4, 6))
+    assert_same(*both(platform, lambda own, x, m: own.pointwise(x, m), x, matrix))
+
+
+@pytest.mark.parametrize("platform", ["plain", *VARIANTS])
+def test_layout(platform):
+    own, x = kernels.for_platform(platform), normal(0, (2, 3, 5, 4))
+    y = own.transpose(x)
+    np.testing.assert_array_equal(own.transpose(y), x)
+    assert (y.shape[own.batch_axis], y.shape[own.channel_axis]) == (2, 4)
+    np.testing.assert_allclose(own.pixel_mean(y), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    channel, example = normal(1, (4,)), normal(2, (2,))
+    scaled = own.transpose(y * own.per_channel(channel) * own.per_example(example))
+    np.testing.assert_allclose(scaled, x * channel * example[:, None, None, None], rtol=1e-5)
 
 
 @pytest.mark.parametrize("platform", ["plain", *VARIANTS])
@@ -108,9 +119,9 @@ def test_avg_pool_is_the_mean_of_the_pixels_there_are(platform, shape):
         window = x[:, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
         expected[:, i, j] = window.mean((1, 2))
     # At most 9 values of size 1 are added.
-    np.testing.assert_allclose(
-        kernels.for_platform(platform).avg_pool(x, 1), expected, rtol=1e-5, atol=1e-6
-    )
+    own = kernels.for_platform(platform)
+    found = own.transpose(own.avg_pool(own.transpose(x), 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -14,10 +14,11 @@ import pytest
 from drnas_jax import losses, spaces
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import PUBLISHED, Genotype
+from drnas_jax.nn.banks import Mode
 from drnas_jax.nn.blocks import AuxiliaryHead
 from drnas_jax.nn.darts_cell import Cell
-from drnas_jax.nn.kernels import PLAIN
-from drnas_jax.nn.mixture import Edge
+from drnas_jax.nn.darts_operations import Edge
+from drnas_jax.nn.kernels import CPU, PLAIN
 from drnas_jax.search.stages import prune, widen
 from drnas_jax.search.state import SearchState
 from drnas_jax.spaces import Structure, darts
@@ -217,39 +218,43 @@ def test_describe():
     assert "\n" not in text
 
 
-def pools_and_skips(x, **arguments):
+def pools_and_skips(x, own, keep=None):
     """A cell whose node 0 averages input 1 and skips input 0, and whose others skip input 0."""
     first = (Edge(0, 1, ("avg_pool_3x3",)), Edge(0, 0, ("skip_connect",)))
     edges = (*first, *(Edge(node, 0, ("skip_connect",)) for node in (1, 2, 3)))
-    cell = Cell("normal", edges, 4, False, 1, PLAIN, True, None, train=True)
-    mix = jnp.ones((len(edges), 1))
-    variables = cell.init({"params": jax.random.key(0)}, (x, x), mix, 0.0)
-    (_, out), _ = cell.apply(
-        variables, (x, x), mix, arguments.pop("rate", 0.0), mutable=["batch_stats"], **arguments
-    )[0]
-    return jnp.split(out, 4, axis=-1)[:2]
+    cell = Cell(Mode(own, True, None), "normal", edges, 8, 1)
+    x = own.transpose(x)
+    out, _ = cell((x, x), {"avg_pool_3x3": {}}, jnp.ones((len(edges), 1)), keep)
+    return jnp.split(own.transpose(out), 4, axis=-1)[:2]
 
 
-def test_drop_path_drops_examples_of_an_edge_but_no_identity():
+@pytest.mark.parametrize("own", [PLAIN, CPU])
+def test_drop_path_drops_examples_of_an_edge_but_no_identity(own):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4, 4, 8)), jnp.float32)
-    whole, skip = pools_and_skips(x)
-    dropped, same = pools_and_skips(x, rate=0.25, rngs={"drop_path": jax.random.key(1)})
+    whole, skip = pools_and_skips(x, own)
+    keep = np.where(np.arange(16) % 3 > 0, 1.5, 0)  # of the pool; the identities have no say
+    dropped, same = pools_and_skips(x, own, jnp.stack([keep, *[keep * 0] * 4], axis=1))
     np.testing.assert_array_equal(same, skip)
-    kept = 0
-    for example in range(16):
-        pool = whole[example] - skip[example]
-        if np.allclose(dropped[example], skip[example]):
-            continue
-        kept += 1
-        np.testing.assert_allclose(dropped[example] - skip[example], pool / 0.75, atol=1e-5)
-    assert 6 <= kept <= 15  # of 16 at 3/4: outside once in a hundred keys, and this key is fixed
+    pool = (whole - skip) * keep[:, None, None, None]
+    np.testing.assert_allclose(dropped - skip, pool, atol=1e-5)
 
 
-def test_no_path_is_dropped_at_rate_0():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 8)), jnp.float32)
-    whole, _ = pools_and_skips(x)
-    same, _ = pools_and_skips(x, rngs={"drop_path": jax.random.key(1)})
-    np.testing.assert_array_equal(same, whole)
+def test_paths_are_dropped_at_the_rate():
+    network = darts.network(PUBLISHED["darts_v2"], 4, 3, 10, "cifar", False, CPU, None)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+    variables = jax.tree.map(
+        lambda leaf: jnp.full(leaf.shape, 0.1, leaf.dtype),
+        jax.eval_shape(lambda: network.init(jax.random.key(0), x, True)),
+    )
+
+    @jax.jit
+    def logits(rate, key):
+        rngs = {"drop_path": jax.random.key(key)}
+        return network.apply(variables, x, True, rate, rngs=rngs, mutable=["batch_stats"])[0][0]
+
+    np.testing.assert_array_equal(logits(0.0, 1), logits(0.0, 2))
+    assert np.any(logits(0.5, 1) != logits(0.5, 2))
+    np.testing.assert_array_equal(logits(0.5, 1), logits(0.5, 1))
 
 
 @pytest.mark.parametrize(
