@@ -59,9 +59,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.update(dict(image_size=16, crop_padding=2))
         config.arch.lr = 3e-3  # a tenth of the recipe's steps, so that alpha can move as far
         config.search.update(
-            dict(channels=8, cells=5, epochs=(3, 2), partial_channels=(4, 2), warmup_epochs=(1, 0))
+            dict(channels=8, cells=5, epochs=(2, 2), partial_channels=(4, 2), warmup_epochs=(1, 0))
         )
-        config.retrain.update(dict(channels=8, cells=5, epochs=4, lr=0.1, cutout=4, drop_path=0.0))
+        config.retrain.update(dict(channels=8, cells=5, epochs=3, lr=0.1, cutout=4, drop_path=0.0))
     if variant == "smoke":
         config.data.update(dict(image_size=8, crop_padding=1))
         config.search.update(
