@@ -369,8 +369,9 @@ def _all_columns(edges: tuple[Edge, ...], mix: Array) -> Array:
 
 def _merged(one: AllMoments, other: AllMoments) -> AllMoments:
     """Moments of two loops, each of which left the other's rows at 0."""
-    merged = {}
+    merged: AllMoments = {}
     for name in {**one, **other}:
         parts = [part[name] for part in (one, other) if part.get(name)]
-        merged[name] = jax.tree.map(lambda *values: sum(values), *parts) if parts else {}
+        if parts:
+            merged[name] = jax.tree.map(lambda *values: sum(values), *parts)
     return merged

@@ -1,0 +1,124 @@
+"""Every way of running a DARTS cell against the plain one: values, statistics, all gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drnas_jax.nn import kernels
+from drnas_jax.nn.banks import Mode
+from drnas_jax.nn.darts_cell import Cell, run_cells
+from drnas_jax.nn.darts_operations import INPUTS, NODES, PRIMITIVES, Edge
+
+CHANNELS = 4
+PAIRS = [(node, source) for node in range(NODES) for source in range(INPUTS + node)]
+WHOLE = tuple(Edge(*pair, PRIMITIVES) for pair in PAIRS)
+# Every edge keeps other operations, and no edge keeps max_pool_3x3.
+PRUNED = tuple(
+    Edge(*pair, tuple(name for i, name in enumerate(PRIMITIVES) if i and (i + e) % 3))
+    for e, pair in enumerate(PAIRS)
+)
+PRUNED = tuple(edge._replace(operations=edge.operations[:4]) for edge in PRUNED)
+NETWORK = tuple(
+    Edge(node, source, (PRIMITIVES[(3 * node + source) % 7],))
+    for node in range(NODES)
+    for source in (node, node + 1)
+)
+EDGES = {"whole": WHOLE, "pruned": PRUNED, "network": NETWORK}
+
+
+def arrays(cell, cells, inputs, halve, seed=0):
+    """Random arrays of a run of cells, as a model's banks would hand them over."""
+    random = np.random.default_rng(seed)
+    shapes = {}
+    for name, bank in cell.make_banks(cells, affine=False).items():
+        shapes[name] = {
+            leaf: (cells, bank.leading[1], *w.shape) for leaf, w in bank.weights.items()
+        }
+    for i, (width, half) in enumerate(zip(inputs, (halve, False), strict=True)):
+        parts = 2 if half else 1
+        shapes[f"squeeze_{i}"] = {"kernel": (cells, parts, width, CHANNELS // parts)}
+    return jax.tree.map(
+        lambda shape: random.normal(size=shape).astype(np.float32),
+        shapes,
+        is_leaf=lambda value: isinstance(value, tuple),
+    )
+
+
+def evaluate(own, kind, edges, partial_channels, runs, images, keep=None):
+    """Outputs, moments, and gradients of all that runs through the cells."""
+    cell = Cell(Mode(own, True, None), kind, edges, CHANNELS, partial_channels)
+    random = np.random.default_rng(5)
+    count = len(edges[0].operations)
+    mix = random.dirichlet(np.ones(count), len(edges)).astype(np.float32)
+    keys = jnp.arange(sum(len(run["squeeze_0"]["kernel"]) for run in runs), dtype=jnp.float32)
+
+    def function(images, runs, mix):
+        inputs = tuple(map(own.transpose, images))
+        outputs, moments = run_cells(cell, inputs, runs, mix, keep, keys)
+        return tuple(map(own.transpose, outputs)), moments
+
+    # Compiled for one run: optimisation would take longer than it saves.
+    @jax.jit
+    def compute(*arguments):
+        outputs, pull, moments = jax.vjp(function, *arguments, has_aux=True)
+        g = [np.random.default_rng(6).normal(size=y.shape).astype(y.dtype) for y in outputs]
+        return outputs, moments, pull(tuple(map(jnp.asarray, g)))
+
+    lowered = compute.lower(images, runs, mix)
+    return lowered.compile({"xla_backend_optimization_level": 0})(images, runs, mix)
+
+
+def assert_same(found, expected):
+    flat, tree = jax.tree_util.tree_flatten_with_path(expected)
+    values, same = jax.tree.flatten(found)
+    assert tree == same
+    for (path, want), got in zip(flat, values, strict=True):
+        # Sums in another order: float32's rounding, relative to the array's largest value.
+        tolerance = 1e-4 * np.abs(want).max() + 1e-5
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=f"{path}")
+
+
+def images(*shapes):
+    random = np.random.default_rng(1)
+    return tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+@pytest.mark.parametrize("partial_channels", [1, 2])
+@pytest.mark.parametrize("kind", ["normal", "reduce"])
+@pytest.mark.parametrize("kept", EDGES)
+def test_one_cell(kept, kind, partial_channels):
+    if kept == "network" and partial_channels > 1:
+        pytest.skip("a network has no partial channels")
+    edges = EDGES[kept]
+    plain = Cell(Mode(kernels.PLAIN, True, None), kind, edges, CHANNELS, partial_channels)
+    runs = [arrays(plain, 1, (6, 5), halve=True)]
+    inputs = images((3, 8, 12, 6), (3, 4, 6, 5))
+    found, expected = (
+        evaluate(kernels.for_platform(name), kind, edges, partial_channels, runs, inputs)
+        for name in ("cpu", "plain")
+    )
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_cells_in_a_row_whose_first_inputs_differ(platform):
+    edges = NETWORK
+    plain = Cell(Mode(kernels.PLAIN, True, None), "normal", edges, CHANNELS, 1)
+    width = NODES * CHANNELS
+    runs = [
+        arrays(plain, 1, (6, 5), halve=True, seed=1),
+        arrays(plain, 1, (5, width), halve=False, seed=2),
+        arrays(plain, 2, (width, width), halve=False, seed=3),
+    ]
+    inputs = images((3, 8, 12, 6), (3, 4, 6, 5))
+
+    def keep(key, x):  # another factor for every cell, example and edge
+        del x
+        return 0.5 + (key + 1) * jnp.arange(3 * len(edges)).reshape(3, -1) / 50
+
+    found, expected = (
+        evaluate(kernels.for_platform(name), "normal", edges, 1, runs, inputs, keep)
+        for name in (platform, "plain")
+    )
+    assert_same(found, expected)
