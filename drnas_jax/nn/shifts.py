@@ -20,12 +20,88 @@ Sides = tuple[int, int]
 _REACH = 4  # pixels, of the farthest tap: with equal margins, filters can share a padded image
 
 
+@jax.custom_vjp
 def conv(x: Array, kernel: Array) -> Array:
-    """Dense convolution of stride 1, as one matrix product: kernel [k, k, c, d]."""
+    """Dense convolution of stride 1, as one matrix product: kernel [k, k, c, d].
+
+    The shifted images that it needs are many times as large as x, so the gradient makes them anew.
+    """
+    outputs = kernel.shape[-1]
+    y = kernel.reshape(-1, outputs).T @ _patches(x, len(kernel))
+    return lax.reshape(y, (outputs, *x.shape[1:]))
+
+
+def _conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
     size, _, inputs, outputs = kernel.shape
-    taps = [tap for _, tap in _taps(_pad(x, size // 2), size, 1, 1, _sides(x))]
-    patches = jnp.concatenate(taps).reshape(size * size * inputs, -1)
-    return (kernel.reshape(-1, outputs).T @ patches).reshape(outputs, *x.shape[1:])
+    flat, margin = _flatten(g, size // 2)
+    pixels = flat.shape[1] - 2 * margin
+    d_kernel = _patches(x, size) @ lax.slice_in_dim(flat, margin, margin + pixels, axis=1).T
+    # What each place of a window gets back; beyond the image it is 0, as g is there.
+    d_patches = kernel.reshape(-1, outputs) @ flat
+    terms = []
+    for place, offset, inside in _places(x, size, 1, -1):
+        rows = lax.slice_in_dim(d_patches, place * inputs, (place + 1) * inputs)
+        terms.append(
+            _where(inside, lax.slice_in_dim(rows, *_span(margin + offset, pixels), axis=1))
+        )
+    return lax.reshape(_total(terms), x.shape), lax.reshape(d_kernel, kernel.shape)
+
+
+conv.defvjp(lambda x, kernel: (conv(x, kernel), (x, kernel)), _conv_backward)
+
+
+def _patches(x: Array, size: int) -> Array:
+    """All shifted images that a window of a dense convolution sees: [k * k * c, pixels]."""
+    padded, margin = _flatten(x, size // 2)
+    pixels = padded.shape[1] - 2 * margin
+    return jnp.concatenate(
+        [
+            _where(inside, lax.slice_in_dim(padded, *_span(margin + offset, pixels), axis=1))
+            for _, offset, inside in _places(x, size, 1)
+        ]
+    )
+
+
+def _flatten(x: Array, reach: int) -> tuple[Array, int]:
+    """All pixels of a channel on one axis, with a margin of zeros; and how wide the margin is.
+
+    With shifts along several axes, the place of every pixel would have to be computed by division.
+    On one axis, a shift to the side runs into the next row: there it must count as 0.
+    """
+    channels, _, columns, batch = x.shape
+    margin = reach * (columns + 1) * batch
+    flat = lax.reshape(x, (channels, x.size // channels))
+    return lax.pad(flat, jnp.zeros((), x.dtype), [(0, 0, 0), (margin, margin, 0)]), margin
+
+
+def _places(
+    x: Array, size: int, dilation: int, sign: int = 1
+) -> Iterator[tuple[int, int, np.ndarray | None]]:
+    """For each place in a window: its number, its offset in flat pixels, and where it is inside.
+
+    Args:
+      x: [c, h, w, b].
+      size: of the window.
+      dilation: of the window.
+      sign: -1 to look from a pixel back at the windows that it is in.
+    """
+    _, rows, columns, batch = x.shape
+    column = np.tile(np.repeat(np.arange(columns), batch), rows)
+    for place in range(size * size):
+        down, side = (sign * dilation * (i - size // 2) for i in divmod(place, size))
+        inside = (column + side >= 0) & (column + side < columns) if side else None
+        yield place, (down * columns + side) * batch, inside
+
+
+def _where(inside: np.ndarray | None, x: Array) -> Array:
+    if inside is None:
+        return x
+    return lax.select(lax.broadcast_in_dim(inside, x.shape, (1,)), x, jnp.zeros_like(x))
+
+
+def _span(start: int, length: int) -> tuple[int, int]:
+    return start, start + length
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -48,31 +124,17 @@ def _shifted_sum(x: Array, filters: Array, stride: int, dilation: int) -> Array:
 
 
 def _flat_sum(x: Array, filters: Array, dilation: int) -> Array:
-    """The same for a matrix product, which wants all pixels of a channel on one axis.
-
-    With shifts along several axes, the place of every pixel would have to be computed by division.
-    On one axis, a shift to the side runs into the next row: there the sum counts as 0.
-    """
-    (channels, rows, columns, batch), size = x.shape, len(filters)
-    half, pixels = size // 2, rows * columns * batch
-    margin = _REACH * (columns + 1) * batch
-    flat = lax.reshape(x, (channels, pixels))
-    padded = lax.pad(flat, jnp.zeros((), x.dtype), [(0, 0, 0), (margin, margin, 0)])
-    column = np.tile(np.repeat(np.arange(columns, dtype=np.float32), batch), rows)
-    zeros = jnp.zeros_like(flat)
-    terms = []
-    for j in range(size):
-        side = dilation * (j - half)
-        starts = [margin + (dilation * (i - half) * columns + side) * batch for i in range(size)]
-        line = _total(
-            _times(lax.slice_in_dim(padded, start, start + pixels, axis=1), filters, i, j)
-            for i, start in enumerate(starts)
-        )
-        if side:
-            inside = column >= -side if side < 0 else column < columns - side
-            line = lax.select(lax.broadcast_in_dim(inside, flat.shape, (1,)), line, zeros)
-        terms.append(line)
-    return lax.reshape(_total(terms), x.shape)
+    """The same for a matrix product, which wants all pixels of a channel on one axis."""
+    size, (padded, margin) = len(filters), _flatten(x, _REACH)
+    pixels = padded.shape[1] - 2 * margin
+    sides: dict[int, list[Array]] = {}
+    masks = {}
+    for place, offset, inside in _places(x, size, dilation):
+        tap = lax.slice_in_dim(padded, *_span(margin + offset, pixels), axis=1)
+        i, j = divmod(place, size)
+        sides.setdefault(j, []).append(_times(tap, filters, i, j))
+        masks[j] = inside  # a column of the window leaves the image as one
+    return lax.reshape(_total(_where(masks[j], _total(sides[j])) for j in sides), x.shape)
 
 
 def _times(tap: Array, filters: Array, i: int, j: int) -> Array:
