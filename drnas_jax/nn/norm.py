@@ -79,13 +79,13 @@ def _count(x: Array, axis: int) -> int:
 def _moments(x: Array, axis: int, axis_name: str | None) -> tuple[Array, Array]:
     """Mean and biased variance of each channel, in one pass over the data.
 
-    As deviations from one value of each channel: the mean of squares less the squared mean would
+    As deviations from the mean of the middle row: the mean of squares less the squared mean would
     cancel where the mean is large.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    origin = wide[tuple(slice(None) if i == axis % x.ndim else 0 for i in range(x.ndim))]
-    if axis_name is not None:
-        origin = lax.pmean(origin, axis_name)
+    first, *_ = others = _others(x, axis)
+    middle = lax.slice_in_dim(wide, x.shape[first] // 2, x.shape[first] // 2 + 1, axis=first)
+    origin = _pmean(jnp.mean(middle, others), axis_name)
     deviation = wide - _along(origin, axis, x)
     sums = _sums((deviation, jnp.square(deviation)), axis)
     mean, square = _pmean([total / _count(x, axis) for total in sums], axis_name)
