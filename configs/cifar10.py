@@ -10,7 +10,7 @@ Variants, as in `--config=configs/cifar10.py:cpu`:
 |---|---|---|
 | (none) | 25 + 25 epochs, K 6 to 4, operations 7 to 4; 600 epochs of retraining | not measured |
 | cifar100 | the same with CIFAR-100 | not measured |
-| cpu | a proxy: C 8, 5 cells, 16x16 pixels, few epochs | within 60 minutes on 2 CPU cores |
+| cpu | a proxy: C 8, 5 cells, 16x16 pixels, few epochs | 14 to 18 minutes on 2 CPU cores |
 | smoke | 3 cells, 8x8 pixels, one epoch a stage | 2 to 4 minutes on 2 CPU cores |
 """
 
