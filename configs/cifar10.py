@@ -1,4 +1,4 @@
-"""DrNAS on the DARTS space with CIFAR-10 (paper section 4.1 and table 1).
+"""DrNAS on the DARTS space with CIFAR-10.
 
     python -m drnas_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 

@@ -1,4 +1,4 @@
-"""DrNAS on the DARTS space with ImageNet (paper section 4.2 and table 2).
+"""DrNAS on the DARTS space with ImageNet.
 
     python -m drnas_jax.main --config=configs/imagenet.py --workdir=runs/imagenet
 

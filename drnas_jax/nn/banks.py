@@ -20,7 +20,9 @@ from drnas_jax.nn.kernels import Kernels
 
 Array = jax.Array
 Moments = dict[str, tuple[Array, Array]]  # by BatchNorm's suffix: mean and unbiased variance
+AllMoments = dict[str, Moments]  # by primitive
 Arrays = Mapping[str, Array]
+Banks = Mapping[str, Arrays]  # by primitive
 ChannelAxes = Mapping[str, Mapping[int, str]]
 
 # Which axes of a bank's arrays run over channels. Axes with the same label are copied alike when
@@ -97,9 +99,9 @@ class Recorder:
         found = (rows, mean.reshape(shape), var.reshape(shape))
         self._seen.setdefault((name, suffix), []).append(found)
 
-    def moments(self) -> dict[str, Moments]:
+    def moments(self) -> AllMoments:
         """By bank and suffix: mean and variance of all its rows in order, [edges, c]."""
-        all_moments: dict[str, Moments] = {}
+        all_moments: AllMoments = {}
         for (name, suffix), parts in self._seen.items():
             rows, means, variances = zip(*parts, strict=True)
             order = np.argsort(np.concatenate(rows))

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from drnas_jax.nn import edge_loop, norm
-from drnas_jax.nn.banks import Arrays, Bank, Mode, Moments, Recorder, Weight, channel_shuffle
+from drnas_jax.nn.banks import (
+    AllMoments,
+    Arrays,
+    Bank,
+    Banks,
+    Mode,
+    Moments,
+    Recorder,
+    Weight,
+    channel_shuffle,
+)
 from drnas_jax.nn.darts_operations import (
     INPUTS,
     NODES,
@@ -25,9 +35,7 @@ from drnas_jax.nn.darts_operations import (
 from drnas_jax.nn.stacked import Stack
 
 Array = jax.Array
-Banks = Mapping[str, Arrays]
 Inputs = tuple[Array, Array]
-AllMoments = dict[str, Moments]
 # (selected channels of a node, its number) -> terms with the edge and the primitive that each is of
 Operations = Callable[[Array, int], list[tuple[int, str, Array]]]
 

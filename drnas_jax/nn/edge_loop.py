@@ -6,7 +6,7 @@ nodes alone and runs each edge again on the way back.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from drnas_jax.nn.banks import Arrays, Mode, Moments, channel_shuffle
+from drnas_jax.nn.banks import AllMoments, Arrays, Banks, Mode, Moments, channel_shuffle
 from drnas_jax.nn.darts_operations import (
     INPUTS,
     NODES,
@@ -28,8 +28,6 @@ from drnas_jax.nn.darts_operations import (
 )
 
 Array = jax.Array
-Banks = Mapping[str, Arrays]
-AllMoments = dict[str, Moments]
 
 
 class Table(NamedTuple):
@@ -62,7 +60,7 @@ class Loop:
     stride: int
     sources: tuple[int, ...]
     nodes: tuple[int, ...]
-    tables: tuple["Table", ...]
+    tables: tuple[Table, ...]
 
     def run(
         self, e: Array, x: Array, banks: Banks, mix: Array, moments: AllMoments
@@ -295,8 +293,7 @@ def _put(x: Array, value: Array, row: Array) -> Array:
 
 
 def _row(arrays: Arrays, row: Array | int) -> Arrays:
-    own = {name: _at(array, row) for name, array in arrays.items()}
-    return lax.optimization_barrier(own)  # or fusions would look up a row for every pixel
+    return {name: _at(array, row) for name, array in arrays.items()}
 
 
 def cell_nodes(

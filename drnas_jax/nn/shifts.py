@@ -36,15 +36,13 @@ def _conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Arr
     size, _, inputs, outputs = kernel.shape
     flat, margin = _flatten(g, size // 2)
     pixels = flat.shape[1] - 2 * margin
-    d_kernel = _patches(x, size) @ lax.slice_in_dim(flat, margin, margin + pixels, axis=1).T
+    d_kernel = _patches(x, size) @ _cut(flat, margin, pixels).T
     # What each place of a window gets back; beyond the image it is 0, as g is there.
     d_patches = kernel.reshape(-1, outputs) @ flat
     terms = []
     for place, offset, inside in _places(x, size, 1, -1):
         rows = lax.slice_in_dim(d_patches, place * inputs, (place + 1) * inputs)
-        terms.append(
-            _where(inside, lax.slice_in_dim(rows, *_span(margin + offset, pixels), axis=1))
-        )
+        terms.append(_where(inside, _cut(rows, margin + offset, pixels)))
     return lax.reshape(_total(terms), x.shape), lax.reshape(d_kernel, kernel.shape)
 
 
@@ -57,7 +55,7 @@ def _patches(x: Array, size: int) -> Array:
     pixels = padded.shape[1] - 2 * margin
     return jnp.concatenate(
         [
-            _where(inside, lax.slice_in_dim(padded, *_span(margin + offset, pixels), axis=1))
+            _where(inside, _cut(padded, margin + offset, pixels))
             for _, offset, inside in _places(x, size, 1)
         ]
     )
@@ -100,18 +98,16 @@ def _where(inside: np.ndarray | None, x: Array) -> Array:
     return lax.select(lax.broadcast_in_dim(inside, x.shape, (1,)), x, jnp.zeros_like(x))
 
 
-def _span(start: int, length: int) -> tuple[int, int]:
-    return start, start + length
+def _cut(flat: Array, start: int, pixels: int) -> Array:
+    return lax.slice_in_dim(flat, start, start + pixels, axis=1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise(x: Array, filters: Array, stride: int, dilation: int) -> Array:
     """Depthwise convolution: filters [k, k, c]."""
-    return (
-        _shifted_sum(x, filters, stride, dilation)
-        if stride > 1
-        else _flat_sum(x, filters, dilation)
-    )
+    if stride == 1:
+        return _flat_sum(x, filters, dilation)
+    return _shifted_sum(x, filters, stride, dilation)
 
 
 def _shifted_sum(x: Array, filters: Array, stride: int, dilation: int) -> Array:
@@ -125,12 +121,12 @@ def _shifted_sum(x: Array, filters: Array, stride: int, dilation: int) -> Array:
 
 def _flat_sum(x: Array, filters: Array, dilation: int) -> Array:
     """The same for a matrix product, which wants all pixels of a channel on one axis."""
-    size, (padded, margin) = len(filters), _flatten(x, _REACH)
+    size, (padded, margin) = len(filters), _flatten(x, max(_REACH, dilation * (len(filters) // 2)))
     pixels = padded.shape[1] - 2 * margin
     sides: dict[int, list[Array]] = {}
     masks = {}
     for place, offset, inside in _places(x, size, dilation):
-        tap = lax.slice_in_dim(padded, *_span(margin + offset, pixels), axis=1)
+        tap = _cut(padded, margin + offset, pixels)
         i, j = divmod(place, size)
         sides.setdefault(j, []).append(_times(tap, filters, i, j))
         masks[j] = inside  # a column of the window leaves the image as one
@@ -265,9 +261,9 @@ def _taps(
         yield place, lax.slice(padded, start, end, (1, stride, stride, 1))
 
 
-def _pad(x: Array, pad: int, value: float = 0.0) -> Array:
+def _pad(x: Array, pad: int) -> Array:
     around = (pad, pad, 0)
-    return lax.pad(x, jnp.asarray(value, x.dtype), [(0, 0, 0), around, around, (0, 0, 0)])
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), around, around, (0, 0, 0)])
 
 
 def _spread(g: Array, stride: int, sides: Sides) -> Array:

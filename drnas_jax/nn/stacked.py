@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drnas_jax.nn.banks import Arrays, Mode, Recorder
+from drnas_jax.nn.banks import Banks, Mode, Recorder
 from drnas_jax.nn.darts_operations import (
     CONVOLUTIONS,
     POOLS,
@@ -39,7 +39,7 @@ class Stack:
     mode: Mode
     cell_type: str
     edges: tuple[Edge, ...]
-    arrays: Mapping[str, Arrays]
+    arrays: Banks
     mix: Array
     recorder: Recorder
 
