@@ -73,6 +73,13 @@ def get_config() -> ConfigDict:
                 auxiliary_weight=0.0,  # of the auxiliary head's loss; 0: there is no such head
                 max_macs=0.0,  # if set, the widest even C of so many multiply-adds, not `channels`
             ),
+            compute=dict(
+                kernels="auto",  # by what backend ('cpu', 'gpu', 'tpu', 'plain'); 'auto': this one
+                dtype="float32",  # of activations, or 'bfloat16'; parameters are float32 anyway
+                remat="none",  # a gradient recomputes a cell's 'convolutions', whole 'cells', or
+                # 'none'; saves memory
+                donate=True,  # a step's result takes the memory of the state before
+            ),
             nasbench201=dict(
                 table="",  # CSV of true accuracies; empty: not looked up
             ),

@@ -1,24 +1,32 @@
-"""Measure: `python -m drnas_jax.bench step|retrain|input --config=FILE [--stage=I] [--steps=N]`.
+"""Measure: `python -m drnas_jax.bench step|retrain|input|all --config=FILE [--steps=N]`.
 
-Prints one JSON line. `step` (the search step) and `retrain` run on synthetic data, `input` on the
-config's own. Times are wall-clock seconds; `step_s` is the median of the warm steps.
+Prints one JSON line for each. `step` (the search step of `--stage=I`) and `retrain` run on
+synthetic data, `input` on the config's own; `--compare=plain` times other kernels in turn.
+
+Times are wall-clock seconds, `step_s` the median of the warm steps. `gflop` and `gbyte` are the
+work of the plain program, whatever kernels run: the multiply-adds (as two) of its convolutions and
+matrix products, and what these and its pools read and write. Next to what a step reaches of them a
+second stands what this machine reaches in matrix products and in copies.
 """
 
+import dataclasses
 import json
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
 from drnas_jax import data, feed, sharding
 from drnas_jax.config import Config
+from drnas_jax.counting import count_work
 from drnas_jax.data import Dataset
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
@@ -31,13 +39,28 @@ from drnas_jax.search.stages import advance
 _SHAPES = {"imagenet2012": ((224, 224, 3), 1000), "digits": ((8, 8, 1), 10)}
 
 
-def bench_step(config: Config, stage: int, steps: int) -> dict[str, Any]:
-    """Times the search step (alpha, then weights) of a stage.
+class Case(NamedTuple):
+    """What is timed.
+
+    Attributes:
+      program: a jitted (state, *arguments) -> state.
+      state: the first one.
+      arguments: the rest.
+      images: in a batch.
+    """
+
+    program: Any
+    state: Any
+    arguments: tuple[Any, ...]
+    images: int
+
+
+def step_case(config: Config, stage: int) -> Case:
+    """The search step (alpha, then weights) of a stage.
 
     Args:
       config: of the search.
       stage: from 1; a later one is pruned and widened from the alphas at the start.
-      steps: warm steps to time.
 
     Raises:
       UserError: there is no such stage.
@@ -55,24 +78,22 @@ def bench_step(config: Config, stage: int, steps: int) -> dict[str, Any]:
     state = sharding.replicate(state, problem.mesh)
     batch = np.arange(config.search.batch_size, dtype=np.int32)[None]
     program = problem.step_program(structure, frozen=False)
-    return _measure(program, state, (problem.raw, batch, batch), batch.size, steps)
+    return Case(program, state, (problem.raw, batch, batch), batch.size)
 
 
-def bench_retrain(config: Config, stage: int, steps: int) -> dict[str, Any]:
-    """Times the retrain step of the config's genotype; `stage` is ignored."""
+def retrain_case(config: Config, stage: int) -> Case:
+    """The retrain step of the config's genotype; `stage` is ignored."""
     del stage
     if not config.genotype:
         raise UserError("no genotype to retrain: give --config.genotype=FILE_OR_NAME")
     dataset = synthetic(config, config.retrain.batch_size)
     phase = Retraining(config, choose_genotype(config, Path()), Display(quiet=True), dataset)
     batch = np.arange(config.retrain.batch_size, dtype=np.int32)[None]
-    state, _ = phase.start()
-    return _measure(phase.step_program(), state, (*phase.arguments, batch), batch.size, steps)
+    return Case(phase.step_program(), phase.start()[0], (*phase.arguments, batch), batch.size)
 
 
-def bench_input(config: Config, stage: int, steps: int) -> dict[str, Any]:
-    """Times the input alone: the config's data, gathered and augmented; `stage` is ignored."""
-    del stage
+def bench_input(config: Config, steps: int) -> dict[str, Any]:
+    """Times the input alone: the config's data, gathered and augmented."""
     mesh, part = sharding.make_mesh(), config.search
     sharding.check_batch(part.batch_size, mesh, "search.batch_size")
     dataset = data.load(config.data)
@@ -107,28 +128,94 @@ def synthetic(config: Config, count: int) -> Dataset:
     return Dataset("synthetic", images, labels, images[:1], labels[:1], names, flip=True)
 
 
-def _measure(
-    program: Any, state: Any, rest: Sequence[Any], images: int, steps: int
+def bench_program(
+    make_case: Callable[[Config, int], Case], config: Config, stage: int, steps: int, compare: str
 ) -> dict[str, Any]:
-    times = [time.perf_counter()]
-    lowered = program.lower(state, *rest)
-    times.append(time.perf_counter())
-    compiled = lowered.compile()
-    times.append(time.perf_counter())
-    warm = []
+    """Times a step, if wanted in turn with that of other kernels.
+
+    Args:
+      make_case: what is timed.
+      config: of the run.
+      stage: of the search.
+      steps: warm steps to time.
+      compare: name of the other kernels, or ''.
+    """
+    names = [config.compute.kernels] + ([compare] if compare else [])
+    configs = [_with_kernels(config, name) for name in names]
+    runs = [_Run(make_case(own, stage)) for own in configs]
     for _ in range(steps + 1):
+        for run in runs:
+            run.step()
+    plain = make_case(_with_kernels(config, "plain"), stage)
+    work = count_work(plain.program.trace(plain.state, *plain.arguments).jaxpr.jaxpr)
+    result, *others = [run.result() for run in runs]
+    result["gflop"] = round(2 * work.macs / 1e9, 2)
+    result["gbyte"] = round(work.bytes / 1e9, 2)
+    result["gflop_per_s"] = round(2 * work.macs / 1e9 / result["step_s"], 1)
+    result["gbyte_per_s"] = round(work.bytes / 1e9 / result["step_s"], 1)
+    result |= _limits(config.compute.dtype) | _machine()
+    if others:
+        result["compare"] = {"kernels": compare, **others[0]}
+    return result
+
+
+def _with_kernels(config: Config, name: str) -> Config:
+    compute = dataclasses.replace(config.compute, kernels=name)
+    return dataclasses.replace(config, compute=compute)
+
+
+class _Run:
+    """A case, compiled; its steps are run one by one."""
+
+    def __init__(self, case: Case):
+        times = [time.perf_counter()]
+        lowered = case.program.lower(case.state, *case.arguments)
+        times.append(time.perf_counter())
+        self._compiled = lowered.compile()
+        times.append(time.perf_counter())
+        self._case, self._state = case, case.state
+        self._warm: list[float] = []
+        self._lower_s, self._compile_s = times[1] - times[0], times[2] - times[1]
+
+    def step(self) -> None:
         began = time.perf_counter()
-        state = jax.block_until_ready(compiled(state, *rest))
-        warm.append(time.perf_counter() - began)
-    step = statistics.median(warm[1:])  # the first one is cold
+        self._state = jax.block_until_ready(self._compiled(self._state, *self._case.arguments))
+        self._warm.append(time.perf_counter() - began)
+
+    def result(self) -> dict[str, Any]:
+        step = statistics.median(self._warm[1:])  # the first one is cold
+        memory = self._compiled.memory_analysis()
+        return {
+            "lower_s": round(self._lower_s, 2),
+            "compile_s": round(self._compile_s, 2),
+            "step_s": round(step, 4),
+            "images_per_s": round(self._case.images / step, 1),
+            "temp_memory_mb": round(memory.temp_size_in_bytes / 2**20, 1),
+            "peak_memory_mb": _peak_memory_mb(),
+        }
+
+
+def _limits(dtype: str) -> dict[str, float]:
+    """What one device reaches: matrix products, and copies of what does not fit a cache."""
+    large = jax.default_backend() != "cpu"
+    side, length = (8192, 2**29) if large else (2048, 2**26)
+    matrix, vector = jnp.ones((side, side), dtype), jnp.ones((length,), jnp.float32)
+    product = _best_time(jax.jit(jnp.matmul), matrix, matrix)
+    copy = _best_time(jax.jit(lambda x: -x), vector)
+    devices = jax.device_count() if large else 1  # devices of a CPU share its cores
     return {
-        "lower_s": round(times[1] - times[0], 2),
-        "compile_s": round(times[2] - times[1], 2),
-        "step_s": round(step, 4),
-        "images_per_s": round(images / step, 1),
-        "peak_memory_mb": _peak_memory_mb(),
-        **_machine(),
+        "matmul_gflop_per_s": round(devices * 2 * side**3 / 1e9 / product, 1),
+        "copy_gbyte_per_s": round(devices * 2 * vector.nbytes / 1e9 / copy, 1),
     }
+
+
+def _best_time(function: Callable[..., Any], *arguments: jax.Array) -> float:
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 def _peak_memory_mb() -> float:
@@ -145,27 +232,37 @@ def _machine() -> dict[str, Any]:
     return {"device": f"{jax.device_count()} x {device.device_kind}", "jax": jax.__version__}
 
 
-_BENCHES = {"step": bench_step, "retrain": bench_retrain, "input": bench_input}
+_CASES = {"step": step_case, "retrain": retrain_case}
+_NAMES = (*_CASES, "input", "all")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints one JSON line and returns 0; 2 after a mistake in the command line."""
+    """Prints one JSON line a benchmark and returns 0; 2 after a mistake in the command line."""
     logging.set_verbosity(logging.ERROR)
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("stage", 1, "of the search, from 1", 1, flag_values=values)
         flags.DEFINE_integer("steps", 10, "warm steps to time", 1, flag_values=values)
+        flags.DEFINE_string("compare", "", "other kernels to time in turn", flag_values=values)
 
     try:
         config, values, rest = parse(sys.argv if argv is None else argv, define)
         if len(rest) != 1:
-            raise UserError(f"expected one of {', '.join(_BENCHES)}, got {rest}")
-        check_choice("benchmark", rest[0], _BENCHES)
-        result = _BENCHES[rest[0]](config, values.stage, values.steps)
+            raise UserError(f"expected one of {', '.join(_NAMES)}, got {rest}")
+        check_choice("benchmark", rest[0], _NAMES)
+        names = [name for name in _NAMES if rest[0] in (name, "all") and name != "all"]
+        # A program read from the cache would make compilation look short.
+        jax.config.update("jax_enable_compilation_cache", False)
+        for name in names:
+            if name == "input":
+                result = bench_input(config, values.steps)
+            else:
+                rest_of_flags = (values.stage, values.steps, values.compare)
+                result = bench_program(_CASES[name], config, *rest_of_flags)
+            print(json.dumps({"bench": name, **result}))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps({"bench": rest[0], **result}))
     return 0
 
 

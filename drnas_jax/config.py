@@ -108,6 +108,16 @@ class RetrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How it is computed, which changes a result by rounding alone."""
+
+    kernels: str
+    dtype: str
+    remat: str
+    donate: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class NasBench201Config:
     """The table of true accuracies."""
 
@@ -127,6 +137,7 @@ class Config:
     arch: ArchConfig
     search: SearchConfig
     retrain: RetrainConfig
+    compute: ComputeConfig
     nasbench201: NasBench201Config
 
 
@@ -202,6 +213,9 @@ def _check(config: Config) -> None:
     data, arch, search, retrain = config.data, config.arch, config.search, config.retrain
     check_choice("data.flip", data.flip, ("auto", "yes", "no"))
     check_choice("search.edge_ranking", search.edge_ranking, ("mean", "softmax"))
+    check_choice("compute.kernels", config.compute.kernels, ("auto", "plain", "cpu", "gpu", "tpu"))
+    check_choice("compute.dtype", config.compute.dtype, ("float32", "bfloat16"))
+    check_choice("compute.remat", config.compute.remat, ("none", "cells", "convolutions"))
     check_choice("arch.regulariser", arch.regulariser, ("l2", "kl", "none"))
     if len(arch.temperature) != 2 or min(arch.temperature) <= 0:
         raise UserError(f"arch.temperature is {arch.temperature}: expected two positive numbers")

@@ -74,24 +74,48 @@ def _shapes(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, jax.
 
 def _network_macs(network: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> int:
     closed = jax.make_jaxpr(lambda v, x: network.apply(v, x, False))(variables, image)
-    return _macs(closed.jaxpr)
+    return count_work(closed.jaxpr).macs
 
 
-def _macs(jaxpr: Any) -> int:
-    total = 0
+class Work(NamedTuple):
+    """Multiply-adds of convolutions and matrix products; bytes that these and pools move."""
+
+    macs: int
+    bytes: int
+
+
+def count_work(jaxpr: Any) -> Work:
+    """The work of a program over all devices: every operand read once, every result written once.
+
+    Loops count as often as they run; branches, and loops of unknown length, are not looked into.
+    """
+    macs = moved = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        if name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            spec = params["dimension_numbers"].rhs_spec  # (out, in, *spatial)
-            taps = math.prod(kernel[axis] for axis in spec[1:])
-            total += math.prod(equation.outvars[0].aval.shape) * taps
-        elif name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += math.prod(equation.outvars[0].aval.shape) * depth
-        else:
-            repeats = params.get("length", 1) if name == "scan" else 1
-            inner = (getattr(value, "jaxpr", value) for value in params.values())
-            total += repeats * sum(_macs(value) for value in inner if hasattr(value, "eqns"))
-    return total
+        own = _own_macs(equation)
+        macs += own
+        if own or name.startswith(("reduce_window", "select_and_")):
+            moved += sum(var.aval.size * var.aval.dtype.itemsize for var in equation.invars)
+            moved += sum(var.aval.size * var.aval.dtype.itemsize for var in equation.outvars)
+        repeats = params["length"] if name == "scan" else 1
+        repeats *= params["mesh"].size if name == "shard_map" else 1
+        for value in params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                work = count_work(inner)
+                macs, moved = macs + repeats * work.macs, moved + repeats * work.bytes
+    return Work(macs, moved)
+
+
+def _own_macs(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "conv_general_dilated":
+        spec = params["dimension_numbers"].rhs_spec  # (out, in, *spatial)
+        kernel = equation.invars[1].aval.shape
+        depth = math.prod(kernel[axis] for axis in spec[1:])
+    elif name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    else:
+        return 0
+    return math.prod(equation.outvars[0].aval.shape) * depth

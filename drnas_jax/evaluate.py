@@ -57,7 +57,7 @@ def evaluate(
         if saved is None or "genotype" not in saved.metadata:
             raise UserError(f"{directory} holds no checkpoint of retraining")
         genotype = from_json(saved.metadata["genotype"], str(directory))
-        network, counts = _network(saved.metadata, genotype, dataset, mesh)
+        network, counts = _network(saved.metadata, genotype, dataset, mesh, config.compute.kernels)
         shape = dataset.images.shape[1:]
         like = jax.eval_shape(
             lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), False)
@@ -115,7 +115,7 @@ def true_accuracy(config: Config, genotype: Genotype) -> dict[str, Any] | None:
 
 
 def _network(
-    metadata: Mapping[str, Any], genotype: Genotype, dataset: Dataset, mesh: Mesh
+    metadata: Mapping[str, Any], genotype: Genotype, dataset: Dataset, mesh: Mesh, name: str
 ) -> tuple[nn.Module, Counts]:
     """The network that a checkpoint is of, and how large it is."""
     space = spaces.find(genotype.space)
@@ -130,7 +130,8 @@ def _network(
         shape = (metadata["channels"], metadata["cells"], classes, metadata["stem"])
         return space.network(genotype, *shape, auxiliary, chosen, None)
 
-    network = build(metadata["auxiliary"], kernels.for_platform(sharding.platform(mesh)))
+    chosen = kernels.choose(name, sharding.platform(mesh))
+    network = build(metadata["auxiliary"], chosen)
     # The auxiliary head is for training, so it does not count.
     return network, count_network(build(False, kernels.PLAIN), dataset.images.shape[1:])
 

@@ -32,6 +32,7 @@ class Feed:
       mean, std: of each channel in 0..1.
       crop_padding, flip, cutout: see `data.augment_batch`.
       seed: of the run.
+      dtype: of the images of a batch, and so of all that is computed from them.
     """
 
     mean: tuple[float, ...]
@@ -40,6 +41,7 @@ class Feed:
     flip: bool
     cutout: int
     seed: int
+    dtype: str = "float32"
 
     def augmented(self, raw: Images, index: jax.Array, stream: str, step: jax.Array) -> Images:
         """The examples of this device's shard `index` int32 [b], augmented for training."""
@@ -54,18 +56,20 @@ class Feed:
             self.flip,
             self.cutout,
         )
-        return Images(images, raw.labels[index])
+        return Images(images.astype(self.dtype), raw.labels[index])
 
     def plain(self, raw: Images, index: jax.Array) -> Images:
         """Those examples, only normalised."""
         images = normalise(raw.images[index], jnp.array(self.mean), jnp.array(self.std))
-        return Images(images, raw.labels[index])
+        return Images(images.astype(self.dtype), raw.labels[index])
 
 
-def make_feed(dataset: Dataset, crop_padding: int, cutout: int, seed: int) -> Feed:
+def make_feed(
+    dataset: Dataset, crop_padding: int, cutout: int, seed: int, dtype: str = "float32"
+) -> Feed:
     """The feed of a data set, with its own mean and standard deviation."""
     mean, std = (tuple(map(float, values)) for values in (dataset.mean, dataset.std))
-    return Feed(mean, std, crop_padding, dataset.flip, cutout, seed)
+    return Feed(mean, std, crop_padding, dataset.flip, cutout, seed, dtype)
 
 
 def on_devices(images: Any, labels: Any, mesh: Mesh) -> Images:
@@ -73,7 +77,9 @@ def on_devices(images: Any, labels: Any, mesh: Mesh) -> Images:
     return replicate(Images(images, labels), mesh)
 
 
-def step_program(step: Callable[..., Any], mesh: Mesh, arguments: int, index_arrays: int) -> Any:
+def step_program(
+    step: Callable[..., Any], mesh: Mesh, arguments: int, index_arrays: int, donate: bool = True
+) -> Any:
     """Compiles a training step that may run several times in one dispatch.
 
     Args:
@@ -81,9 +87,10 @@ def step_program(step: Callable[..., Any], mesh: Mesh, arguments: int, index_arr
       mesh: the devices.
       arguments: how many replicated ones there are.
       index_arrays: how many kinds of batch a step takes.
+      donate: whether the result takes the state's memory.
 
     Returns:
-      A jitted (state, *arguments, *index [steps, b]) -> state, which takes the state's memory.
+      A jitted (state, *arguments, *index [steps, b]) -> state.
     """
 
     def several(state: Any, *rest: Any) -> Any:
@@ -94,7 +101,7 @@ def step_program(step: Callable[..., Any], mesh: Mesh, arguments: int, index_arr
 
     replicated = (REPLICATED,) * (1 + arguments)
     sharded = (jax.P(None, AXIS),) * index_arrays
-    return data_parallel(several, mesh, (*replicated, *sharded), donate=(0,))
+    return data_parallel(several, mesh, (*replicated, *sharded), donate=(0,) if donate else ())
 
 
 def sum_program(function: Callable[..., Any], mesh: Mesh, arguments: int) -> Callable[..., Any]:

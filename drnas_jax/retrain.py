@@ -133,8 +133,8 @@ def init_state(
     seed: int,
 ) -> RetrainState:
     """A fresh state for images of shape [h, w, c]."""
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = network.init(stream_key(seed, "retrain/init"), images, True)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = network.lazy_init(stream_key(seed, "retrain/init"), images, True)
     return RetrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -212,7 +212,8 @@ class Retraining:
         self.epochs = part.epochs
         self.steps = data.steps_per_epoch(self.count, part.batch_size, "the training set")
         self.channels = self._widest() if part.max_macs else part.channels
-        chosen = kernels.for_platform(sharding.platform(self.mesh))
+        compute = config.compute
+        chosen = kernels.choose(compute.kernels, sharding.platform(self.mesh), compute.remat)
         self.recipe = Recipe(
             network=self._network(self.channels, part.auxiliary_weight > 0, chosen),
             optimiser=optimise.weight_optimiser(part, self.steps, part.epochs),
@@ -271,14 +272,21 @@ class Retraining:
 
     def step_program(self) -> Any:
         """A jitted (state, raw, index [steps, b]) -> state."""
-        part, seed = self.config.retrain, self.config.seed
-        batches = feed.make_feed(self.dataset, self.config.data.crop_padding, part.cutout, seed)
+        config, compute = self.config, self.config.compute
+        batches = feed.make_feed(
+            self.dataset,
+            config.data.crop_padding,
+            config.retrain.cutout,
+            config.seed,
+            compute.dtype,
+        )
 
         def step(state: RetrainState, raw: feed.Images, index: jax.Array) -> RetrainState:
             batch = batches.augmented(raw, index, "retrain/augment", state.step)
             return retrain_step(self.recipe, state, batch)
 
-        return feed.step_program(step, self.mesh, arguments=1, index_arrays=1)
+        donate = compute.donate
+        return feed.step_program(step, self.mesh, arguments=1, index_arrays=1, donate=donate)
 
     def begin_epoch(self, state: RetrainState, epoch: int) -> tuple[RetrainState, Any]:
         """See Phase.begin_epoch; compiles before the first epoch that runs here."""

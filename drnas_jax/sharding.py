@@ -20,6 +20,7 @@ SHARDED = PartitionSpec(AXIS)
 _COMPILER_OPTIONS = {
     "cpu": {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 }
+_OPTIONS_OF_ONE_RUN = {"cpu": {"xla_backend_optimization_level": 0}}
 _MOST_STEPS_A_DISPATCH = 16
 
 
@@ -49,7 +50,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 def run_once(function: Callable[[], Any], mesh: Mesh) -> Any:
     """Runs a function compiled, once; a copy of what it gives lies on every device."""
-    compiled = jax.jit(function, compiler_options=_COMPILER_OPTIONS.get(platform(mesh)))
+    compiled = jax.jit(function, compiler_options=_OPTIONS_OF_ONE_RUN.get(platform(mesh)))
     return replicate(compiled(), mesh)
 
 

@@ -19,7 +19,9 @@ TINY = [
     "--config.retrain.channels=4",
     "--config.retrain.batch_size=8",
 ]
-TIMES = {"lower_s", "compile_s", "step_s", "images_per_s", "peak_memory_mb"}
+TIMES = {"lower_s", "compile_s", "step_s", "images_per_s", "peak_memory_mb", "temp_memory_mb"}
+WORK = {"gflop", "gbyte", "gflop_per_s", "gbyte_per_s"}
+LIMITS = {"matmul_gflop_per_s", "copy_gbyte_per_s"}
 MACHINE = {"device", "jax"}
 
 
@@ -58,8 +60,8 @@ def refused(capsys, *argv):
 
 
 def check_times(result, images):
-    assert result.keys() == {"bench"} | TIMES | MACHINE
-    for name in TIMES:
+    assert result.keys() == {"bench"} | TIMES | WORK | LIMITS | MACHINE
+    for name in TIMES | LIMITS:
         assert result[name] > 0
     assert result["images_per_s"] == pytest.approx(images / result["step_s"], rel=0.1)
     assert result["jax"] == jax.__version__
@@ -77,6 +79,21 @@ def test_retrain(capsys, one_device, cell):
     result = printed(capsys, "retrain", *TINY, cell, "--steps=2")
     assert result["bench"] == "retrain"
     check_times(result, images=8)
+
+
+def test_compare(capsys, one_device, cell):
+    result = printed(capsys, "retrain", *TINY, cell, "--steps=2", "--compare=plain")
+    other = result.pop("compare")
+    check_times(result, images=8)
+    assert other.keys() == {"kernels"} | TIMES
+    assert other["kernels"] == "plain"
+    assert other["step_s"] > 0
+
+
+def test_all(capsys, one_device, cell):
+    assert bench.main(["bench", "all", *TINY, cell, "--steps=1"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["bench"] for line in lines] == ["step", "retrain", "input"]
 
 
 def test_input_on_all_devices(capsys):
@@ -97,9 +114,10 @@ def test_input_on_all_devices(capsys):
         (["step", DIGITS, "--config.seedd=1"], ["seedd"]),
         (["step", DIGITS, "--config.search.batch_size=12"], ["12", "8 devices"]),
         (["step", DIGITS, "--workdir=x"], ["workdir"]),
-        ([DIGITS], ["step, retrain, input"]),
-        (["step", "input", DIGITS], ["step, retrain, input"]),
-        (["speed", DIGITS], ["'speed'", "input, retrain, step"]),
+        ([DIGITS], ["step, retrain, input, all"]),
+        (["step", "input", DIGITS], ["step, retrain, input, all"]),
+        (["speed", DIGITS], ["'speed'", "all, input, retrain, step"]),
+        (["step", DIGITS, "--compare=fast"], ["'fast'", "cpu, gpu, plain, tpu"]),
         (["retrain", DIGITS], ["--config.genotype"]),
         (["retrain", DIGITS, "--config.genotype=no/such"], ["no/such"]),
         (["input", DIGITS, "--config.data.name=no/such"], ["no/such"]),

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from drnas_jax import sharding
 from drnas_jax.counting import (
     Counts,
     count_macs,
     count_network,
     count_parameters,
+    count_work,
     widest_channels,
 )
 from drnas_jax.errors import UserError
@@ -86,6 +88,29 @@ def test_layers():
 def test_loops_count_as_often_as_they_run(inner):
     assert parameters(Loop(inner), (2, 2, 4)) == 3 * inner * (16 + 4)
     assert count_macs(Loop(inner), (2, 2, 4)) == 3 * inner * 16
+
+
+def test_work_of_a_gradient_on_two_devices():
+    def function(x, kernel, matrix):
+        y = kernels.PLAIN.max_pool(kernels.PLAIN.conv(x, kernel, 1), 2, 2)
+        return jnp.sum(y.reshape(len(y), -1) @ matrix)
+
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    specs = (sharding.SHARDED, sharding.REPLICATED, sharding.REPLICATED)
+    gradient = jax.grad(function, argnums=(1, 2))
+    program = sharding.data_parallel(gradient, mesh, specs)
+    shapes = ((2, 4, 4, 3), (3, 3, 3, 5), (20, 7))
+    arguments = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+    work = count_work(program.trace(*arguments).jaxpr.jaxpr)
+    # Of an image: forward, and the filter's gradient; forward, and both gradients of the product.
+    conv, product = 16 * 9 * 3 * 5, 20 * 7
+    assert work.macs == 2 * (2 * conv + 3 * product)
+    # Numbers read and written by these five; by the pool and its gradient (x, g -> dx).
+    image, filters, y, pooled, matrix, logits = 16 * 3, 9 * 3 * 5, 16 * 5, 20, 20 * 7, 7
+    numbers = 2 * (image + filters + y) + 3 * (pooled + matrix + logits)
+    numbers += (y + pooled) + (y + pooled + y)
+    scalars = work.bytes / 4 / 2 - numbers
+    assert 0 <= scalars <= 4  # initial values of the pool, one each
 
 
 # arch string -> trained values of the convolutions of a cell at width 1 (a filter of 3x3 has 9),

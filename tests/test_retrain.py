@@ -17,9 +17,11 @@ class Spy(nn.Module):
 
     @nn.compact
     def __call__(self, x, train, drop_path=0.0):
-        self.variable("batch_stats", "rate", jnp.zeros, ()).value = drop_path + 0 * x.sum()
-        keyed = float(self.has_rng("drop_path"))
-        self.variable("batch_stats", "keyed", jnp.zeros, ()).value = keyed + 0 * x.sum()
+        rate = self.variable("batch_stats", "rate", jnp.zeros, ())
+        keyed = self.variable("batch_stats", "keyed", jnp.zeros, ())
+        if not self.is_initializing():
+            rate.value = drop_path + 0 * x.sum()
+            keyed.value = float(self.has_rng("drop_path")) + 0 * x.sum()
         return self.param("bias", nn.initializers.zeros, (1, 2)) + 0 * x[:, :1], None
 
 

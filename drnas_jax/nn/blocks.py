@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from drnas_jax.errors import UserError
 from drnas_jax.nn import norm
 from drnas_jax.nn.banks import Mode
-from drnas_jax.nn.kernels import convolve
 
 Array = jax.Array
 
@@ -39,10 +38,7 @@ class Stem(nn.Module):
         kernels = self.mode.kernels
         taps = (3, 3, x.shape[kernels.channel_axis], features)
         kernel = self.param(f"kernel_{index}", norm.uniform_fan_in(), taps)
-        if stride == 1:
-            x = kernels.conv(x, kernel)
-        else:
-            x = kernels.transpose(convolve(kernels.transpose(x), kernel, stride))
+        x = self.mode.apply(kernels.conv, x, kernel, stride)
         normalise = norm.BatchNorm(
             axis_name=self.mode.axis_name, axis=kernels.channel_axis, name=f"norm_{index}"
         )
@@ -77,7 +73,11 @@ class AuxiliaryHead(nn.Module):
             taps = (size, size, x.shape[-1], features)
             kernel = self.param(f"kernel_{index}", norm.uniform_fan_in(), taps)
             x = jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x,
+                kernel.astype(x.dtype),
+                (1, 1),
+                "VALID",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             if index == 0 or self.stem == "cifar":
                 x = norm.BatchNorm(axis_name=self.axis_name, name=f"norm_{index}")(x, train)

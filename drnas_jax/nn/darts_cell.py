@@ -32,6 +32,7 @@ from drnas_jax.nn.darts_operations import (
     operate,
     stride_of,
 )
+from drnas_jax.nn.kernels import remat_policy
 from drnas_jax.nn.stacked import Stack
 
 Array = jax.Array
@@ -169,7 +170,8 @@ def squeeze(mode: Mode, own: Arrays, x: Array) -> tuple[Array, Moments]:
     kernels, kernel = mode.kernels, own["kernel"]
     x = jax.nn.relu(x)
     pixels = [x] if len(kernel) == 1 else [x[:, i::2, i::2] for i in (0, 1)]
-    parts = [kernels.pointwise(p, k) for p, k in zip(pixels, kernel, strict=True)]
+    pairs = zip(pixels, kernel, strict=True)
+    parts = [mode.apply(kernels.pointwise, own_pixels, part) for own_pixels, part in pairs]
     return mode.normalise(jnp.concatenate(parts, axis=kernels.channel_axis), own)
 
 
@@ -197,18 +199,32 @@ def run_cells(
     """
     if cell.mode.kernels.loop_cells and len(keys) > 1:
         return _looped(cell, inputs, runs, mix, keep, keys)
-    found = []
-    for place, key in enumerate(keys):
-        own = _cell_arrays(runs, place)
+
+    def step(inputs: Inputs, own: dict[str, Arrays], key: Array) -> tuple[Array, AllMoments]:
         squeezed = {
             name: squeeze(cell.mode, own.pop(name), x)
             for name, x in zip(("squeeze_0", "squeeze_1"), inputs, strict=True)
         }
         nodes = [y for y, _ in squeezed.values()]
         out, moments = cell(nodes, own, mix, keep(key, nodes[0]) if keep else None)
-        found.append(moments | {name: own for name, (_, own) in squeezed.items()})
+        return out, moments | {name: own for name, (_, own) in squeezed.items()}
+
+    found = []
+    for place, key in enumerate(keys):
+        out, moments = _remat(cell.mode, step, in_loop=False)(
+            inputs, _cell_arrays(runs, place), key
+        )
+        found.append(moments)
         inputs = (inputs[1], out)
     return inputs, jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)
+
+
+def _remat(mode: Mode, step: Callable[..., Any], in_loop: bool) -> Callable[..., Any]:
+    """A cell whose gradient recomputes what the kernels say."""
+    remat = mode.kernels.remat
+    if remat == "none":
+        return step
+    return jax.checkpoint(step, policy=remat_policy(remat), prevent_cse=not in_loop)
 
 
 def _cell_arrays(runs: Sequence[Mapping[str, Arrays]], place: int) -> dict[str, Arrays]:
@@ -251,6 +267,7 @@ def _looped(
 
     h0, first_moments = squeeze(mode, first, inputs[0])
     s1 = _pad_channels(inputs[1], width, mode.kernels.channel_axis)
+    step = _remat(mode, step, in_loop=True)
     carry, found = lax.scan(step, (h0, s1, s1), (banks, second, later, keys))
     moments, later_moments = found
     moments["squeeze_0"] = jax.tree.map(

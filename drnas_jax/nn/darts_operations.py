@@ -15,6 +15,7 @@ from drnas_jax.nn.banks import (
     Mode,
     Moments,
     Weight,
+    scaled,
 )
 
 Array = jax.Array
@@ -144,9 +145,10 @@ def operate(
     if name == "avg_pool_3x3":
         return mode.normalise(kernels.avg_pool(x, stride), own, weight=weight)
     if name == "skip_connect" and stride == 1:
-        return x * jnp.asarray(weight, x.dtype), {}
+        return scaled(x, weight), {}
     if name == "skip_connect":
-        halves = [kernels.pointwise(x[:, i::2, i::2], own["kernel"][i]) for i in (0, 1)]
+        pixels = [x[:, i::2, i::2] for i in (0, 1)]
+        halves = [mode.apply(kernels.pointwise, pixels[i], own["kernel"][i]) for i in (0, 1)]
         y = jnp.concatenate(halves, axis=kernels.channel_axis)
         return mode.normalise(y, own, weight=weight)
     kind = CONVOLUTIONS[name]
@@ -154,8 +156,9 @@ def operate(
     for layer in range(kind.layers):
         first, last = layer == 0, layer == kind.layers - 1
         x = x if first else jax.nn.relu(x)
-        x = kernels.depthwise(x, own[f"depthwise_{layer}"], stride if first else 1, kind.dilation)
-        x = kernels.pointwise(x, own[f"pointwise_{layer}"])
+        own_stride = stride if first else 1
+        x = mode.apply(kernels.depthwise, x, own[f"depthwise_{layer}"], own_stride, kind.dilation)
+        x = mode.apply(kernels.pointwise, x, own[f"pointwise_{layer}"])
         x, own_moments = mode.normalise(x, own, f"_{layer}", weight if last else 1.0)
         moments |= own_moments
     return x, moments

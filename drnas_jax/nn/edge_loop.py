@@ -17,6 +17,7 @@ from jax import lax
 
 from drnas_jax.nn.banks import AllMoments, Arrays, Banks, Mode, Moments, channel_shuffle
 from drnas_jax.nn.darts_operations import (
+    CONVOLUTIONS,
     INPUTS,
     NODES,
     PRIMITIVES,
@@ -31,17 +32,13 @@ Array = jax.Array
 
 
 class Table(NamedTuple):
-    """Where the edges of a loop find a primitive.
+    """Where the edges of a loop find a primitive: its name, and each edge's row in its bank.
 
-    Attributes:
-      name: the primitive.
-      rows: each edge's row in its bank; -1 where it is not on the edge, 0 where it needs no bank.
-      edges: rows of the bank, for all loops.
+    The row is -1 where the primitive is not on the edge, 0 where it needs no bank.
     """
 
     name: str
     rows: tuple[int, ...]
-    edges: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Loop:
     """Some edges of a cell, of equal stride; static.
 
     Attributes:
-      mode: how operations run.
+      mode: how operations run; `learn` comes as an argument.
       stride: of the operations.
       sources: where each edge leaves.
       nodes: where each edge leads, from 0.
@@ -63,87 +60,88 @@ class Loop:
     tables: tuple[Table, ...]
 
     def run(
-        self, e: Array, x: Array, banks: Banks, mix: Array, moments: AllMoments
-    ) -> tuple[Array, AllMoments]:
-        """An edge's weighted sum, and the moments with its own filled in.
+        self, e: Array, x: Array, banks: Banks, mix: Array, learn: Array | None
+    ) -> tuple[Array, Array]:
+        """An edge's weighted sum, and its moments [slots, c].
 
         Args:
           e: number of the edge in this loop.
           x: its source.
           banks: arrays [rows, ...] by primitive and name.
           mix: mixing weights [edges, PRIMITIVES].
-          moments: of all rows.
+          learn: see Mode.
         """
-        total, moments = jnp.zeros(_shape(x, self.stride), x.dtype), dict(moments)
-        for name, rows, _ in self.tables:
-            step = partial(self._add, name, rows, e, x, banks[name], mix)
-            total, moments[name] = _where_kept(rows, e, step, (total, moments[name]))
-        return total, moments
+        weights, total = _at(mix, e), jnp.zeros(_shape(x, self.stride), x.dtype)
+        moments = {name: jnp.zeros((2 * norms, len(x))) for name, norms in _NORMS.items()}
+        for name, rows in self.tables:
 
-    def _add(
-        self,
-        name: str,
-        rows: tuple[int, ...],
-        e: Array,
-        x: Array,
-        bank: Arrays,
-        mix: Array,
-        state: tuple[Array, Moments],
-    ) -> tuple[Array, Moments]:
-        (total, moments), row = state, jnp.asarray(rows)[e]
-        y, found = self._operate(name)(_row(bank, row), x, mix[e, PRIMITIVES.index(name)])
-        return total + y, jax.tree.map(partial(_put, row=row), moments, found)
+            def add(row: Array, state: tuple[Array, Array], name: str = name) -> Any:
+                weight = weights[PRIMITIVES.index(name)]
+                y, found = self._operate(name, learn)(_row(banks[name], row), x, weight)
+                return state[0] + y, _packed(found, state[1])
 
-    def _operate(self, name: str) -> Callable[[Arrays, Array, Array], tuple[Array, Moments]]:
+            state = (total, moments[name])
+            total, moments[name] = _where_kept(rows, e, add, state)
+        return total, jnp.concatenate(list(moments.values()))
+
+    def _operate(
+        self, name: str, learn: Array | None
+    ) -> Callable[[Arrays, Array, Array], tuple[Array, Moments]]:
+        mode = dataclasses.replace(self.mode, learn=learn)
+
         def function(own: Arrays, x: Array, weight: Array) -> tuple[Array, Moments]:
             x = jax.nn.relu(x) if begins_with_relu(name, self.stride) else x
-            return operate(self.mode, name, own, x, weight, self.stride)
+            return operate(mode, name, own, x, weight, self.stride)
 
         return function
 
     def pull(
-        self, e: Array, x: Array, g: Array, banks: Banks, mix: Array, into: tuple[Banks, Array]
-    ) -> tuple[Array, tuple[Banks, Array]]:
-        """Gradients of an edge's weighted sum: in x; in banks and mix, filled in `into`."""
-        dx, d_banks, d_weights = jnp.zeros_like(x), dict(into[0]), jnp.zeros_like(mix[0])
-        for name, rows, _ in self.tables:
-            step = partial(self._pull, name, rows, e, x, g, banks[name], mix)
-            state = (dx, d_banks[name], d_weights)
-            dx, d_banks[name], d_weights = _where_kept(rows, e, step, state)
-        return dx, (d_banks, _put(into[1], d_weights, e))
-
-    def _pull(
         self,
-        name: str,
-        rows: tuple[int, ...],
         e: Array,
         x: Array,
         g: Array,
-        bank: Arrays,
+        banks: Banks,
         mix: Array,
-        state: tuple[Array, Arrays, Array],
-    ) -> tuple[Array, Arrays, Array]:
-        (dx, d_bank, d_weights), row = state, jnp.asarray(rows)[e]
-        column = PRIMITIVES.index(name)
-        arguments = (_row(bank, row), x, mix[e, column])
-        _, pull, _ = jax.vjp(self._operate(name), *arguments, has_aux=True)
-        d_own, own_dx, d_weight = pull(g)
-        d_bank = jax.tree.map(partial(_put, row=row), d_bank, d_own)
-        return dx + own_dx, d_bank, d_weights.at[column].set(d_weight)
+        learn: Array | None,
+        into: tuple[Banks, Array],
+    ) -> tuple[Array, tuple[Banks, Array]]:
+        """Gradients of an edge's weighted sum: in x; in banks and mix, filled in `into`."""
+        weights, dx, d_banks = _at(mix, e), jnp.zeros_like(x), dict(into[0])
+        d_weights = {name: jnp.zeros((), mix.dtype) for name in PRIMITIVES}
+        for name, rows in self.tables:
 
-    def no_moments(self, x: Array, banks: Banks) -> AllMoments:
-        """Room for the moments of all rows."""
-        weight = jax.ShapeDtypeStruct((), jnp.float32)
-        room = {}
-        for name, _, edges in self.tables:
-            own = jax.eval_shape(partial(_row, row=0), banks[name])
-            _, moments = jax.eval_shape(self._operate(name), own, x, weight)
-            room[name] = jax.tree.map(lambda m, n=edges: jnp.zeros((n, *m.shape)), moments)
-        return room
+            def add(row: Array, state: tuple[Array, Arrays, Array], name: str = name) -> Any:
+                dx, d_bank, _ = state
+                arguments = (_row(banks[name], row), x, weights[PRIMITIVES.index(name)])
+                _, pull, _ = jax.vjp(self._operate(name, learn), *arguments, has_aux=True)
+                d_own, own_dx, d_weight = pull(g)
+                d_bank = jax.tree.map(partial(_put, row=row), d_bank, d_own)
+                return dx + own_dx, d_bank, d_weight
+
+            state = (dx, d_banks[name], d_weights[name])
+            dx, d_banks[name], d_weights[name] = _where_kept(rows, e, add, state)
+        return dx, (d_banks, _put(into[1], jnp.stack(list(d_weights.values())), e))
+
+    def room(self, x: Array) -> Array:
+        """For the moments of all edges, [edges, slots, c]."""
+        return jnp.zeros((len(self.sources), 2 * sum(_NORMS.values()), len(x)))
+
+
+# How many BatchNorms an operation has; each has two slots in an edge's moments: mean, variance.
+_NORMS = {name: CONVOLUTIONS[name].layers if name in CONVOLUTIONS else 1 for name in PRIMITIVES}
+
+
+def _packed(moments: Moments, empty: Array) -> Array:
+    """Means and variances one after another, [2 * norms, c]."""
+    if not moments:
+        return empty
+    return jnp.stack([values.reshape(-1) for pair in moments.values() for values in pair])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def strided(loop: Loop, inputs: Array, banks: Banks, mix: Array) -> tuple[Array, AllMoments]:
+def strided(
+    loop: Loop, inputs: Array, banks: Banks, mix: Array, learn: Array | None
+) -> tuple[Array, Array]:
     """Sums of the edges that leave a reduction cell's inputs.
 
     Args:
@@ -151,36 +149,36 @@ def strided(loop: Loop, inputs: Array, banks: Banks, mix: Array) -> tuple[Array,
       inputs: [INPUTS, c, h, w, b].
       banks: arrays [rows, ...] by primitive and name.
       mix: mixing weights [edges, PRIMITIVES].
+      learn: see Mode.
 
     Returns:
-      For every node [NODES, c, h/2, w/2, b]; and the batch's moments.
+      For every node [NODES, c, h/2, w/2, b]; and the edges' moments [edges, slots, c].
     """
 
-    def add_edge(e: Array, carry: tuple[Array, AllMoments]) -> tuple[Array, AllMoments]:
+    def add_edge(e: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         sums, moments = carry
-        y, moments = loop.run(e, _at(inputs, source[e]), banks, mix, moments)
-        return _put(sums, _at(sums, node[e]) + y, node[e]), moments
+        y, found = loop.run(e, _at(inputs, source[e]), banks, mix, learn)
+        return _put(sums, _at(sums, node[e]) + y, node[e]), _put(moments, found, e)
 
     source, node = jnp.asarray(loop.sources), jnp.asarray(loop.nodes)
     sums = jnp.zeros((NODES, *_shape(inputs[0], loop.stride)), inputs.dtype)
-    room = loop.no_moments(inputs[0], banks)
-    return lax.fori_loop(0, len(loop.sources), add_edge, (sums, room))
+    return lax.fori_loop(0, len(loop.sources), add_edge, (sums, loop.room(inputs[0])))
 
 
-def _strided_backward(loop: Loop, residuals: Any, cotangents: Any) -> tuple[Array, Banks, Array]:
-    inputs, banks, mix = residuals
+def _strided_backward(loop: Loop, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+    inputs, banks, mix, learn = residuals
     g = cotangents[0]
     source, node = jnp.asarray(loop.sources), jnp.asarray(loop.nodes)
 
     def pull_edge(e: Array, carry: Any) -> Any:
         d_inputs, into = carry
         x = _at(inputs, source[e])
-        dx, into = loop.pull(e, x, _at(g, node[e]), banks, mix, into)
+        dx, into = loop.pull(e, x, _at(g, node[e]), banks, mix, learn, into)
         return _put(d_inputs, _at(d_inputs, source[e]) + dx, source[e]), into
 
     zeros = jax.tree.map(jnp.zeros_like, (inputs, (banks, mix)))
     d_inputs, (d_banks, d_mix) = lax.fori_loop(0, len(loop.sources), pull_edge, zeros)
-    return d_inputs, d_banks, d_mix
+    return d_inputs, d_banks, d_mix, None
 
 
 strided.defvjp(lambda loop, *arguments: (strided(loop, *arguments), arguments), _strided_backward)
@@ -188,8 +186,14 @@ strided.defvjp(lambda loop, *arguments: (strided(loop, *arguments), arguments), 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def chained(
-    loop: Loop, inputs: Array, sums: Array, rest: Array, banks: Banks, mix: Array
-) -> tuple[Array, AllMoments]:
+    loop: Loop,
+    inputs: Array,
+    sums: Array,
+    rest: Array,
+    banks: Banks,
+    mix: Array,
+    learn: Array | None,
+) -> tuple[Array, Array]:
     """The nodes of a cell, one after another.
 
     Args:
@@ -199,26 +203,33 @@ def chained(
       rest: channels that pass by, of both inputs together [C - c, h, w, b].
       banks: arrays [rows, ...] by primitive and name.
       mix: mixing weights [edges, PRIMITIVES].
+      learn: see Mode.
 
     Returns:
-      All channels of the nodes [NODES, C, h, w, b]; and the batch's moments.
+      All channels of the nodes [NODES, C, h, w, b]; and the edges' moments [edges, slots, c].
     """
-    return _chained_forward(loop, inputs, sums, rest, banks, mix)[0]
+    return _chained_forward(loop, inputs, sums, rest, banks, mix, learn)[0]
 
 
 def _chained_forward(
-    loop: Loop, inputs: Array, sums: Array, rest: Array, banks: Banks, mix: Array
-) -> tuple[tuple[Array, AllMoments], Any]:
+    loop: Loop,
+    inputs: Array,
+    sums: Array,
+    rest: Array,
+    banks: Banks,
+    mix: Array,
+    learn: Array | None,
+) -> tuple[tuple[Array, Array], Any]:
     first = len(inputs)
 
     def add_node(n: Array, carry: Any) -> Any:
         nodes, wholes, rest, moments = carry
 
-        def add_edge(source: Array, carry: tuple[Array, AllMoments]) -> tuple[Array, AllMoments]:
+        def add_edge(source: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             total, moments = carry
             e = _first_edge(n, first) + source
-            y, moments = loop.run(e, _at(nodes, source), banks, mix, moments)
-            return total + y, moments
+            y, found = loop.run(e, _at(nodes, source), banks, mix, learn)
+            return total + y, _put(moments, found, e)
 
         total, moments = lax.fori_loop(0, first + n, add_edge, (_at(sums, n), moments))
         selected, rest, whole = _finish(total, rest)
@@ -226,13 +237,13 @@ def _chained_forward(
 
     nodes = jnp.concatenate([inputs, jnp.zeros_like(sums)])
     wholes = jnp.zeros((NODES, sums.shape[1] + len(rest), *sums.shape[2:]), sums.dtype)
-    carry = (nodes, wholes, rest, loop.no_moments(sums[0], banks))
+    carry = (nodes, wholes, rest, loop.room(sums[0]))
     nodes, wholes, _, moments = lax.fori_loop(0, NODES, add_node, carry)
-    return (wholes, moments), (nodes, rest, banks, mix)
+    return (wholes, moments), (nodes, rest, banks, mix, learn)
 
 
 def _chained_backward(loop: Loop, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
-    nodes, rest, banks, mix = residuals
+    nodes, rest, banks, mix, learn = residuals
     g = cotangents[0]
     first = len(nodes) - NODES
     _, unfinish = jax.vjp(_finish, nodes[0], rest)  # it is linear
@@ -245,7 +256,7 @@ def _chained_backward(loop: Loop, residuals: Any, cotangents: Any) -> tuple[Any,
         def pull_edge(source: Array, carry: Any) -> Any:
             d_nodes, into = carry
             e = _first_edge(n, first) + source
-            dx, into = loop.pull(e, _at(nodes, source), d_total, banks, mix, into)
+            dx, into = loop.pull(e, _at(nodes, source), d_total, banks, mix, learn, into)
             return _put(d_nodes, _at(d_nodes, source) + dx, source), into
 
         d_nodes, into = lax.fori_loop(0, first + n, pull_edge, (d_nodes, into))
@@ -253,7 +264,7 @@ def _chained_backward(loop: Loop, residuals: Any, cotangents: Any) -> tuple[Any,
 
     zeros = jax.tree.map(jnp.zeros_like, (nodes, nodes[first:], rest, (banks, mix)))
     d_nodes, d_sums, d_rest, (d_banks, d_mix) = lax.fori_loop(0, NODES, pull_node, zeros)
-    return d_nodes[:first], d_sums, d_rest, d_banks, d_mix
+    return d_nodes[:first], d_sums, d_rest, d_banks, d_mix, None
 
 
 chained.defvjp(_chained_forward, _chained_backward)
@@ -272,11 +283,14 @@ def _first_edge(n: Array, inputs: int) -> Array:
     return n * inputs + n * (n - 1) // 2
 
 
-def _where_kept(rows: tuple[int, ...], e: Array, step: Callable[[Any], Any], state: Any) -> Any:
-    """Skips the step where the edge has no such operation."""
+def _where_kept(
+    rows: tuple[int, ...], e: Array, step: Callable[[Array, Any], Any], state: Any
+) -> Any:
+    """The step for the edge's row of an operation; none where it has no such operation."""
+    row = jnp.asarray(rows)[e]
     if min(rows) >= 0:
-        return step(state)
-    return lax.cond(jnp.asarray(rows)[e] >= 0, step, lambda state: state, state)
+        return step(row, state)
+    return lax.cond(row >= 0, partial(step, row), lambda state: state, state)
 
 
 def _shape(x: Array, stride: int) -> tuple[int, ...]:
@@ -292,7 +306,7 @@ def _put(x: Array, value: Array, row: Array) -> Array:
     return lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), row, 0)
 
 
-def _row(arrays: Arrays, row: Array | int) -> Arrays:
+def _row(arrays: Arrays, row: Array) -> Arrays:
     return {name: _at(array, row) for name, array in arrays.items()}
 
 
@@ -321,27 +335,21 @@ def cell_nodes(
     """
     width = len(inputs[0]) // partial_channels
     selected = jnp.stack([x[:width] for x in inputs])
-    weights = _all_columns(edges, mix)
     rest, halving = [x[width:] for x in inputs], stride_of(cell_type, 0) == 2
     inner = [i for i, edge in enumerate(edges) if edge.source >= INPUTS or not halving]
-    if not halving:
-        loop = _loop(mode, cell_type, edges, inner)
-        sums = jnp.zeros((NODES, *selected.shape[1:]), selected.dtype)
-        moments: AllMoments = {}
-    else:
+    outer = [i for i in range(len(edges)) if i not in inner]
+    sums, moments = jnp.zeros((NODES, *selected.shape[1:]), selected.dtype), []
+    if outer:
         rest = [mode.kernels.max_pool(x, 2, 2) for x in rest]
-        outer = [i for i, edge in enumerate(edges) if edge.source < INPUTS]
-        loop = _loop(mode, cell_type, edges, outer)
-        own = {name: banks.get(name, {}) for name, *_ in loop.tables}
-        sums, moments = strided(loop, selected, own, weights[np.array(outer)])
-        loop, selected = _loop(mode, cell_type, edges, inner), selected[:0, :, ::2, ::2]
-    own = {
-        name: {} if halving and name == "skip_connect" else banks.get(name, {})
-        for name, *_ in loop.tables
-    }
-    weights = weights[np.array(inner)]
-    wholes, found = chained(loop, selected, sums, rest[0] + rest[1], own, weights)
-    return list(wholes), _merged(moments, found)
+        loop, weights = _loop(mode, cell_type, edges, outer), _all_columns(edges, outer, mix)
+        sums, found = strided(loop, selected, _own(loop, banks), weights, mode.learn)
+        moments.append(found)
+        selected = selected[:0, :, ::2, ::2]
+    loop, weights = _loop(mode, cell_type, edges, inner), _all_columns(edges, inner, mix)
+    own = _own(loop, banks)
+    wholes, found = chained(loop, selected, sums, rest[0] + rest[1], own, weights, mode.learn)
+    packed = jnp.concatenate([*moments, found])[np.argsort(outer + inner)]
+    return list(wholes), _unpacked(cell_type, edges, packed) if mode.train else {}
 
 
 def _loop(mode: Mode, cell_type: str, edges: tuple[Edge, ...], chosen: list[int]) -> Loop:
@@ -351,24 +359,40 @@ def _loop(mode: Mode, cell_type: str, edges: tuple[Edge, ...], chosen: list[int]
         numbers = bank_rows(cell_type, edges, name)
         rows = tuple(numbers.get(i, 0) if name in edges[i].operations else -1 for i in chosen)
         if max(rows) >= 0:
-            tables.append(Table(name, rows, len(numbers)))
+            tables.append(Table(name, rows))
     sources, nodes = (tuple(getattr(edges[i], end) for i in chosen) for end in ("source", "node"))
+    mode = dataclasses.replace(mode, learn=None)
     return Loop(mode, stride, sources, nodes, tuple(tables))
 
 
-def _all_columns(edges: tuple[Edge, ...], mix: Array) -> Array:
-    """[e, o] of the kept operations -> [e, PRIMITIVES], 0 for the others."""
-    columns = [[PRIMITIVES.index(name) for name in edge.operations] for edge in edges]
-    place = np.zeros((*np.shape(columns), len(PRIMITIVES)), np.float32)
-    np.put_along_axis(place, np.array(columns)[..., None], 1, axis=2)
-    return jnp.einsum("eo,eop->ep", mix, place)
+def _own(loop: Loop, banks: Banks) -> Banks:
+    """The banks that a loop reads: the identity, which keeps the size, has none."""
+    identity = loop.stride == 1
+    return {
+        name: {} if identity and name == "skip_connect" else banks.get(name, {})
+        for name, _ in loop.tables
+    }
 
 
-def _merged(one: AllMoments, other: AllMoments) -> AllMoments:
-    """Moments of two loops, each of which left the other's rows at 0."""
-    merged: AllMoments = {}
-    for name in {**one, **other}:
-        parts = [part[name] for part in (one, other) if part.get(name)]
-        if parts:
-            merged[name] = jax.tree.map(lambda *values: sum(values), *parts)
-    return merged
+def _all_columns(edges: tuple[Edge, ...], chosen: list[int], mix: Array) -> Array:
+    """[e, o] of the kept operations -> [chosen, PRIMITIVES], 0 for the others."""
+    place = np.zeros((len(chosen), *mix.shape, len(PRIMITIVES)), np.float32)
+    for row, i in enumerate(chosen):
+        for column, name in enumerate(edges[i].operations):
+            place[row, i, column, PRIMITIVES.index(name)] = 1
+    return jnp.tensordot(mix, place, ((0, 1), (1, 2)))
+
+
+def _unpacked(cell_type: str, edges: tuple[Edge, ...], packed: Array) -> AllMoments:
+    """Moments [edges, slots, c] -> of the rows of each bank, by suffix."""
+    moments: AllMoments = {}
+    slot = 0
+    for name, norms in _NORMS.items():
+        held = list(bank_rows(cell_type, edges, name))
+        for layer in range(norms):
+            suffix = f"_{layer}" if name in CONVOLUTIONS else ""
+            if held:
+                rows = packed[np.array(held)]
+                moments.setdefault(name, {})[suffix] = (rows[:, slot], rows[:, slot + 1])
+            slot += 2
+    return moments

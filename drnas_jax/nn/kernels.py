@@ -21,6 +21,9 @@ Array = jax.Array
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
+KEPT = "kept"  # the checkpoint name of what remat 'convolutions' keeps
+
+
 class Kernels(NamedTuple):
     """One implementation of each kernel, and the layout it is for.
 
@@ -29,7 +32,10 @@ class Kernels(NamedTuple):
       sequential: run the edges of a cell one after another, each of which fills this backend; or
         stacked, as many at once as can be.
       loop_cells: run equal cells as one loop, which pads the first one's inputs.
-      conv: (x, filter) -> y, dense convolution of stride 1.
+      remat: what a gradient keeps of a cell: 'none' (no recomputation: all that it needs), 'cells'
+        (the inputs alone) or 'convolutions' (what convolutions read and write, and statistics).
+      one_pass: alpha's pass and the weights' pass share one program.
+      conv: (x, filter, stride) -> y, dense convolution.
       depthwise: (x, filters [k, k, c], stride, dilation) -> y, one filter a channel.
       max_pool: (x, size, stride) -> y, maximum over size x size; among equal ones the first gets
         the gradient, as in PyTorch.
@@ -39,7 +45,9 @@ class Kernels(NamedTuple):
     channel_axis: int
     sequential: bool
     loop_cells: bool
-    conv: Callable[[Array, Array], Array]
+    one_pass: bool
+    remat: str
+    conv: Callable[[Array, Array, int], Array]
     depthwise: Callable[[Array, Array, int, int], Array]
     max_pool: Callable[[Array, int, int], Array]
     avg_pool: Callable[[Array, int], Array]
@@ -67,14 +75,18 @@ class Kernels(NamedTuple):
             return x @ matrix
         return (matrix.T @ x.reshape(len(x), -1)).reshape(-1, *x.shape[1:])
 
+    def halve(self, x: Array) -> Array:
+        """Mean over 2x2 pixels of an even size."""
+        parts = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        return sum(parts[1:], start=parts[0]) / 4
+
     def pixel_mean(self, x: Array) -> Array:
-        """Mean over all pixels -> [b, c]."""
-        mean = jnp.mean(x, axis=(1, 2))
+        """Mean over all pixels -> [b, c], float32."""
+        mean = jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
         return mean if self.channel_axis == 3 else mean.T
 
 
-def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """Dense convolution of [b, h, w, c] by the library, padded by half the filter as in PyTorch."""
+def _convolve(x: Array, kernel: Array, stride: int) -> Array:
     padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
@@ -113,7 +125,9 @@ PLAIN = Kernels(
     channel_axis=3,
     sequential=False,
     loop_cells=False,
-    conv=convolve,
+    one_pass=False,
+    remat="none",
+    conv=_convolve,
     depthwise=_grouped_depthwise,
     max_pool=_window_max,
     avg_pool=_window_mean,
@@ -122,6 +136,8 @@ CPU = Kernels(
     channel_axis=0,
     sequential=True,
     loop_cells=True,
+    one_pass=True,
+    remat="none",
     conv=shifts.conv,
     depthwise=shifts.depthwise,
     max_pool=shifts.max_pool,
@@ -129,6 +145,27 @@ CPU = Kernels(
 )
 ACCELERATOR = PLAIN._replace(loop_cells=True)
 _BY_NAME = {"plain": PLAIN, "cpu": CPU, "gpu": ACCELERATOR, "tpu": ACCELERATOR}
+
+
+def remat_policy(remat: str) -> Callable[..., bool] | None:
+    """What `jax.checkpoint` keeps, see Kernels; None: nothing but the inputs."""
+    if remat == "cells":
+        return None
+    return jax.checkpoint_policies.save_only_these_names(KEPT)
+
+
+def choose(name: str, platform: str, remat: str = "none") -> Kernels:
+    """The kernels of a config.
+
+    Args:
+      name: of a platform or 'plain'; 'auto': what is measured to be the fastest on `platform`.
+      platform: 'cpu', 'gpu' or 'tpu'.
+      remat: see Kernels.
+
+    Raises:
+      UserError: there is no such name or platform.
+    """
+    return for_platform(platform if name == "auto" else name)._replace(remat=remat)
 
 
 def for_platform(platform: str) -> Kernels:

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from drnas_jax.nn.kernels import KEPT
 
 Array = jax.Array
 
@@ -39,7 +42,8 @@ def normalise_batch(
 def _normalise_forward(
     x: Array, scale: Array, axis: int, axis_name: str | None
 ) -> tuple[tuple[Array, tuple[Array, Array]], tuple[Array, ...]]:
-    mean, variance = _moments(x, axis, axis_name)
+    moments = _moments(x, axis, axis_name)
+    mean, variance = (checkpoint_name(values, KEPT) for values in moments)
     rate = lax.rsqrt(variance + EPSILON)
     factor = (scale * rate).astype(x.dtype)
     y = (x - _along(mean.astype(x.dtype), axis, x)) * _along(factor, axis, x)
@@ -106,7 +110,7 @@ def _sums(values: Sequence[Array], axis: int) -> Sequence[Array]:
     if not others:
         return lax.reduce(list(values), zeros, add, (first,))
     sums = lax.reduce(list(values), zeros, add, others)
-    return [jnp.sum(each, 0 if first < axis % values[0].ndim else 1) for each in sums]
+    return lax.reduce(sums, zeros, add, (0 if first < axis % values[0].ndim else 1,))
 
 
 def _pmean(values: Any, axis_name: str | None) -> Any:

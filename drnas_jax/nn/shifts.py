@@ -20,18 +20,26 @@ Sides = tuple[int, int]
 _REACH = 4  # pixels, of the farthest tap: with equal margins, filters can share a padded image
 
 
-@jax.custom_vjp
-def conv(x: Array, kernel: Array) -> Array:
-    """Dense convolution of stride 1, as one matrix product: kernel [k, k, c, d].
+def conv(x: Array, kernel: Array, stride: int) -> Array:
+    """Dense convolution as one matrix product: kernel [k, k, c, d]."""
+    if stride == 1:
+        return _flat_conv(x, kernel)
+    size, pad = len(kernel), len(kernel) // 2
+    taps = _taps(_pad(x, pad), size, stride, 1, _output_sides(x, pad, size, stride))
+    patches = jnp.concatenate([tap for _, tap in taps])
+    y = kernel.reshape(len(patches), -1).T @ patches.reshape(len(patches), -1)
+    return lax.reshape(y, (len(y), *patches.shape[1:]))
 
-    The shifted images that it needs are many times as large as x, so the gradient makes them anew.
-    """
+
+@jax.custom_vjp
+def _flat_conv(x: Array, kernel: Array) -> Array:
+    """The shifted images that it needs are many times as large as x: the gradient remakes them."""
     outputs = kernel.shape[-1]
     y = kernel.reshape(-1, outputs).T @ _patches(x, len(kernel))
     return lax.reshape(y, (outputs, *x.shape[1:]))
 
 
-def _conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _flat_conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     size, _, inputs, outputs = kernel.shape
     flat, margin = _flatten(g, size // 2)
@@ -46,7 +54,7 @@ def _conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Arr
     return lax.reshape(_total(terms), x.shape), lax.reshape(d_kernel, kernel.shape)
 
 
-conv.defvjp(lambda x, kernel: (conv(x, kernel), (x, kernel)), _conv_backward)
+_flat_conv.defvjp(lambda x, kernel: (_flat_conv(x, kernel), (x, kernel)), _flat_conv_backward)
 
 
 def _patches(x: Array, size: int) -> Array:
@@ -147,12 +155,12 @@ def _depthwise_backward(
     size = len(filters)
     pad = dilation * (size // 2)
     # One reduction with an output for every tap reads the data once.
-    products = [
-        lax.mul(tap, g) for _, tap in _taps(_pad(x, pad), size, stride, dilation, _sides(g))
-    ]
-    sums = lax.reduce(products, [np.zeros((), x.dtype)] * len(products), _add_all, (1, 2, 3))
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # in which sums are made
+    taps = _taps(_pad(x, pad), size, stride, dilation, _sides(g))
+    products = [lax.mul(tap, g).astype(wide) for _, tap in taps]
+    sums = lax.reduce(products, [np.zeros((), wide)] * len(products), _add_all, (1, 2, 3))
     dx = _shifted_sum(_spread(g, stride, _sides(x)), filters[::-1, ::-1], 1, dilation)
-    return dx, jnp.stack(sums).reshape(filters.shape)
+    return dx, jnp.stack(sums).reshape(filters.shape).astype(filters.dtype)
 
 
 depthwise.defvjp(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drnas_jax.nn.banks import Banks, Mode, Recorder
+from drnas_jax.nn.banks import Banks, Mode, Recorder, scaled
 from drnas_jax.nn.darts_operations import (
     CONVOLUTIONS,
     POOLS,
@@ -71,8 +71,8 @@ class Stack:
 
     def _identity(self, node: Array, source: int) -> list[tuple[int, str, Array]]:
         edges = self._leaving("skip_connect", source)
-        weights = self._weights(["skip_connect"], source).astype(node.dtype)
-        return [(e, "skip_connect", w * node) for e, w in zip(edges, weights, strict=True)]
+        weights = self._weights(["skip_connect"], source)
+        return [(e, "skip_connect", scaled(node, w)) for e, w in zip(edges, weights, strict=True)]
 
     def _halved(self, active: Array, source: int) -> list[tuple[int, str, Array]]:
         names = self._present(("skip_connect",), source)
@@ -80,6 +80,7 @@ class Stack:
             return []
         kernel = self._take("skip_connect", "kernel", source)  # [rows, 2, c, c / 2]
         wide = jnp.transpose(kernel, (1, 2, 0, 3)).reshape(2, active.shape[-1], -1)
+        wide = wide.astype(active.dtype)
         halves = [active[:, i::2, i::2] @ wide[i] for i in (0, 1)]
         shape = (*halves[0].shape[:3], len(kernel), -1)
         y = jnp.concatenate([half.reshape(shape) for half in halves], axis=-1)
@@ -89,13 +90,14 @@ class Stack:
         names, stride = self._present(CONVOLUTIONS, source), stride_of(self.cell_type, source)
         if not names:
             return []
+        depthwise = self.mode.kernels.depthwise
         spread = {}  # by primitive, after the depthwise convolution
         for name in names:
             # The rows' common input once for each of them: they lie side by side as channels.
             filters = _side_by_side(self._take(name, "depthwise_0", source))
             tiled = jnp.tile(active, filters.shape[-1] // active.shape[-1])
             dilation = CONVOLUTIONS[name].dilation
-            spread[name] = self.mode.kernels.depthwise(tiled, filters, stride, dilation)
+            spread[name] = self.mode.apply(depthwise, tiled, filters, stride, dilation)
         twice = [name for name in names if CONVOLUTIONS[name].layers == 2]
         if twice:
             y = self._pointwise([spread[name] for name in twice], twice, 0, source)
@@ -103,7 +105,7 @@ class Stack:
             widths = np.cumsum([spread[name].shape[-1] for name in twice])[:-1]
             for name, own in zip(twice, jnp.split(y, widths, axis=-1), strict=True):
                 filters = _side_by_side(self._take(name, "depthwise_1", source))
-                spread[name] = self.mode.kernels.depthwise(own, filters, 1, 1)
+                spread[name] = self.mode.apply(depthwise, own, filters, 1, 1)
         y = self._pointwise([spread[name] for name in names], names, -1, source)
         return self._normalised([y], names, source, layer=-1)
 
@@ -115,7 +117,8 @@ class Stack:
             [self._take(n, f"pointwise{_suffix(n, layer)}", source) for n in names]
         )
         x = jnp.concatenate(parts, axis=-1)
-        y = jnp.einsum("bhwec,ecd->bhwed", x.reshape(*x.shape[:3], len(matrices), -1), matrices)
+        rows = x.reshape(*x.shape[:3], len(matrices), -1)
+        y = jnp.einsum("bhwec,ecd->bhwed", rows, matrices.astype(x.dtype))
         return y.reshape(x.shape)
 
     def _normalised(

@@ -73,9 +73,12 @@ class Problem:
         """The step's static part for a structure."""
         config = self.config
         axis_name = sharding.AXIS if config.search.sync_batchnorm else None
-        chosen = kernels.for_platform(sharding.platform(self.mesh))
+        compute = config.compute
+        platform = sharding.platform(self.mesh)
+        chosen = kernels.choose(compute.kernels, platform, compute.remat)
         return Recipe(
             supernet=self.space.supernet(structure, chosen, axis_name),
+            one_pass=chosen.one_pass,
             distribution=self.distribution,
             weight_optimiser=self.weight_optimiser,
             alpha_optimiser=self.alpha_optimiser,
@@ -110,7 +113,8 @@ class Problem:
             )
             return search_step(recipe, state, *batches, frozen=frozen)
 
-        return step_program(step, self.mesh, arguments=1, index_arrays=2)
+        donate = self.config.compute.donate
+        return step_program(step, self.mesh, arguments=1, index_arrays=2, donate=donate)
 
     def validation_program(self, structure: Structure) -> Callable[..., Any]:
         """(state, raw, valid_index, index [b], weight [b]) -> totals at the mean mixing weights."""
@@ -165,7 +169,7 @@ def make_problem(
         weight_optimiser=optimise.weight_optimiser(config.search, steps, epochs),
         alpha_optimiser=optimise.alpha_optimiser(config.arch),
         mesh=mesh,
-        feed=make_feed(dataset, config.data.crop_padding, 0, config.seed),
+        feed=make_feed(dataset, config.data.crop_padding, 0, config.seed, config.compute.dtype),
         raw=on_devices(dataset.images, dataset.labels, mesh),
         train_index=train,
         valid_index=valid,

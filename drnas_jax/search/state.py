@@ -63,8 +63,8 @@ def init_state(
         for cell_type, kept in structure.operations
     }
     mix = {cell_type: distribution.mean(rows) for cell_type, rows in alpha.items()}
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = supernet.init(stream_key(seed, "init/weights"), images, mix, True)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = supernet.lazy_init(stream_key(seed, "init/weights"), images, mix, True)
     return SearchState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

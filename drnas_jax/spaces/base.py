@@ -64,7 +64,10 @@ class Space(Protocol):
         """Whether a primitive of CHANNEL_AXES has a row in its bank for this edge."""
 
     def supernet(self, structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:
-        """A module called as (x [b, h, w, c], mix, train) -> logits [b, classes]."""
+        """A module called as (x [b, h, w, c], mix, train, learn = None) -> logits [b, classes].
+
+        `learn`: see `drnas_jax.nn.banks.Mode`.
+        """
 
     def network(
         self,

@@ -156,10 +156,16 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mix: Mapping[str, Array], train: bool, drop_path: Array | float = 0.0
+        self,
+        x: Array,
+        mix: Mapping[str, Array],
+        train: bool,
+        drop_path: Array | float = 0.0,
+        learn: Array | None = None,
     ) -> tuple[Array, Array | None]:
         """x [b, h, w, c], mix by cell type [e, o] -> logits [b, classes], auxiliary or None."""
-        mode = Mode(self.kernels, train, None if self.is_initializing() else self.axis_name)
+        axis_name = None if self.is_initializing() else self.axis_name
+        mode = Mode(self.kernels, train, axis_name, learn)
         inputs = Stem(self.stem, self.stem_features, mode, name="stem")(x)
         auxiliary, wanted = None, self.auxiliary and (train or self.is_initializing())
         runs = cell_runs(self.channels, self.cells, self.stem, self.stem_features)
@@ -240,7 +246,9 @@ class Supernet(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array, mix: Mapping[str, Array], train: bool) -> Array:
+    def __call__(
+        self, x: Array, mix: Mapping[str, Array], train: bool, learn: Array | None = None
+    ) -> Array:
         """x [b, h, w, c], mix by cell type [14, o] -> logits [b, classes]."""
         structure = self.structure
         model = Model(
@@ -257,7 +265,7 @@ class Supernet(nn.Module):
             axis_name=self.axis_name,
             name="model",
         )
-        return model(x, mix, train)[0]
+        return model(x, mix, train, learn=learn)[0]
 
 
 class Network(nn.Module):
@@ -292,7 +300,7 @@ class Network(nn.Module):
             axis_name=self.axis_name,
             name="model",
         )
-        mix = {cell_type: jnp.ones((len(own), 1), x.dtype) for cell_type, own in edges}
+        mix = {cell_type: jnp.ones((len(own), 1)) for cell_type, own in edges}
         return model(x, mix, train, drop_path)
 
 

@@ -25,8 +25,10 @@ from drnas_jax.nn.banks import (
     Recorder,
     Weight,
     channel_shuffle,
+    scaled,
 )
-from drnas_jax.nn.kernels import Kernels, convolve
+from drnas_jax.nn.blocks import classify
+from drnas_jax.nn.kernels import Kernels, remat_policy
 from drnas_jax.spaces.base import Operations, Structure
 
 Array = jax.Array
@@ -64,10 +66,11 @@ class Cell(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: Array, mix: Array) -> tuple[Array, None]:
+    def __call__(self, x: Array, mix: Array, learn: Array | None = None) -> tuple[Array, None]:
         """x in the kernels' layout, mix [e, o] -> (x, None), as a scan over cells wants it."""
         kernels, axis = self.kernels, self.kernels.channel_axis
-        mode = Mode(kernels, self.train, None if self.is_initializing() else self.axis_name)
+        axis_name = None if self.is_initializing() else self.axis_name
+        mode = Mode(kernels, self.train, axis_name, learn)
         width = x.shape[axis] // self.partial_channels
         banks, recorder = self._banks(width), Recorder()
         arrays = {name: bank.arrays(self.train) for name, bank in banks.items()}
@@ -83,9 +86,7 @@ class Cell(nn.Module):
             pooled = kernels.avg_pool(selected, 1) if pooling else selected
             for name, value in (("skip_connect", selected), ("avg_pool_3x3", pooled)):
                 for edge in self._leaving(name, source):
-                    sums[PAIRS[edge][0]].append(
-                        self._weight(mix, edge, name).astype(x.dtype) * value
-                    )
+                    sums[PAIRS[edge][0]].append(scaled(value, self._weight(mix, edge, name)))
             bypass.append(rest)
             mixed = sum(sums[source + 1], start=jnp.zeros_like(selected))
             x = jnp.concatenate([mixed, sum(bypass[1:], start=bypass[0])], axis)
@@ -111,7 +112,7 @@ class Cell(nn.Module):
         held = [edge for edge, kept in enumerate(self.operations) if name in kept]
         rows = [held.index(edge) for edge in edges]
         own = {leaf: jnp.asarray(array)[np.array(rows)] for leaf, array in arrays[name].items()}
-        y = self.kernels.conv(jax.nn.relu(x), _wide(own["kernel"]))
+        y = mode.apply(self.kernels.conv, jax.nn.relu(x), _wide(own["kernel"]), 1)
         weights = jnp.stack([self._weight(mix, edge, name) for edge in edges])
         axis = self.kernels.channel_axis
         y, moments = mode.normalise(y, own, weight=jnp.repeat(weights, x.shape[axis]))
@@ -149,22 +150,23 @@ def _wide(kernels: Array) -> Array:
 class ReductionBlock(nn.Module):
     """The residual block between stages: half the size, twice the channels."""
 
-    axis_name: str | None
+    mode: Mode
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """[b, h, w, c] -> [b, h/2, w/2, 2c]."""
-        features = x.shape[-1]
-        y = x
+    def __call__(self, x: Array) -> Array:
+        """x in the kernels' layout."""
+        mode, axis = self.mode, self.mode.kernels.channel_axis
+        features, y = x.shape[axis], x
         for name, inputs, stride in (("conv_a", features, 2), ("conv_b", 2 * features, 1)):
             taps = (3, 3, inputs, 2 * features)
             kernel = self.param(f"{name}_kernel", norm.uniform_fan_in(), taps)
-            y = convolve(jax.nn.relu(y), kernel, stride)
-            y = norm.BatchNorm(axis_name=self.axis_name, name=f"{name}_norm")(y, train)
+            y = mode.apply(mode.kernels.conv, jax.nn.relu(y), kernel, stride)
+            normalise = norm.BatchNorm(axis_name=mode.axis_name, axis=axis, name=f"{name}_norm")
+            y = normalise(y, mode.train)
         shortcut = self.param(
             "shortcut_kernel", norm.uniform_fan_in(), (1, 1, features, 2 * features)
         )
-        return y + convolve(nn.avg_pool(x, (2, 2), (2, 2)), shortcut)
+        return y + mode.apply(mode.kernels.pointwise, mode.kernels.halve(x), shortcut[0, 0])
 
 
 class Model(nn.Module):
@@ -181,14 +183,22 @@ class Model(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: Array, mix: Mapping[str, Array], train: bool) -> Array:
+    def __call__(
+        self, x: Array, mix: Mapping[str, Array], train: bool, learn: Array | None = None
+    ) -> Array:
         """x [b, h, w, c], mix {'cell': [6, o]} -> logits [b, classes]."""
-        structure = self.structure
+        structure, kernels = self.structure, self.kernels
+        mode = Mode(kernels, train, self.axis_name, learn)
+        normalise = partial(norm.BatchNorm, axis_name=self.axis_name, axis=kernels.channel_axis)
         taps = (3, 3, x.shape[-1], structure.channels)
-        x = convolve(x, self.param("stem_kernel", norm.uniform_fan_in(), taps))
-        x = norm.BatchNorm(axis_name=self.axis_name, name="stem_norm")(x, train)
+        kernel = self.param("stem_kernel", norm.uniform_fan_in(), taps)
+        x = mode.apply(kernels.conv, kernels.transpose(x), kernel, 1)
+        x = normalise(name="stem_norm")(x, train)
+        cell = Cell
+        if kernels.remat != "none":
+            cell = nn.remat(Cell, policy=remat_policy(kernels.remat), prevent_cse=False)
         cells = nn.scan(
-            Cell,
+            cell,
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
@@ -196,21 +206,18 @@ class Model(nn.Module):
         )
         for stage in range(3):
             if stage:
-                x = ReductionBlock(self.axis_name, name=f"reduction_{stage}")(x, train)
-            x = self.kernels.transpose(x)
+                x = ReductionBlock(mode, name=f"reduction_{stage}")(x)
             x, _ = cells(
                 operations=structure.kept("cell"),
                 partial_channels=structure.partial_channels,
-                kernels=self.kernels,
+                kernels=kernels,
                 affine=self.affine,
                 axis_name=self.axis_name,
                 train=train,
                 name=f"cell_{stage}",
-            )(x, mix["cell"])
-            x = self.kernels.transpose(x)
-        x = jax.nn.relu(norm.BatchNorm(axis_name=self.axis_name, name="last_norm")(x, train))
-        dense = nn.Dense(structure.classes, kernel_init=norm.uniform_fan_in(), name="classifier")
-        return dense(jnp.mean(x, axis=(1, 2)).astype(jnp.float32))
+            )(x, mix["cell"], learn)
+        x = jax.nn.relu(normalise(name="last_norm")(x, train))
+        return classify(kernels.pixel_mean(x), structure.classes)
 
 
 class Network(nn.Module):
@@ -225,7 +232,7 @@ class Network(nn.Module):
         """x [b, h, w, c] -> logits [b, classes], None; the benchmark's training drops no path."""
         del drop_path
         model = Model(self.structure, self.kernels, True, self.axis_name, name="model")
-        return model(x, {"cell": jnp.ones((len(PAIRS), 1), x.dtype)}, train), None
+        return model(x, {"cell": jnp.ones((len(PAIRS), 1))}, train), None
 
 
 def supernet(structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:

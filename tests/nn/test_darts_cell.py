@@ -45,15 +45,16 @@ def arrays(cell, cells, inputs, halve, seed=0):
     )
 
 
-def evaluate(own, kind, edges, partial_channels, runs, images, keep=None):
+def evaluate(own, kind, edges, partial_channels, runs, images, keep=None, learn=None):
     """Outputs, moments, and gradients of all that runs through the cells."""
-    cell = Cell(Mode(own, True, None), kind, edges, CHANNELS, partial_channels)
     random = np.random.default_rng(5)
     count = len(edges[0].operations)
     mix = random.dirichlet(np.ones(count), len(edges)).astype(np.float32)
     keys = jnp.arange(sum(len(run["squeeze_0"]["kernel"]) for run in runs), dtype=jnp.float32)
 
     def function(images, runs, mix):
+        mode = Mode(own, True, None, None if learn is None else jnp.float32(learn))
+        cell = Cell(mode, kind, edges, CHANNELS, partial_channels)
         inputs = tuple(map(own.transpose, images))
         outputs, moments = run_cells(cell, inputs, runs, mix, keep, keys)
         return tuple(map(own.transpose, outputs)), moments
@@ -99,6 +100,21 @@ def test_one_cell(kept, kind, partial_channels):
         for name in ("cpu", "plain")
     )
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("learn", [0, 1])
+@pytest.mark.parametrize("kind", ["normal", "reduce"])
+def test_weights_get_a_gradient_where_they_learn(kind, learn):
+    plain = Cell(Mode(kernels.PLAIN, True, None), kind, PRUNED, CHANNELS, 2)
+    runs = [arrays(plain, 1, (6, 5), halve=True)]
+    inputs = images((3, 8, 12, 6), (3, 4, 6, 5))
+    found, expected = (
+        evaluate(kernels.CPU, kind, PRUNED, 2, runs, inputs, learn=wanted)
+        for wanted in (learn, None)
+    )
+    outputs, moments, (d_images, d_runs, d_mix) = expected
+    d_runs = jax.tree.map(lambda gradient: learn * gradient, d_runs)
+    assert_same(found, (outputs, moments, (d_images, d_runs, d_mix)))
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

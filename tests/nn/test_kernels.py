@@ -48,10 +48,11 @@ def both(platform, function, *arguments):
 
 @pytest.mark.parametrize("platform", VARIANTS)
 @pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_conv_agrees_with_plain(platform, size, shape):
+def test_conv_agrees_with_plain(platform, size, stride, shape):
     x, filters = normal(0, shape), normal(1, (size, size, shape[-1], 6))
-    assert_same(*both(platform, lambda own, x, f: own.conv(x, f), x, filters))
+    assert_same(*both(platform, lambda own, x, f: own.conv(x, f, stride), x, filters))
 
 
 @pytest.mark.parametrize("platform", VARIANTS)
@@ -105,6 +106,9 @@ def test_layout(platform):
     np.testing.assert_array_equal(own.transpose(y), x)
     assert (y.shape[own.batch_axis], y.shape[own.channel_axis]) == (2, 4)
     np.testing.assert_allclose(own.pixel_mean(y), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    quarters = x[:, :2, :4].reshape(2, 1, 2, 2, 2, 4).mean((2, 4))
+    halved = own.transpose(own.halve(y[:, :2, :4]))
+    np.testing.assert_allclose(halved, quarters, rtol=1e-5, atol=1e-6)
     channel, example = normal(1, (4,)), normal(2, (2,))
     scaled = own.transpose(y * own.per_channel(channel) * own.per_example(example))
     np.testing.assert_allclose(scaled, x * channel * example[:, None, None, None], rtol=1e-5)
@@ -124,10 +128,11 @@ def test_avg_pool_is_the_mean_of_the_pixels_there_are(platform, shape):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("platform", ["plain", *VARIANTS])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("height, width", [(6, 4), (5, 7), (1, 1)])
-def test_convolve_is_pytorchs(stride, size, height, width):
+def test_conv_is_pytorchs(platform, stride, size, height, width):
     x, filters = normal(0, (2, height, width, 3)), normal(1, (size, size, 3, 4))
     half = size // 2
     padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
@@ -138,7 +143,9 @@ def test_convolve_is_pytorchs(stride, size, height, width):
         window = padded[:, top : top + size, left : left + size]
         expected[:, i, j] = np.einsum("bhwc,hwco->bo", window, filters)
     # Sums of 27 products of size 1.
-    np.testing.assert_allclose(kernels.convolve(x, filters, stride), expected, atol=2e-5)
+    own = kernels.for_platform(platform)
+    found = own.transpose(own.conv(own.transpose(x), filters, stride))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_unknown_platform():

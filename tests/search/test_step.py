@@ -33,7 +33,7 @@ class Small(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x, mix, train):
+    def __call__(self, x, mix, train, learn=None):
         x = BatchNorm(axis_name=self.axis_name)(x.reshape(len(x), -1), train)
         hidden = jnp.tanh(nn.Dense(mix["cell"].size)(x))
         seen = self.variable("batch_stats", "mix", jnp.zeros, mix["cell"].shape)
@@ -334,11 +334,30 @@ def test_several_steps_in_one_dispatch_are_the_same_steps(small):
     )
 
 
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_one_program_for_both_passes_is_the_same_step(name, request):
+    problem = request.getfixturevalue(name)()
+    recipe = problem.recipe(structure_of(problem))
+    one, two = (
+        data_parallel(
+            functools.partial(
+                steps.search_step, dataclasses.replace(recipe, one_pass=one_pass), frozen=False
+            ),
+            make_mesh(jax.devices()[:1]),
+            (REPLICATED, SHARDED, SHARDED),
+        )(start(problem), batch(1), batch(2))
+        for one_pass in (True, False)
+    )
+    before = start(problem)
+    assert_differs((one.alpha, one.params), (before.alpha, before.params))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, two)
+
+
 class Sum(nn.Module):
     """A loss whose gradient in every mixing weight is the same; keeps the last mix."""
 
     @nn.compact
-    def __call__(self, x, mix, train):
+    def __call__(self, x, mix, train, learn=None):
         seen = self.variable("batch_stats", "mix", jnp.zeros, mix["cell"].shape)
         if not self.is_initializing():
             seen.value = mix["cell"]
@@ -346,7 +365,7 @@ class Sum(nn.Module):
         return jnp.zeros((len(x), 2)).at[:, 0].set(total)
 
 
-def recorded_draws(count):
+def recorded_draws(one_pass, count):
     """The uniform draws that alpha's and the weights' samples used in some steps."""
     distribution = MixingDistribution(
         init=None,
@@ -357,7 +376,7 @@ def recorded_draws(count):
         regulariser=lambda alpha: jnp.zeros(()),
     )
     descent = optax.sgd(1e-3)
-    recipe = steps.Recipe(Sum(), distribution, descent, descent, 0.0, 10, 0, False)
+    recipe = steps.Recipe(Sum(), one_pass, distribution, descent, descent, 0.0, 10, 0, False)
     alpha = {"cell": jnp.ones((2, 3))}
     state = steps.SearchState(
         step=jnp.zeros((), jnp.int32),
@@ -383,8 +402,9 @@ def recorded_draws(count):
         state = after
 
 
-def test_every_update_draws_anew():
-    draws = list(recorded_draws(3))
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_every_update_draws_anew(one_pass):
+    draws = list(recorded_draws(one_pass, 3))
     assert len(draws) == 6
     assert all(np.all((draw > 0) & (draw <= 1)) and np.ptp(draw) > 0.1 for draw in draws)
     for i, one in enumerate(draws):
