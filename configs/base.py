@@ -76,8 +76,8 @@ def get_config() -> ConfigDict:
             compute=dict(
                 kernels="auto",  # by what backend ('cpu', 'gpu', 'tpu', 'plain'); 'auto': this one
                 dtype="float32",  # of activations, or 'bfloat16'; parameters are float32 anyway
-                remat="none",  # a gradient recomputes a cell's 'convolutions', whole 'cells', or
-                # 'none'; saves memory
+                remat="auto",  # a gradient keeps 'convolutions' (their results), 'cells' (their
+                # inputs), or all ('none'), and computes the rest anew; 'auto': the fastest
                 donate=True,  # a step's result takes the memory of the state before
             ),
             nasbench201=dict(

@@ -215,7 +215,7 @@ def _check(config: Config) -> None:
     check_choice("search.edge_ranking", search.edge_ranking, ("mean", "softmax"))
     check_choice("compute.kernels", config.compute.kernels, ("auto", "plain", "cpu", "gpu", "tpu"))
     check_choice("compute.dtype", config.compute.dtype, ("float32", "bfloat16"))
-    check_choice("compute.remat", config.compute.remat, ("none", "cells", "convolutions"))
+    check_choice("compute.remat", config.compute.remat, ("auto", "none", "cells", "convolutions"))
     check_choice("arch.regulariser", arch.regulariser, ("l2", "kl", "none"))
     if len(arch.temperature) != 2 or min(arch.temperature) <= 0:
         raise UserError(f"arch.temperature is {arch.temperature}: expected two positive numbers")

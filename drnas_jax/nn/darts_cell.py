@@ -32,7 +32,6 @@ from drnas_jax.nn.darts_operations import (
     operate,
     stride_of,
 )
-from drnas_jax.nn.kernels import remat_policy
 from drnas_jax.nn.stacked import Stack
 
 Array = jax.Array
@@ -59,6 +58,12 @@ class Cell:
     channels: int
     partial_channels: int
 
+    @property
+    def loops(self) -> bool:
+        """Whether it runs as loops over its edges: a supernet's, where that is faster."""
+        all_edges = NODES * INPUTS + NODES * (NODES - 1) // 2
+        return self.mode.kernels.sequential and len(self.edges) == all_edges
+
     def __call__(
         self, inputs: Sequence[Array], banks: Banks, mix: Array, keep: Array | None
     ) -> tuple[Array, AllMoments]:
@@ -71,7 +76,7 @@ class Cell:
           keep: drop path, a factor of each example and edge [b, e]; None: all are kept.
         """
         kernels, recorder = self.mode.kernels, Recorder()
-        if kernels.sequential and len(self.edges) == NODES * INPUTS + NODES * (NODES - 1) // 2:
+        if self.loops:
             nodes, moments = edge_loop.cell_nodes(
                 self.mode, self.cell_type, self.edges, inputs, self.partial_channels, banks, mix
             )
@@ -211,20 +216,17 @@ def run_cells(
 
     found = []
     for place, key in enumerate(keys):
-        out, moments = _remat(cell.mode, step, in_loop=False)(
-            inputs, _cell_arrays(runs, place), key
-        )
+        out, moments = _remat(cell, step, in_loop=False)(inputs, _cell_arrays(runs, place), key)
         found.append(moments)
         inputs = (inputs[1], out)
     return inputs, jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)
 
 
-def _remat(mode: Mode, step: Callable[..., Any], in_loop: bool) -> Callable[..., Any]:
+def _remat(cell: Cell, step: Callable[..., Any], in_loop: bool) -> Callable[..., Any]:
     """A cell whose gradient recomputes what the kernels say."""
-    remat = mode.kernels.remat
-    if remat == "none":
-        return step
-    return jax.checkpoint(step, policy=remat_policy(remat), prevent_cse=not in_loop)
+    # A cell in loops over its edges recomputes them as it is.
+    options = cell.mode.kernels.checkpointing("none" if cell.loops else "cells")
+    return step if options is None else jax.checkpoint(step, **options, prevent_cse=not in_loop)
 
 
 def _cell_arrays(runs: Sequence[Mapping[str, Arrays]], place: int) -> dict[str, Arrays]:
@@ -267,7 +269,7 @@ def _looped(
 
     h0, first_moments = squeeze(mode, first, inputs[0])
     s1 = _pad_channels(inputs[1], width, mode.kernels.channel_axis)
-    step = _remat(mode, step, in_loop=True)
+    step = _remat(cell, step, in_loop=True)
     carry, found = lax.scan(step, (h0, s1, s1), (banks, second, later, keys))
     moments, later_moments = found
     moments["squeeze_0"] = jax.tree.map(

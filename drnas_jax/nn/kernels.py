@@ -7,7 +7,7 @@ that stride 1 keeps the size (where the window is even, there is none).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class Kernels(NamedTuple):
         stacked, as many at once as can be.
       loop_cells: run equal cells as one loop, which pads the first one's inputs.
       remat: what a gradient keeps of a cell: 'none' (no recomputation: all that it needs), 'cells'
-        (the inputs alone) or 'convolutions' (what convolutions read and write, and statistics).
+        (the inputs alone) or 'convolutions' (what convolutions give, and statistics); 'auto'.
       one_pass: alpha's pass and the weights' pass share one program.
       conv: (x, filter, stride) -> y, dense convolution.
       depthwise: (x, filters [k, k, c], stride, dilation) -> y, one filter a channel.
@@ -60,6 +60,19 @@ class Kernels(NamedTuple):
     def transpose(self, x: Array) -> Array:
         """[b, h, w, c] -> this layout, and back."""
         return x if self.channel_axis == 3 else jnp.swapaxes(x, 0, 3)
+
+    def checkpointing(self, fastest: str) -> dict[str, Any] | None:
+        """Options of `jax.checkpoint` for a cell; None where its gradient recomputes nothing.
+
+        Args:
+          fastest: what 'auto' is on a sequential backend, as measured; elsewhere it is 'none'.
+        """
+        remat = self.remat
+        if remat == "auto":
+            remat = fastest if self.sequential else "none"
+        only = jax.checkpoint_policies.save_only_these_names(KEPT)
+        policies = {"cells": {"policy": None}, "convolutions": {"policy": only}}
+        return policies.get(remat)
 
     def per_channel(self, values: Array) -> Array:
         """[c] -> a shape that broadcasts against images."""
@@ -126,7 +139,7 @@ PLAIN = Kernels(
     sequential=False,
     loop_cells=False,
     one_pass=False,
-    remat="none",
+    remat="auto",
     conv=_convolve,
     depthwise=_grouped_depthwise,
     max_pool=_window_max,
@@ -137,7 +150,7 @@ CPU = Kernels(
     sequential=True,
     loop_cells=True,
     one_pass=True,
-    remat="none",
+    remat="auto",
     conv=shifts.conv,
     depthwise=shifts.depthwise,
     max_pool=shifts.max_pool,
@@ -147,14 +160,7 @@ ACCELERATOR = PLAIN._replace(loop_cells=True)
 _BY_NAME = {"plain": PLAIN, "cpu": CPU, "gpu": ACCELERATOR, "tpu": ACCELERATOR}
 
 
-def remat_policy(remat: str) -> Callable[..., bool] | None:
-    """What `jax.checkpoint` keeps, see Kernels; None: nothing but the inputs."""
-    if remat == "cells":
-        return None
-    return jax.checkpoint_policies.save_only_these_names(KEPT)
-
-
-def choose(name: str, platform: str, remat: str = "none") -> Kernels:
+def choose(name: str, platform: str, remat: str = "auto") -> Kernels:
     """The kernels of a config.
 
     Args:

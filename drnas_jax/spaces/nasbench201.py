@@ -28,7 +28,7 @@ from drnas_jax.nn.banks import (
     scaled,
 )
 from drnas_jax.nn.blocks import classify
-from drnas_jax.nn.kernels import Kernels, remat_policy
+from drnas_jax.nn.kernels import Kernels
 from drnas_jax.spaces.base import Operations, Structure
 
 Array = jax.Array
@@ -194,9 +194,8 @@ class Model(nn.Module):
         kernel = self.param("stem_kernel", norm.uniform_fan_in(), taps)
         x = mode.apply(kernels.conv, kernels.transpose(x), kernel, 1)
         x = normalise(name="stem_norm")(x, train)
-        cell = Cell
-        if kernels.remat != "none":
-            cell = nn.remat(Cell, policy=remat_policy(kernels.remat), prevent_cse=False)
+        remat = kernels.checkpointing(fastest="convolutions")
+        cell = Cell if remat is None else nn.remat(Cell, **remat, prevent_cse=False)
         cells = nn.scan(
             cell,
             variable_axes={"params": 0, "batch_stats": 0},

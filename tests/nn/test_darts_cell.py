@@ -117,8 +117,9 @@ def test_weights_get_a_gradient_where_they_learn(kind, learn):
     assert_same(found, (outputs, moments, (d_images, d_runs, d_mix)))
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_cells_in_a_row_whose_first_inputs_differ(platform):
+@pytest.mark.parametrize("remat", ["none", "cells", "convolutions"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "plain"])
+def test_cells_in_a_row_whose_first_inputs_differ(platform, remat):
     edges = NETWORK
     plain = Cell(Mode(kernels.PLAIN, True, None), "normal", edges, CHANNELS, 1)
     width = NODES * CHANNELS
@@ -134,7 +135,7 @@ def test_cells_in_a_row_whose_first_inputs_differ(platform):
         return 0.5 + (key + 1) * jnp.arange(3 * len(edges)).reshape(3, -1) / 50
 
     found, expected = (
-        evaluate(kernels.for_platform(name), "normal", edges, 1, runs, inputs, keep)
-        for name in (platform, "plain")
+        evaluate(own, "normal", edges, 1, runs, inputs, keep)
+        for own in (kernels.choose(platform, "cpu", remat), kernels.PLAIN)
     )
     assert_same(found, expected)

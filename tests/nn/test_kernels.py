@@ -148,6 +148,15 @@ def test_conv_is_pytorchs(platform, stride, size, height, width):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+def test_choice():
+    assert kernels.choose("auto", "gpu") == kernels.for_platform("gpu")
+    assert kernels.choose("plain", "cpu") == kernels.PLAIN
+    assert kernels.choose("auto", "cpu", "cells") == kernels.CPU._replace(remat="cells")
+    assert kernels.CPU.checkpointing("cells") == {"policy": None}
+    assert kernels.ACCELERATOR.checkpointing("cells") is None
+    assert kernels.CPU._replace(remat="none").checkpointing("cells") is None
+
+
 def test_unknown_platform():
     with pytest.raises(UserError, match="unknown platform 'cuda'.*cpu, gpu, plain, tpu"):
         kernels.for_platform("cuda")
