@@ -7,7 +7,6 @@ widening lengthens their channel axes, and neither needs to know what the primit
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -120,9 +119,7 @@ class Mode:
       kernels: the backend's arithmetic and layout.
       train: normalise by the batch, and not by running averages.
       axis_name: mesh axis over which batch statistics are synchronised, or None.
-      learn: scalar, whether weights get a gradient: 1, or 0 for one of zeros, which costs nothing;
-        so one program can serve the pass for alpha and the pass for the weights. None: they do,
-        and where nobody reads it the compiler drops it.
+      learn: see Kernels.
     """
 
     kernels: Kernels
@@ -133,12 +130,8 @@ class Mode:
     def apply(
         self, operation: Callable[..., Array], x: Array, weights: Array, *static: int
     ) -> Array:
-        """operation(x, weights, *static) on images, in their dtype."""
-        weights = weights.astype(x.dtype)
-        if self.learn is None:
-            y = operation(x, weights, *static)
-        else:
-            y = _applied(operation, static, x, weights, self.learn)
+        """One of the kernels on images, in their dtype: operation(x, weights, *static, learn)."""
+        y = operation(x, weights.astype(x.dtype), *static, self.learn)
         return checkpoint_name(y, KEPT)
 
     def normalise(
@@ -170,39 +163,6 @@ class Mode:
         if bias is not None:
             x = x + self.kernels.per_channel(bias.astype(x.dtype))
         return x, moments
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _applied(
-    operation: Callable[..., Array], static: tuple[int, ...], x: Array, weights: Array, learn: Array
-) -> Array:
-    del learn
-    return operation(x, weights, *static)
-
-
-def _applied_backward(
-    operation: Callable[..., Array],
-    static: tuple[int, ...],
-    residuals: tuple[Array, Array, Array],
-    g: Array,
-) -> tuple[Array, Array, None]:
-    x, weights, learn = residuals
-    (dx,) = jax.vjp(lambda x: operation(x, weights, *static), x)[1](g)
-    d_weights = lax.cond(
-        learn > 0,
-        lambda: jax.vjp(lambda weights: operation(x, weights, *static), weights)[1](g)[0],
-        lambda: jnp.zeros_like(weights),
-    )
-    return dx, d_weights, None
-
-
-_applied.defvjp(
-    lambda operation, static, x, weights, learn: (
-        operation(x, weights, *static),
-        (x, weights, learn),
-    ),
-    _applied_backward,
-)
 
 
 def scaled(x: Array, weight: Array | float) -> Array:

@@ -27,6 +27,10 @@ KEPT = "kept"  # the checkpoint name of what remat 'convolutions' keeps
 class Kernels(NamedTuple):
     """One implementation of each kernel, and the layout it is for.
 
+    `learn` is a scalar: 1, or 0 where nobody reads the weights' gradient, which may then be zeros
+    and cost nothing. So one program can serve the pass for alpha and the pass for the weights.
+    None: the gradient is wanted, or the compiler sees that it is not.
+
     Attributes:
       channel_axis: 3 or 0; the batch is on the other one of these.
       sequential: run the edges of a cell one after another, each of which fills this backend; or
@@ -35,8 +39,9 @@ class Kernels(NamedTuple):
       remat: what a gradient keeps of a cell: 'none' (no recomputation: all that it needs), 'cells'
         (the inputs alone) or 'convolutions' (what convolutions give, and statistics); 'auto'.
       one_pass: alpha's pass and the weights' pass share one program.
-      conv: (x, filter, stride) -> y, dense convolution.
-      depthwise: (x, filters [k, k, c], stride, dilation) -> y, one filter a channel.
+      conv: (x, filter, stride, learn) -> y, dense convolution.
+      pointwise: (x, matrix [c, d], learn) -> y, that matrix at every pixel.
+      depthwise: (x, filters [k, k, c], stride, dilation, learn) -> y, one filter a channel.
       max_pool: (x, size, stride) -> y, maximum over size x size; among equal ones the first gets
         the gradient, as in PyTorch.
       avg_pool: (x, stride) -> y, mean over 3x3; padding does not count.
@@ -47,8 +52,9 @@ class Kernels(NamedTuple):
     loop_cells: bool
     one_pass: bool
     remat: str
-    conv: Callable[[Array, Array, int], Array]
-    depthwise: Callable[[Array, Array, int, int], Array]
+    conv: Callable[..., Array]
+    pointwise: Callable[..., Array]
+    depthwise: Callable[..., Array]
     max_pool: Callable[[Array, int, int], Array]
     avg_pool: Callable[[Array, int], Array]
 
@@ -82,12 +88,6 @@ class Kernels(NamedTuple):
         """[b] -> a shape that broadcasts against images."""
         return values if self.batch_axis == 3 else values[:, None, None, None]
 
-    def pointwise(self, x: Array, matrix: Array) -> Array:
-        """Convolution by a matrix [c, d] at every pixel."""
-        if self.channel_axis == 3:
-            return x @ matrix
-        return (matrix.T @ x.reshape(len(x), -1)).reshape(-1, *x.shape[1:])
-
     def halve(self, x: Array) -> Array:
         """Mean over 2x2 pixels of an even size."""
         parts = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
@@ -99,12 +99,21 @@ class Kernels(NamedTuple):
         return mean if self.channel_axis == 3 else mean.T
 
 
-def _convolve(x: Array, kernel: Array, stride: int) -> Array:
+def _convolve(x: Array, kernel: Array, stride: int, learn: Array | None = None) -> Array:
+    del learn
     padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
 
-def _grouped_depthwise(x: Array, filters: Array, stride: int, dilation: int) -> Array:
+def _pointwise(x: Array, matrix: Array, learn: Array | None = None) -> Array:
+    del learn
+    return x @ matrix
+
+
+def _grouped_depthwise(
+    x: Array, filters: Array, stride: int, dilation: int, learn: Array | None = None
+) -> Array:
+    del learn
     size, _, channels = filters.shape
     pad = dilation * (size // 2)
     return lax.conv_general_dilated(
@@ -141,6 +150,7 @@ PLAIN = Kernels(
     one_pass=False,
     remat="auto",
     conv=_convolve,
+    pointwise=_pointwise,
     depthwise=_grouped_depthwise,
     max_pool=_window_max,
     avg_pool=_window_mean,
@@ -152,6 +162,7 @@ CPU = Kernels(
     one_pass=True,
     remat="auto",
     conv=shifts.conv,
+    pointwise=shifts.pointwise,
     depthwise=shifts.depthwise,
     max_pool=shifts.max_pool,
     avg_pool=shifts.avg_pool,

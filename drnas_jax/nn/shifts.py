@@ -6,8 +6,9 @@ vectorised over the batch, which is the last axis and contiguous.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,53 +21,134 @@ Sides = tuple[int, int]
 _REACH = 4  # pixels, of the farthest tap: with equal margins, filters can share a padded image
 
 
-def conv(x: Array, kernel: Array, stride: int) -> Array:
+class _Linear(NamedTuple):
+    """An operation on images that is linear in them and in its weights.
+
+    Attributes:
+      apply: (x, weights, *static) -> y.
+      pull_images: (x, weights, g, *static) -> the gradient in x under the cotangent g.
+      pull_weights: likewise in the weights.
+    """
+
+    apply: Callable[..., Array]
+    pull_images: Callable[..., Array]
+    pull_weights: Callable[..., Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(
+    linear: _Linear, static: tuple[int, ...], x: Array, weights: Array, learn: Array | None
+) -> Array:
+    del learn
+    return linear.apply(x, weights, *static)
+
+
+def _run_backward(
+    linear: _Linear,
+    static: tuple[int, ...],
+    residuals: tuple[Array, Array, Array | None],
+    g: Array,
+) -> tuple[Array, Array, None]:
+    x, weights, learn = residuals
+    dx, pull = linear.pull_images(x, weights, g, *static), linear.pull_weights
+    if learn is None:
+        return dx, pull(x, weights, g, *static), None
+    d_weights = lax.cond(
+        learn > 0, lambda: pull(x, weights, g, *static), lambda: jnp.zeros_like(weights)
+    )
+    return dx, d_weights, None
+
+
+_run.defvjp(
+    lambda linear, static, x, weights, learn: (
+        linear.apply(x, weights, *static),
+        (x, weights, learn),
+    ),
+    _run_backward,
+)
+
+
+def conv(x: Array, kernel: Array, stride: int, learn: Array | None = None) -> Array:
     """Dense convolution as one matrix product: kernel [k, k, c, d]."""
-    if stride == 1:
-        return _flat_conv(x, kernel)
-    size, pad = len(kernel), len(kernel) // 2
-    taps = _taps(_pad(x, pad), size, stride, 1, _output_sides(x, pad, size, stride))
-    patches = jnp.concatenate([tap for _, tap in taps])
-    y = kernel.reshape(len(patches), -1).T @ patches.reshape(len(patches), -1)
-    return lax.reshape(y, (len(y), *patches.shape[1:]))
+    return _run(_CONV, (stride,), x, kernel, learn)
 
 
-@jax.custom_vjp
-def _flat_conv(x: Array, kernel: Array) -> Array:
-    """The shifted images that it needs are many times as large as x: the gradient remakes them."""
-    outputs = kernel.shape[-1]
-    y = kernel.reshape(-1, outputs).T @ _patches(x, len(kernel))
-    return lax.reshape(y, (outputs, *x.shape[1:]))
+def pointwise(x: Array, matrix: Array, learn: Array | None = None) -> Array:
+    """Convolution by a matrix [c, d] at every pixel."""
+    return _run(_POINTWISE, (), x, matrix, learn)
 
 
-def _flat_conv_backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
+def depthwise(
+    x: Array, filters: Array, stride: int, dilation: int, learn: Array | None = None
+) -> Array:
+    """Depthwise convolution: filters [k, k, c]."""
+    return _run(_DEPTHWISE, (stride, dilation), x, filters, learn)
+
+
+_POINTWISE = _Linear(
+    lambda x, matrix: _images(matrix.T @ _rows(x), x),
+    lambda x, matrix, g: _images(matrix @ _rows(g), x),
+    lambda x, matrix, g: _rows(x) @ _rows(g).T,
+)
+
+
+def _rows(x: Array) -> Array:
+    """[c, h, w, b] -> [c, pixels]."""
+    return lax.reshape(x, (len(x), x.size // len(x)))
+
+
+def _images(rows: Array, like: Array) -> Array:
+    """[c, pixels] -> [c, h, w, b], all but c as another one's."""
+    return lax.reshape(rows, (len(rows), *like.shape[1:]))
+
+
+# The shifted images of a convolution are many times as large as its input: the gradient makes them
+# anew.
+
+
+def _conv(x: Array, kernel: Array, stride: int) -> Array:
+    patches, sides = _patches(x, len(kernel), stride)
+    y = kernel.reshape(len(patches), -1).T @ patches
+    return lax.reshape(y, (len(y), *sides, x.shape[3]))
+
+
+def _conv_pull_images(x: Array, kernel: Array, g: Array, stride: int) -> Array:
+    if stride != 1:
+        return jax.vjp(lambda x: _conv(x, kernel, stride), x)[1](g)[0]
     size, _, inputs, outputs = kernel.shape
     flat, margin = _flatten(g, size // 2)
     pixels = flat.shape[1] - 2 * margin
-    d_kernel = _patches(x, size) @ _cut(flat, margin, pixels).T
     # What each place of a window gets back; beyond the image it is 0, as g is there.
     d_patches = kernel.reshape(-1, outputs) @ flat
     terms = []
     for place, offset, inside in _places(x, size, 1, -1):
         rows = lax.slice_in_dim(d_patches, place * inputs, (place + 1) * inputs)
         terms.append(_where(inside, _cut(rows, margin + offset, pixels)))
-    return lax.reshape(_total(terms), x.shape), lax.reshape(d_kernel, kernel.shape)
+    return lax.reshape(_total(terms), x.shape)
 
 
-_flat_conv.defvjp(lambda x, kernel: (_flat_conv(x, kernel), (x, kernel)), _flat_conv_backward)
+def _conv_pull_weights(x: Array, kernel: Array, g: Array, stride: int) -> Array:
+    patches, _ = _patches(x, len(kernel), stride)
+    return lax.reshape(patches @ _rows(g).T, kernel.shape)
 
 
-def _patches(x: Array, size: int) -> Array:
+_CONV = _Linear(_conv, _conv_pull_images, _conv_pull_weights)
+
+
+def _patches(x: Array, size: int, stride: int) -> tuple[Array, Sides]:
     """All shifted images that a window of a dense convolution sees: [k * k * c, pixels]."""
-    padded, margin = _flatten(x, size // 2)
-    pixels = padded.shape[1] - 2 * margin
-    return jnp.concatenate(
-        [
+    if stride == 1:
+        padded, margin = _flatten(x, size // 2)
+        pixels = padded.shape[1] - 2 * margin
+        taps = [
             _where(inside, _cut(padded, margin + offset, pixels))
             for _, offset, inside in _places(x, size, 1)
         ]
-    )
+        return jnp.concatenate(taps), _sides(x)
+    pad = size // 2
+    sides = _output_sides(x, pad, size, stride)
+    taps = [_rows(tap) for _, tap in _taps(_pad(x, pad), size, stride, 1, sides)]
+    return jnp.concatenate(taps), sides
 
 
 def _flatten(x: Array, reach: int) -> tuple[Array, int]:
@@ -110,9 +192,7 @@ def _cut(flat: Array, start: int, pixels: int) -> Array:
     return lax.slice_in_dim(flat, start, start + pixels, axis=1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise(x: Array, filters: Array, stride: int, dilation: int) -> Array:
-    """Depthwise convolution: filters [k, k, c]."""
+def _depthwise(x: Array, filters: Array, stride: int, dilation: int) -> Array:
     if stride == 1:
         return _flat_sum(x, filters, dilation)
     return _shifted_sum(x, filters, stride, dilation)
@@ -148,25 +228,23 @@ def _times(tap: Array, filters: Array, i: int, j: int) -> Array:
     return lax.mul(tap, lax.broadcast_in_dim(value, tap.shape, (0,)))
 
 
-def _depthwise_backward(
-    stride: int, dilation: int, residuals: tuple[Array, Array], g: Array
-) -> tuple[Array, Array]:
-    x, filters = residuals
+def _depthwise_pull_images(x: Array, filters: Array, g: Array, stride: int, dilation: int) -> Array:
+    return _shifted_sum(_spread(g, stride, _sides(x)), filters[::-1, ::-1], 1, dilation)
+
+
+def _depthwise_pull_weights(
+    x: Array, filters: Array, g: Array, stride: int, dilation: int
+) -> Array:
     size = len(filters)
-    pad = dilation * (size // 2)
-    # One reduction with an output for every tap reads the data once.
     wide = jnp.promote_types(x.dtype, jnp.float32)  # in which sums are made
-    taps = _taps(_pad(x, pad), size, stride, dilation, _sides(g))
+    taps = _taps(_pad(x, dilation * (size // 2)), size, stride, dilation, _sides(g))
+    # One reduction with an output for every tap reads the data once.
     products = [lax.mul(tap, g).astype(wide) for _, tap in taps]
     sums = lax.reduce(products, [np.zeros((), wide)] * len(products), _add_all, (1, 2, 3))
-    dx = _shifted_sum(_spread(g, stride, _sides(x)), filters[::-1, ::-1], 1, dilation)
-    return dx, jnp.stack(sums).reshape(filters.shape).astype(filters.dtype)
+    return jnp.stack(sums).reshape(filters.shape).astype(filters.dtype)
 
 
-depthwise.defvjp(
-    lambda x, filters, stride, dilation: (depthwise(x, filters, stride, dilation), (x, filters)),
-    _depthwise_backward,
-)
+_DEPTHWISE = _Linear(_depthwise, _depthwise_pull_images, _depthwise_pull_weights)
 
 
 def max_pool(x: Array, size: int, stride: int) -> Array:
