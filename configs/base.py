@@ -38,7 +38,9 @@ def get_config() -> ConfigDict:
                 channels=16,  # C of the first cell
                 cells=5,  # cells a stage of the space (NAS-Bench-201's N), or in all (DARTS)
                 batch_size=64,  # global, over all devices
-                train_fraction=0.5,  # of the training images for weights; the rest is for alpha
+                train_fraction=0.5,  # share of the training images for the weights
+                alpha_fraction=0.0,  # share for alpha; 0: all the others
+                split_by_class=False,  # whether these are shares of each class
                 epochs=(50, 50),  # a number a progressive stage, as in the next three fields
                 partial_channels=(4, 2),  # K: 1/K of the channels pass through the operations
                 operations=(5, 3),  # operations kept on each edge

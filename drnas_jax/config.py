@@ -62,6 +62,8 @@ class SearchConfig:
     cells: int
     batch_size: int
     train_fraction: float
+    alpha_fraction: float
+    split_by_class: bool
     epochs: tuple[int, ...]
     partial_channels: tuple[int, ...]
     operations: tuple[int, ...]
@@ -230,6 +232,11 @@ def _check(config: Config) -> None:
         raise UserError("search.epochs is (): the search needs at least one stage")
     if not 0 < search.train_fraction < 1:
         raise UserError(f"search.train_fraction is {search.train_fraction}: expected between 0, 1")
+    if search.train_fraction + search.alpha_fraction > 1:
+        raise UserError(
+            f"search.train_fraction is {search.train_fraction} and search.alpha_fraction "
+            f"{search.alpha_fraction}: together they are more than all images"
+        )
     for phase, part in (("search", search), ("retrain", retrain)):
         check_choice(f"{phase}.lr_schedule", part.lr_schedule, ("cosine", "linear"))
         for field in ("channels", "cells", "batch_size"):

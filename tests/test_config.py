@@ -118,6 +118,10 @@ def test_numbers_lists_and_scalars_become_what_the_field_is():
         (dict(retrain__label_smoothing=1.0), "retrain.label_smoothing is 1.0: expected less than"),
         (dict(search__train_fraction=0.0), "search.train_fraction is 0.0: expected between 0, 1"),
         (dict(search__train_fraction=1), "search.train_fraction is 1.0: expected between 0, 1"),
+        (
+            dict(search__alpha_fraction=0.6),
+            "search.alpha_fraction 0.6: together they are more than",
+        ),
         (dict(search__channels=0), "search.channels is 0: expected at least 1"),
         (dict(search__cells=0), "search.cells is 0: expected at least 1"),
         (dict(search__batch_size=-8), "search.batch_size is -8: expected at least 1"),

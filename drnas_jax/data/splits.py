@@ -7,28 +7,44 @@ import numpy as np
 from drnas_jax.errors import UserError
 
 
-def search_split(n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divides the training examples at random between the two levels of the search.
+def search_split(
+    labels: np.ndarray, train_fraction: float, alpha_fraction: float, by_class: bool, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the training examples of the two levels of the search.
 
     Args:
-      n: number of examples.
-      fraction: the share of them for the weights, between 0 and 1; rounded to whole examples.
-      seed: of the permutation.
+      labels: of all examples, int [n].
+      train_fraction: the share of them for the weights; rounded to whole examples.
+      alpha_fraction: the share for alpha, likewise; 0: all the others.
+      by_class: whether each class gives these shares of its examples (as for ImageNet in the DrNAS
+        paper), or all examples together.
+      seed: of the draw.
 
     Returns:
-      The example numbers for the weights and those for alpha, int32: disjoint, together all n.
+      The example numbers for the weights and those for alpha, int32, disjoint.
 
     Raises:
       UserError: one of the two would be empty.
     """
-    count = round(n * fraction)
-    if not 0 < count < n:
+    generator, n = _generator(seed, "search split"), len(labels)
+    groups = (
+        [np.flatnonzero(labels == c) for c in np.unique(labels)] if by_class else [np.arange(n)]
+    )
+    weights, alpha = [], []
+    for group in groups:
+        order = generator.permutation(group).astype(np.int32)
+        first = round(len(group) * train_fraction)
+        count = round(len(group) * alpha_fraction) if alpha_fraction else len(group) - first
+        weights.append(order[:first])
+        alpha.append(order[first : first + count])
+    for_weights, for_alpha = np.concatenate(weights), np.concatenate(alpha)
+    if not len(for_weights) or not len(for_alpha):
         raise UserError(
-            f"search.train_fraction is {fraction}: of {n} training images it leaves {count} for "
-            f"the weights and {n - count} for alpha; both need at least one"
+            f"search.train_fraction is {train_fraction} and search.alpha_fraction "
+            f"{alpha_fraction}: of {n} training images in {len(groups)} groups they give "
+            f"{len(for_weights)} to the weights and {len(for_alpha)} to alpha; both need one"
         )
-    order = _generator(seed, "search split").permutation(n).astype(np.int32)
-    return order[:count], order[count:]
+    return for_weights, for_alpha
 
 
 def epoch_order(

@@ -156,7 +156,10 @@ def make_problem(
     mesh = mesh or sharding.make_mesh()
     sharding.check_batch(config.search.batch_size, mesh, "search.batch_size")
     dataset = dataset or data.load(config.data)
-    train, valid = data.search_split(len(dataset.labels), config.search.train_fraction, config.seed)
+    part = config.search
+    train, valid = data.search_split(
+        dataset.labels, part.train_fraction, part.alpha_fraction, part.split_by_class, config.seed
+    )
     steps = data.steps_per_epoch(
         len(train), config.search.batch_size, "the search's training split"
     )

@@ -16,19 +16,20 @@ def test_search_split_divides_all_examples(n, fraction, seed):
     count = round(n * fraction)
     if count in (0, n):
         with pytest.raises(UserError, match=r"search\.train_fraction is"):
-            search_split(n, fraction, seed)
+            search_split(np.zeros(n), fraction, 0.0, False, seed)
         return
-    weights, alpha = search_split(n, fraction, seed)
+    weights, alpha = search_split(np.zeros(n), fraction, 0.0, False, seed)
     assert weights.dtype == alpha.dtype == np.int32
     assert len(weights) == count
     assert sorted([*weights, *alpha]) == list(range(n))
 
 
 def test_search_split_is_shuffled_and_depends_on_the_seed_alone():
-    weights, alpha = search_split(50_000, 0.5, seed=3)
+    labels = np.zeros(50_000)
+    weights, alpha = search_split(labels, 0.5, 0.0, False, seed=3)
     np.random.seed(0)  # a global state must not matter
-    again, _ = search_split(50_000, 0.5, seed=3)
-    other, _ = search_split(50_000, 0.5, seed=4)
+    again, _ = search_split(labels, 0.5, 0.0, False, seed=3)
+    other, _ = search_split(labels, 0.5, 0.0, False, seed=4)
     np.testing.assert_array_equal(weights, again)
     assert len(weights) == len(alpha) == 25_000
     # Two independent halves share half of their examples: 12,500, standard deviation 56.
@@ -37,8 +38,29 @@ def test_search_split_is_shuffled_and_depends_on_the_seed_alone():
 
 
 def test_search_split_error_says_what_each_side_would_get():
-    with pytest.raises(UserError, match=r"0\.1: of 3 training images it leaves 0 .* 3 for alpha"):
-        search_split(3, 0.1, seed=0)
+    with pytest.raises(UserError, match=r"0\.1 .*: of 3 .* in 1 groups .* 0 to .* 3 to alpha"):
+        search_split(np.zeros(3), 0.1, 0.0, False, seed=0)
+    with pytest.raises(
+        UserError, match=r"fraction 0\.2: of 6 .* in 3 groups .* 3 to .* 0 to alpha"
+    ):
+        search_split(np.array([0, 0, 1, 1, 2, 2]), 0.5, 0.2, True, seed=0)
+
+
+@given(
+    counts=st.lists(st.integers(10, 40), min_size=1, max_size=6),
+    train=st.floats(0.1, 0.5),
+    alpha=st.floats(0.1, 0.45),
+    seed=seeds,
+)
+def test_search_split_takes_its_shares_of_each_class(counts, train, alpha, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    shares = search_split(labels, train, alpha, True, seed)
+    assert not set(shares[0]) & set(shares[1])
+    for part, fraction in zip(shares, (train, alpha), strict=True):
+        assert len(set(part)) == len(part)
+        assert part.dtype == np.int32
+        found = np.bincount(labels[part], minlength=len(counts))
+        assert list(found) == [round(count * fraction) for count in counts]
 
 
 @given(
