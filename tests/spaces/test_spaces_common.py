@@ -105,17 +105,22 @@ def test_unknown_stem(space):
         check_image(space, "leaf", (64, 64))
 
 
+def random_mix(space, rng):
+    """Mixing weights of all operations."""
+    count = len(space.PRIMITIVES)
+    return {
+        kind: rng.dirichlet(np.ones(count), len(edges)).astype(np.float32)
+        for kind, edges in space.EDGES.items()
+    }
+
+
 def test_logits(space):
     """Finite, of the right shape, and dependent on every mixing weight but that of 'none'."""
     structure = whole(space)
     module = space.supernet(structure, kernels.PLAIN, None)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, *image_shape(space))).astype(np.float32)
-    columns = len(space.PRIMITIVES)
-    mix = {
-        kind: rng.dirichlet(np.ones(columns), len(edges)).astype(np.float32)
-        for kind, edges in space.EDGES.items()
-    }
+    mix = random_mix(space, rng)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, mix, False))
     variables = jax.tree.map(
         lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype(leaf.dtype), shapes
@@ -145,11 +150,7 @@ def evaluate(space, own, dtype):
     module = space.supernet(structure, own, None)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, *image_shape(space))).astype(np.float32)
-    count = len(space.PRIMITIVES)
-    mix = {
-        kind: rng.dirichlet(np.ones(count), len(edges)).astype(np.float32)
-        for kind, edges in space.EDGES.items()
-    }
+    mix = random_mix(space, rng)
     g = rng.normal(size=(len(x), CLASSES)).astype(np.float32)
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
