@@ -211,15 +211,8 @@ def chained(
     return _chained_forward(loop, inputs, sums, rest, banks, mix, learn)[0]
 
 
-def _chained_forward(
-    loop: Loop,
-    inputs: Array,
-    sums: Array,
-    rest: Array,
-    banks: Banks,
-    mix: Array,
-    learn: Array | None,
-) -> tuple[tuple[Array, Array], Any]:
+def _chained_forward(loop: Loop, *arguments: Any) -> tuple[tuple[Array, Array], Any]:
+    inputs, sums, rest, banks, mix, learn = arguments
     first = len(inputs)
 
     def add_node(n: Array, carry: Any) -> Any:

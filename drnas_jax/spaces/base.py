@@ -66,7 +66,7 @@ class Space(Protocol):
     def supernet(self, structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:
         """A module called as (x [b, h, w, c], mix, train, learn = None) -> logits [b, classes].
 
-        `learn`: see `drnas_jax.nn.banks.Mode`.
+        `learn`: see `drnas_jax.nn.kernels.Kernels`.
         """
 
     def network(
