@@ -16,13 +16,19 @@ def get_config() -> ConfigDict:
             stem="cifar",  # the network's first layers: 'cifar', or 'imagenet' (DARTS alone)
             genotype="",  # retrain this cell (a genotype.json, a published name or 'random')
             checkpoint="",  # evaluate this checkpoint directory, not DIR/retrain/checkpoints
+            checkpoint_steps=0,  # a checkpoint after so many steps, besides those of each epoch
             data=dict(
                 name="cifar10",  # 'digits', a TFDS name, or 'folder' (one sub-folder a class)
                 dir="",  # TFDS data directory, or the folder; empty: TFDS's own default
                 image_size=0,  # resize to this many pixels a side; 0: as they are
+                crop="padded",  # at random: of the 'padded' image, or (ImageNet) a 'resized' part
+                crop_padding=4,  # black pixels on each side if 'padded'; 0: no crop
                 flip="auto",  # mirror at random: 'yes', 'no', or 'auto' (not for digits)
-                crop_padding=4,  # zero padding of the random crop in pixels; 0: no crop
-                memory_limit_mb=4096,  # a decoded data set larger than this is refused
+                mean=(),  # of each channel in 0..1; empty: measured on the training images
+                std=(),
+                memory_limit_mb=4096,  # a decoded data set larger than this is streamed
+                workers=0,  # processes that decode a streamed one; 0: one a core
+                corrupt="error",  # an unreadable image is an 'error', or 'skip': left out, counted
             ),
             arch=dict(
                 name="dirichlet",  # mixing distribution, a file of drnas_jax/arch
@@ -70,6 +76,7 @@ def get_config() -> ConfigDict:
                 clip=0.0,
                 sync_batchnorm=False,
                 cutout=0,  # side of the erased square in pixels; 0: none
+                color_jitter=(),  # brightness, contrast, saturation, hue; empty: none
                 label_smoothing=0.0,
                 drop_path=0.0,  # rate at the end of dropping an edge of an example; rises from 0
                 auxiliary_weight=0.0,  # of the auxiliary head's loss; 0: there is no such head

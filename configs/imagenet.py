@@ -20,7 +20,17 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.space = "darts"
     config.stem = "imagenet"
-    config.data.update(dict(name="imagenet2012", image_size=224, crop_padding=16))
+    config.checkpoint_steps = 500
+    config.data.update(
+        dict(
+            name="imagenet2012",
+            image_size=224,
+            crop="resized",
+            crop_padding=0,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        )
+    )
     config.arch.update(dict(lr=6e-3, clip=5.0))
     config.search.update(
         dict(
@@ -50,12 +60,12 @@ def get_config(variant: str = "") -> ConfigDict:
             lr_warmup_epochs=5,
             weight_decay=3e-5,
             clip=5.0,
+            color_jitter=(0.4, 0.4, 0.4, 0.2),
             label_smoothing=0.1,
             auxiliary_weight=0.4,
         )
     )
     if variant == "smoke":
-        config.data.memory_limit_mb = 200
         config.search.update(
             dict(
                 channels=6,

@@ -9,8 +9,10 @@ matrix products, and what these and its pools read and write. Next to what a ste
 second stands what this machine reaches in matrix products and in copies.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import resource
 import statistics
 import sys
@@ -19,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +31,7 @@ from drnas_jax import data, feed, sharding
 from drnas_jax.config import Config
 from drnas_jax.counting import count_work
 from drnas_jax.data import Dataset
+from drnas_jax.data.images import decode
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
 from drnas_jax.metrics import Display
@@ -76,9 +80,10 @@ def step_case(config: Config, stage: int) -> Case:
             problem.space, state, structure, stages[number], config.seed + number
         )
     state = sharding.replicate(state, problem.mesh)
-    batch = np.arange(config.search.batch_size, dtype=np.int32)[None]
     program = problem.step_program(structure, frozen=False)
-    return Case(program, state, (problem.raw, batch, batch), batch.size)
+    epoch = config.search.warmup_epochs[0]  # the first one that trains alpha
+    batches = next(problem.reader.training(epoch, 0))
+    return Case(program, state, (problem.reader.raw, *batches), config.search.batch_size)
 
 
 def retrain_case(config: Config, stage: int) -> Case:
@@ -88,31 +93,57 @@ def retrain_case(config: Config, stage: int) -> Case:
         raise UserError("no genotype to retrain: give --config.genotype=FILE_OR_NAME")
     dataset = synthetic(config, config.retrain.batch_size)
     phase = Retraining(config, choose_genotype(config, Path()), Display(quiet=True), dataset)
-    batch = np.arange(config.retrain.batch_size, dtype=np.int32)[None]
-    return Case(phase.step_program(), phase.start()[0], (*phase.arguments, batch), batch.size)
+    arguments = (phase.reader.raw, *next(phase.reader.training(0, 0)))
+    return Case(phase.step_program(), phase.start()[0], arguments, config.retrain.batch_size)
 
 
 def bench_input(config: Config, steps: int) -> dict[str, Any]:
-    """Times the input alone: the config's data, gathered and augmented."""
+    """Times the input alone, as retraining would have it: the config's data, augmented.
+
+    Of a streamed data set also `opencv_images_per_s`: what a plain loop in this one process reaches
+    that decodes the same images as a whole and resizes them.
+    """
     mesh, part = sharding.make_mesh(), config.search
     sharding.check_batch(part.batch_size, mesh, "search.batch_size")
     dataset = data.load(config.data)
-    raw = feed.on_devices(dataset.images, dataset.labels, mesh)
-    batches = feed.make_feed(dataset, config.data.crop_padding, config.retrain.cutout, config.seed)
-    count = len(dataset.labels)
-    order = data.epoch_order(count, part.batch_size, steps + 1, config.seed, "bench", 0)
+    augmentation = (config.data.crop_padding, config.retrain.cutout, config.seed)
+    batches = feed.make_feed(dataset, *augmentation, jitter=config.retrain.color_jitter)
+    everything = np.arange(dataset.count, dtype=np.int32)
+    warm = 4 * (config.data.workers or os.cpu_count() or 1)  # until all processes are at work
+    schedule = data.Schedule(
+        part.batch_size, config.seed, (data.Part("bench", everything),), steps=warm + steps
+    )
 
-    def gather(raw: feed.Images, index: jax.Array, step: jax.Array) -> feed.Images:
-        return batches.augmented(raw, index, "bench", step)
+    def augment(raw: feed.Images | None, batch: feed.Batch, step: jax.Array) -> feed.Images:
+        return batches.augmented(raw, jax.tree.map(lambda rows: rows[0], batch), "bench", step)
 
-    specs = (sharding.REPLICATED, sharding.SHARDED, sharding.REPLICATED)
-    program = sharding.data_parallel(gather, mesh, specs, out_specs=sharding.SHARDED)
-    jax.block_until_ready(program(raw, order[0], 0))
-    began = time.perf_counter()
-    for step, index in enumerate(order[1:]):
-        jax.block_until_ready(program(raw, index, step))
-    seconds = time.perf_counter() - began
-    return {"images_per_s": round(part.batch_size * steps / seconds, 1), **_machine()}
+    specs = (sharding.REPLICATED, sharding.STEPS, sharding.REPLICATED)
+    program = sharding.data_parallel(augment, mesh, specs, out_specs=sharding.SHARDED)
+    with contextlib.closing(feed.Reader(dataset, schedule, mesh)) as reader:
+        for step, (batch,) in enumerate(reader.training(0, 0)):
+            if step == warm:
+                began = time.perf_counter()
+            jax.block_until_ready(program(reader.raw, batch, step))
+        rate = part.batch_size * steps / (time.perf_counter() - began)
+    result: dict[str, Any] = {"images_per_s": round(rate, 1)}
+    if isinstance(dataset, data.Stream):
+        result["workers"] = config.data.workers or os.cpu_count()
+        result["opencv_images_per_s"] = round(_plain_rate(dataset), 1)
+    return {**result, **_machine()}
+
+
+def _plain_rate(dataset: data.Stream) -> float:
+    """Images a second of one process and thread that has their files in memory."""
+    cv2.setNumThreads(1)
+    split, size = dataset.source.train, dataset.shape[:2]
+    examples = [split[i] for i in range(min(len(split), 512))]
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        for example in examples:
+            cv2.resize(decode(example, dataset.shape[2]), size)
+        times.append(time.perf_counter() - began)
+    return len(examples) / min(times)
 
 
 def synthetic(config: Config, count: int) -> Dataset:

@@ -18,9 +18,14 @@ class DataConfig:
     name: str
     dir: str
     image_size: int
-    flip: str
+    crop: str
     crop_padding: int
+    flip: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     memory_limit_mb: int
+    workers: int
+    corrupt: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,7 @@ class RetrainConfig:
     clip: float
     sync_batchnorm: bool
     cutout: int
+    color_jitter: tuple[float, ...]
     label_smoothing: float
     drop_path: float
     auxiliary_weight: float
@@ -135,6 +141,7 @@ class Config:
     stem: str
     genotype: str
     checkpoint: str
+    checkpoint_steps: int
     data: DataConfig
     arch: ArchConfig
     search: SearchConfig
@@ -143,8 +150,9 @@ class Config:
     nasbench201: NasBench201Config
 
 
-# Where things lie on this machine, and what is evaluated: they do not change a run's result.
-LOCATIONS = ("data.dir", "nasbench201.table", "checkpoint")
+# Where things lie, what is evaluated, how the work is done: a run may go on with others of these,
+# since its result stays the same.
+FREE = ("data.dir", "data.workers", "nasbench201.table", "checkpoint", "checkpoint_steps")
 
 
 def from_config_dict(values: Mapping[str, Any]) -> Config:
@@ -173,7 +181,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     old_fields, new_fields = dict(_leaves(old)), dict(_leaves(new))
     return [
         f"{name}: {old_fields.get(name)!r} there, {new_fields.get(name)!r} here"
-        for name in sorted({*old_fields, *new_fields} - set(LOCATIONS))
+        for name in sorted({*old_fields, *new_fields} - set(FREE))
         if old_fields.get(name) != new_fields.get(name)
     ]
 
@@ -214,6 +222,21 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
 def _check(config: Config) -> None:
     data, arch, search, retrain = config.data, config.arch, config.search, config.retrain
     check_choice("data.flip", data.flip, ("auto", "yes", "no"))
+    check_choice("data.crop", data.crop, ("padded", "resized"))
+    check_choice("data.corrupt", data.corrupt, ("error", "skip"))
+    if data.crop == "resized" and not data.image_size:
+        raise UserError("data.crop is 'resized', which needs a size: set data.image_size")
+    if len(data.mean) != len(data.std) or not all(data.std):
+        raise UserError(
+            f"data.mean is {data.mean} and data.std {data.std}: expected a number for each "
+            "channel in both, those of data.std more than 0, or () in both to measure them"
+        )
+    jitter = retrain.color_jitter
+    if len(jitter) not in (0, 4) or (jitter and (max(jitter[:3]) > 1 or jitter[3] > 0.5)):
+        raise UserError(
+            f"retrain.color_jitter is {jitter}: expected (brightness, contrast, saturation, hue), "
+            "the first three up to 1, hue up to 0.5; or ()"
+        )
     check_choice("search.edge_ranking", search.edge_ranking, ("mean", "softmax"))
     check_choice("compute.kernels", config.compute.kernels, ("auto", "plain", "cpu", "gpu", "tpu"))
     check_choice("compute.dtype", config.compute.dtype, ("float32", "bfloat16"))

@@ -1,5 +1,6 @@
 """Evaluation: restore a checkpoint, and count what the network gets right on the test set."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -15,7 +17,8 @@ from drnas_jax.benchmarks import nasbench201
 from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.config import Config, freeze
 from drnas_jax.counting import Counts, count_network
-from drnas_jax.data import Dataset
+from drnas_jax.data import Dataset, Schedule, Stream
+from drnas_jax.distributed import from_primary, is_primary
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype, from_json, to_json
 from drnas_jax.metrics import Display, write_json
@@ -58,47 +61,60 @@ def evaluate(
             raise UserError(f"{directory} holds no checkpoint of retraining")
         genotype = from_json(saved.metadata["genotype"], str(directory))
         network, counts = _network(saved.metadata, genotype, dataset, mesh, config.compute.kernels)
-        shape = dataset.images.shape[1:]
+        shape = dataset.shape
         like = jax.eval_shape(
             lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), False)
         )
         variables = checkpoints.load(saved.step, dict(like), mesh)
-    test = score(network, variables, dataset, config, mesh)
+    display = display or Display(quiet=not is_primary())
+    test = score(network, variables, dataset, config, mesh, display)
     searched = workdir / "search" / "genotype.json"
-    own = not (config.genotype or config.checkpoint) and searched.exists()
+    own = not (config.genotype or config.checkpoint)
     result = {
         "genotype": to_json(genotype, {}),
         "params": counts.parameters,
         "macs": counts.macs,
-        "search_seconds": search_seconds(searched) if own else None,
+        "search_seconds": from_primary(lambda: search_seconds(searched)) if own else None,
         "retrain_seconds": round(saved.metadata["seconds"], 1),
         "test_accuracy": test["accuracy"],
         "test_top5": test["top5"],
         "nasbench201": true_accuracy(config, genotype),
         "seed": config.seed,
     }
-    write_json(workdir / "result.json", result)
-    _show(display or Display(), result, workdir / "result.json")
+    from_primary(lambda: write_json(workdir / "result.json", result))
+    _show(display, result, workdir / "result.json")
     return result
 
 
 def score(
-    network: nn.Module, variables: Any, dataset: Dataset, config: Config, mesh: Mesh
+    network: nn.Module,
+    variables: Any,
+    dataset: Dataset | Stream,
+    config: Config,
+    mesh: Mesh,
+    display: Display,
 ) -> dict[str, float]:
     """Loss, accuracy and top-5 of a network on the test images, each counted once."""
     batches = feed.make_feed(dataset, 0, 0, config.seed)
 
     def totals(
-        variables: Any, raw: feed.Images, index: jax.Array, weight: jax.Array
+        variables: Any, raw: feed.Images | None, batch: feed.Batch, weight: jax.Array
     ) -> losses.Totals:
-        batch = batches.plain(raw, index)
-        logits, _ = cast(tuple[jax.Array, Any], network.apply(variables, batch.images, False))
-        return losses.totals(logits, batch.labels, weight)
+        images, labels = batches.plain(raw, batch)
+        logits, _ = cast(tuple[jax.Array, Any], network.apply(variables, images, False))
+        return losses.totals(logits, labels, weight)
 
-    program = feed.sum_program(totals, mesh, arguments=2)
-    raw = feed.on_devices(dataset.test_images, dataset.test_labels, mesh)
-    count = len(dataset.test_labels)
-    return loop.evaluate(program, (variables, raw), count, config.retrain.batch_size)
+    program = feed.sum_program(totals, mesh)
+    schedule = Schedule(
+        batch_size=config.retrain.batch_size,
+        seed=config.seed,
+        held=np.arange(dataset.test_count, dtype=np.int32),
+        held_split="test",
+    )
+    with contextlib.closing(feed.Reader(dataset, schedule, mesh)) as reader:
+        scores = loop.evaluate(program, variables, reader.raw, reader.evaluation())
+        loop.report_skipped(reader, display)
+    return scores
 
 
 def true_accuracy(config: Config, genotype: Genotype) -> dict[str, Any] | None:
@@ -115,7 +131,11 @@ def true_accuracy(config: Config, genotype: Genotype) -> dict[str, Any] | None:
 
 
 def _network(
-    metadata: Mapping[str, Any], genotype: Genotype, dataset: Dataset, mesh: Mesh, name: str
+    metadata: Mapping[str, Any],
+    genotype: Genotype,
+    dataset: Dataset | Stream,
+    mesh: Mesh,
+    name: str,
 ) -> tuple[nn.Module, Counts]:
     """The network that a checkpoint is of, and how large it is."""
     space = spaces.find(genotype.space)
@@ -133,7 +153,7 @@ def _network(
     chosen = kernels.choose(name, sharding.platform(mesh))
     network = build(metadata["auxiliary"], chosen)
     # The auxiliary head is for training, so it does not count.
-    return network, count_network(build(False, kernels.PLAIN), dataset.images.shape[1:])
+    return network, count_network(build(False, kernels.PLAIN), dataset.shape)
 
 
 def _show(display: Display, result: Mapping[str, Any], file: Path) -> None:

@@ -1,7 +1,8 @@
 """What the host does in a phase, for the search and for retraining alike."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from drnas_jax import losses
 from drnas_jax.checkpoint import Checkpoints
-from drnas_jax.data import eval_batches
+from drnas_jax.distributed import Agreement, is_primary, total
 from drnas_jax.errors import UserError
+from drnas_jax.feed import Reader
 from drnas_jax.interrupt import Interrupt, Interrupted
 from drnas_jax.metrics import Display, TensorBoard, append_history, rewind_history
 from drnas_jax.sharding import platform, replicate
@@ -32,13 +34,15 @@ class Phase(Protocol):
     Attributes:
       epochs: of the phase.
       steps: in an epoch.
-      arguments: of every step, the same for all, such as the images on the devices.
+      checkpoint_steps: a checkpoint after so many steps, besides those of each epoch; 0: none.
+      reader: of the batches.
       mesh: the devices.
     """
 
     epochs: int
     steps: int
-    arguments: tuple[Any, ...]
+    checkpoint_steps: int
+    reader: Reader
     mesh: jax.sharding.Mesh
 
     @property
@@ -48,14 +52,21 @@ class Phase(Protocol):
     def begin_epoch(self, state: Any, epoch: int) -> tuple[Any, Callable[..., Any]]:
         """The state for an epoch (from 0; a new stage changes it) and its compiled step."""
 
-    def batches(self, epoch: int, done: int) -> Iterator[Sequence[np.ndarray]]:
-        """Example numbers [steps, b] of each dispatch after `done` steps; training ones first."""
-
     def end_epoch(self, state: Any, epoch: int, train: Mapping[str, float]) -> dict[str, Any]:
         """The epoch's history line."""
 
     def metadata(self) -> dict[str, Any]:
         """What is static beside the state, in JSON values: a checkpoint carries it."""
+
+
+def resumed(found: Mapping[str, Any], mesh: jax.sharding.Mesh, display: Display) -> Progress:
+    """The progress that a checkpoint's metadata tell of; says if the devices were others."""
+    if found["devices"] != mesh.size:
+        display.message(
+            f"begun on {found['devices']} devices, goes on with {mesh.size}: the result may differ "
+            "in rounding, and in more where batch statistics or mixing samples are per device"
+        )
+    return Progress(found["epochs_done"], found["seconds"])
 
 
 def run_phase(
@@ -68,6 +79,8 @@ def run_phase(
 ) -> tuple[Any, Progress]:
     """Runs the remaining epochs, with a checkpoint after each and where a signal asks for one.
 
+    All processes run this together; process 0 writes the files.
+
     Args:
       phase: what to run.
       state: fresh or restored.
@@ -78,16 +91,25 @@ def run_phase(
 
     Raises:
       UserError: the training loss is not finite.
-      Interrupted: a signal came; a checkpoint was written first.
+      Interrupted: a signal came, to any process; a checkpoint was written first.
     """
     began = time.monotonic()
     if int(state.step):
         display.message(f"{phase.name}: goes on after step {int(state.step)}")
-    rewind_history(directory / "history.jsonl", progress.epochs_done)
+
+    def passed() -> float:
+        return progress.seconds + time.monotonic() - began
+
+    def save(state: Any, epochs_done: int) -> None:
+        now = {"epochs_done": epochs_done, "seconds": passed(), "devices": phase.mesh.size}
+        checkpoints.save(int(state.step), state, {**now, **phase.metadata()})
+
     with (
+        contextlib.closing(phase.reader),
         Interrupt() as interrupt,
-        TensorBoard(directory, resume_step=int(state.step) + 1) as tensorboard,
+        _Files(directory, progress.epochs_done, int(state.step)) as files,
     ):
+        stop = _Stop(interrupt, phase.mesh)
         for epoch in range(progress.epochs_done, phase.epochs):
             state, program = phase.begin_epoch(state, epoch)
             display.start(
@@ -95,8 +117,7 @@ def run_phase(
                 phase.epochs * phase.steps,
                 int(state.step),
             )
-            batches = phase.batches(epoch, int(state.step) - epoch * phase.steps)
-            state, rate = _run_epoch(phase, program, state, batches, display, interrupt)
+            state, rate = _run_epoch(phase, program, state, epoch, save, display, stop)
             step = int(state.step)
             train = losses.averages(jax.device_get(state.totals))
             _check_finite(
@@ -106,30 +127,66 @@ def run_phase(
             if finished:
                 display.finish()
                 line = phase.end_epoch(state, epoch, train)
-                line["images_per_second"] = rate
-                append_history(directory / "history.jsonl", line)
-                scalars = {name: v for name, v in line.items() if isinstance(v, float)}
-                tensorboard.scalars(scalars, step)
+                files.append(line | {"images_per_second": rate}, step)
+                report_skipped(phase.reader, display)
                 state = state.replace(totals=replicate(losses.zero_totals(), phase.mesh))
-            seconds = progress.seconds + time.monotonic() - began
-            now = Progress(epoch + finished, seconds)
-            checkpoints.save(step, state, {**now._asdict(), **phase.metadata()})
-            if interrupt.signum is not None:
-                raise Interrupted(interrupt.signum)
-    return state, Progress(phase.epochs, progress.seconds + time.monotonic() - began)
+            save(state, epoch + finished)
+            if signum := stop.now():
+                raise Interrupted(signum)
+    return state, Progress(phase.epochs, passed())
+
+
+class _Stop:
+    """Which signal ends the run, in all processes at the same step; 0: none."""
+
+    def __init__(self, interrupt: Interrupt, mesh: jax.sharding.Mesh):
+        self._interrupt, self._agreement = interrupt, Agreement(mesh)
+
+    def soon(self) -> int:
+        """Without waiting: of the signals until the step before."""
+        return self._agreement.before(self._interrupt.signum or 0)
+
+    def now(self) -> int:
+        return self._agreement.now(self._interrupt.signum or 0)
+
+
+class _Files:
+    """History and TensorBoard events, which process 0 writes."""
+
+    def __init__(self, directory: Path, epochs_done: int, step: int):
+        self._history = directory / "history.jsonl"
+        self._tensorboard = None
+        if is_primary():
+            rewind_history(self._history, epochs_done)
+            self._tensorboard = TensorBoard(directory, resume_step=step + 1)
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def append(self, line: Mapping[str, Any], step: int) -> None:
+        if self._tensorboard is not None:
+            append_history(self._history, line)
+            scalars = {name: v for name, v in line.items() if isinstance(v, float)}
+            self._tensorboard.scalars(scalars, step)
 
 
 def _run_epoch(
     phase: Phase,
     program: Callable[..., Any],
     state: Any,
-    batches: Iterable[Sequence[np.ndarray]],
+    epoch: int,
+    save: Callable[[Any, int], None],
     display: Display,
-    interrupt: Interrupt,
+    stop: _Stop,
 ) -> tuple[Any, float]:
-    """The state after the batches, or after a signal; and training images per second."""
+    """The state after the epoch, or after a signal; and training images per second."""
     began = reported = time.monotonic()
     images = seen = 0
+    done = int(state.step) - epoch * phase.steps
     # Simulated devices of one CPU share its threads: with several steps in flight, the collectives
     # of one can wait for threads that those of another hold, for ever.
     blocking = platform(phase.mesh) == "cpu"
@@ -138,21 +195,41 @@ def _run_epoch(
         averages = losses.averages(jax.device_get(state.totals))
         display.update(int(state.step), averages["loss"], averages["accuracy"], rate)
 
-    for batch in batches:
-        state = program(state, *phase.arguments, *batch)
+    for batches in phase.reader.training(epoch, done):
+        state = program(state, phase.reader.raw, *batches)
         if blocking:
             jax.block_until_ready(state)
-        images += batch[0].size
+        labels = jax.tree.leaves(batches[0])[-1]  # or example numbers: [steps, b]
+        images += labels.size
+        done += len(labels)
         since = time.monotonic() - reported
         if since > _REPORT_EVERY:
             report((images - seen) / since)
             reported, seen = time.monotonic(), images
-        if interrupt.signum is not None:
+        if stop.soon():
             break
+        if _due(phase, epoch, done, len(labels)) and done < phase.steps:
+            save(state, epoch)
     jax.block_until_ready(state)
     rate = images / max(time.monotonic() - began, 1e-9)
     report(rate)
     return state, rate
+
+
+def _due(phase: Phase, epoch: int, done: int, steps: int) -> bool:
+    """Whether a checkpoint falls into the last few steps."""
+    if not phase.checkpoint_steps:
+        return False
+    step = epoch * phase.steps + done
+    return step // phase.checkpoint_steps > (step - steps) // phase.checkpoint_steps
+
+
+def report_skipped(reader: Reader, display: Display) -> None:
+    """Tells how many unreadable images were left out since the run was started, if any."""
+    skipped = int(total(len(reader.skipped)))
+    if skipped:
+        example = f", for instance: {reader.skipped[0]}" if reader.skipped else ""
+        display.message(f"unreadable images left out so far: {skipped}{example}")
 
 
 def _check_finite(loss: float, where: str, directory: Path) -> None:
@@ -165,20 +242,20 @@ def _check_finite(loss: float, where: str, directory: Path) -> None:
 
 def evaluate(
     program: Callable[..., losses.Totals],
-    arguments: Sequence[Any],
-    count: int,
-    batch_size: int,
+    state: Any,
+    raw: Any,
+    batches: Iterable[tuple[Any, jax.Array]],
 ) -> dict[str, float]:
-    """Loss, accuracy and top-5 over `count` examples, each counted once.
+    """Loss, accuracy and top-5 over all examples of the batches, each counted once.
 
     Args:
-      program: (*arguments, index [b], weight [b]) -> totals.
-      arguments: the same for all batches.
-      count: examples 0 to count - 1.
-      batch_size: the global batch.
+      program: (state, raw, batch [b], weight [b]) -> totals.
+      state: its first argument.
+      raw: its second.
+      batches: with weights.
     """
     sums: dict[str, float] = dict.fromkeys(losses.zero_totals(), 0.0)
-    for index, weight in zip(*eval_batches(count, batch_size), strict=True):
-        for name, value in jax.device_get(program(*arguments, index, weight)).items():
+    for batch, weight in batches:
+        for name, value in jax.device_get(program(state, raw, batch, weight)).items():
             sums[name] += float(value)
     return losses.averages(sums)

@@ -8,7 +8,9 @@ from pathlib import Path
 import jax
 from absl import flags, logging
 
+from drnas_jax import distributed
 from drnas_jax.config import Config
+from drnas_jax.distributed import is_primary
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.evaluate import evaluate
 from drnas_jax.flags import parse
@@ -25,27 +27,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the phases in order. Each starts from what lies in the workdir.
 
     Returns:
-      0; 2 after a mistake that the user can mend (one line says which); 128 + the signal's number
-      when a signal ended the run.
+      0; 2 after a mistake that the user can mend (one line says which); 1 when the processes of a
+      run do not find each other; 128 + the signal's number when a signal ended the run.
     """
     logging.set_verbosity(logging.ERROR)
     try:
         config, phases, workdir = _command_line(sys.argv if argv is None else argv)
         use_compilation_cache()
         open_workdir(workdir, config)
-        with exit_at_once(), Display() as display:
+        with exit_at_once(), Display(quiet=not is_primary()) as display:
             for phase in phases:
                 PHASES[phase](config, workdir, display)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _end(2, f"error: {error}")
+    except ConnectionError as error:
+        return _end(1, f"error: {error}")
     except Interrupted as stop:
-        print(f"{stop}; the same command goes on from the checkpoint", file=sys.stderr)
-        return 128 + stop.signum
+        return _end(128 + stop.signum, f"{stop}; the same command goes on from the checkpoint")
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return _end(130, "stopped; the same command goes on from the last checkpoint")
     return 0
+
+
+def _end(code: int, message: str) -> int:
+    print(message, file=sys.stderr)
+    return code
 
 
 def use_compilation_cache() -> None:
@@ -59,6 +65,12 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
         flags.DEFINE_list("phases", list(PHASES), "which to run", flag_values=values)
+        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+        flags.DEFINE_integer("num_processes", None, "of this run", 1, flag_values=values)
+        flags.DEFINE_integer("process_id", None, "of this process", 0, flag_values=values)
+        flags.DEFINE_bool(
+            "distributed", False, "let JAX find the processes of this run", flag_values=values
+        )
 
     config, values, rest = parse(argv, define)
     if rest:
@@ -67,6 +79,9 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
         raise UserError("no workdir: give --workdir=DIR, a directory for this run's files")
     for phase in values.phases or [""]:
         check_choice("phase", phase, PHASES)
+    distributed.initialize(
+        values.coordinator, values.num_processes, values.process_id, values.distributed
+    )
     return config, [phase for phase in PHASES if phase in values.phases], values.workdir
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import io
 import json
 import math
 import os
@@ -69,7 +70,7 @@ def rewind_history(path: Path, keep: int) -> int:
     path = pathlib.Path(path)
     kept = [text for text, _ in _read_lines(path)[:keep]]
     if path.exists():
-        _replace(path, "".join(text + "\n" for text in kept))
+        _replace(path, "".join(text + "\n" for text in kept).encode())
     return len(kept)
 
 
@@ -87,7 +88,16 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file in one atomic step; its folder is made where there is none."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, text)
+    _replace(path, text.encode())
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array as a .npy file in one atomic step; its folder is made where there is none."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, buffer.getvalue())
 
 
 def _read_lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
@@ -126,18 +136,18 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def _replace(path: pathlib.Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             _sync(file)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(file: IO[str]) -> None:
+def _sync(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
 

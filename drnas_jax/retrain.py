@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,10 @@ from drnas_jax import data, feed, loop, losses, optimise, sharding, spaces
 from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.config import Config, freeze
 from drnas_jax.counting import count_macs, count_parameters, widest_channels
-from drnas_jax.data import Dataset
+from drnas_jax.data import Dataset, Part, Schedule, Stream
+from drnas_jax.distributed import from_primary, is_primary
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import Genotype, load_genotype, to_json
+from drnas_jax.genotype import Genotype, from_json, load_genotype, to_json
 from drnas_jax.keys import stream_key
 from drnas_jax.metrics import Display
 from drnas_jax.nn import kernels
@@ -74,8 +75,8 @@ def retrain(
     config = freeze(config)
     workdir = open_workdir(workdir, config)
     directory = workdir / "retrain"
-    genotype = choose_genotype(config, workdir)
-    phase = Retraining(config, genotype, display or Display())  # before anything is made
+    genotype = from_json(from_primary(lambda: to_json(choose_genotype(config, workdir), {})), "")
+    phase = Retraining(config, genotype, display or Display(quiet=not is_primary()))
     with Checkpoints(directory / "checkpoints") as checkpoints:
         state, progress = phase.resume(checkpoints) or phase.start()
         state, progress = loop.run_phase(
@@ -199,7 +200,7 @@ class Retraining:
         config: Config,
         genotype: Genotype,
         display: Display,
-        dataset: Dataset | None = None,
+        dataset: Dataset | Stream | None = None,
     ):
         self.config, self.genotype, self.display = config, genotype, display
         part = config.retrain
@@ -207,10 +208,10 @@ class Retraining:
         sharding.check_batch(part.batch_size, self.mesh, "retrain.batch_size")
         space = spaces.find(config.space)
         self.dataset = dataset or data.load(config.data)
-        spaces.check_image(space, config.stem, self.dataset.images.shape[1:3])
-        self.count = len(self.dataset.labels)
-        self.epochs = part.epochs
-        self.steps = data.steps_per_epoch(self.count, part.batch_size, "the training set")
+        spaces.check_image(space, config.stem, self.dataset.shape[:2])
+        count = self.dataset.count
+        self.epochs, self.checkpoint_steps = part.epochs, config.checkpoint_steps
+        self.steps = data.steps_per_epoch(count, part.batch_size, "the training set")
         self.channels = self._widest() if part.max_macs else part.channels
         compute = config.compute
         chosen = kernels.choose(compute.kernels, sharding.platform(self.mesh), compute.remat)
@@ -223,8 +224,14 @@ class Retraining:
             auxiliary_weight=part.auxiliary_weight,
             seed=config.seed,
         )
-        raw = feed.on_devices(self.dataset.images, self.dataset.labels, self.mesh)
-        self.arguments = (raw,)
+        schedule = Schedule(
+            batch_size=part.batch_size,
+            seed=config.seed,
+            parts=(Part("retrain/order", np.arange(count, dtype=np.int32)),),
+            epochs=part.epochs,
+            steps=self.steps,
+        )
+        self.reader = feed.Reader(self.dataset, schedule, self.mesh)
         self.program: Callable[..., Any] | None = None
         display.message(f"retrain: {space.describe(genotype)}")
 
@@ -243,7 +250,7 @@ class Retraining:
 
     def _widest(self) -> int:
         """The widest even C within retrain.max_macs multiply-adds."""
-        part, shape = self.config.retrain, self.dataset.images.shape[1:]
+        part, shape = self.config.retrain, self.dataset.shape
         channels = widest_channels(
             lambda c: count_macs(self._network(c, False, kernels.PLAIN), shape),
             part.max_macs,
@@ -255,8 +262,9 @@ class Retraining:
         return channels
 
     def _init(self) -> RetrainState:
-        shape = self.dataset.images.shape[1:]
-        return init_state(self.recipe.network, self.recipe.optimiser, shape, self.config.seed)
+        return init_state(
+            self.recipe.network, self.recipe.optimiser, self.dataset.shape, self.config.seed
+        )
 
     def start(self) -> tuple[RetrainState, loop.Progress]:
         """A fresh state on the devices."""
@@ -268,10 +276,10 @@ class Retraining:
         if saved is None:
             return None
         state = checkpoints.load(saved.step, jax.eval_shape(self._init), self.mesh)
-        return state, loop.Progress(saved.metadata["epochs_done"], saved.metadata["seconds"])
+        return state, loop.resumed(saved.metadata, self.mesh, self.display)
 
     def step_program(self) -> Any:
-        """A jitted (state, raw, index [steps, b]) -> state."""
+        """A jitted (state, raw, batch [steps, b]) -> state."""
         config, compute = self.config, self.config.compute
         batches = feed.make_feed(
             self.dataset,
@@ -279,35 +287,27 @@ class Retraining:
             config.retrain.cutout,
             config.seed,
             compute.dtype,
+            config.retrain.color_jitter,
         )
 
-        def step(state: RetrainState, raw: feed.Images, index: jax.Array) -> RetrainState:
-            batch = batches.augmented(raw, index, "retrain/augment", state.step)
-            return retrain_step(self.recipe, state, batch)
+        def step(state: RetrainState, raw: feed.Images | None, batch: feed.Batch) -> RetrainState:
+            augmented = batches.augmented(raw, batch, "retrain/augment", state.step)
+            return retrain_step(self.recipe, state, augmented)
 
-        donate = compute.donate
-        return feed.step_program(step, self.mesh, arguments=1, index_arrays=1, donate=donate)
+        return feed.step_program(step, self.mesh, parts=1, donate=compute.donate)
 
     def begin_epoch(self, state: RetrainState, epoch: int) -> tuple[RetrainState, Any]:
         """See Phase.begin_epoch; compiles before the first epoch that runs here."""
         if self.program is None:
             began = time.monotonic()
-            index = next(self.batches(epoch, 0))
-            lowered = self.step_program().lower(state, *self.arguments, *index)
+            batches = self.reader.abstract(epoch)
+            lowered = self.step_program().lower(state, self.reader.raw, *batches)
             self.program = lowered.compile()
             self.display.message(
                 f"retrain: {count_parameters(state.params):,} parameters, step compiled in "
                 f"{time.monotonic() - began:.1f} s"
             )
         return state, self.program
-
-    def batches(self, epoch: int, done: int) -> Iterator[tuple[np.ndarray]]:
-        """See Phase.batches."""
-        batch_size, seed = self.config.retrain.batch_size, self.config.seed
-        order = data.epoch_order(self.count, batch_size, self.steps, seed, "retrain/order", epoch)
-        size = sharding.steps_per_dispatch(self.mesh, self.steps)
-        for start in range(done, self.steps, size):
-            yield (order[start : start + size],)
 
     def end_epoch(
         self, state: RetrainState, epoch: int, train: Mapping[str, float]

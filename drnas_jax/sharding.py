@@ -15,6 +15,7 @@ from drnas_jax.errors import UserError
 AXIS = "data"
 REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(AXIS)
+STEPS = PartitionSpec(None, AXIS)  # batches of several steps
 
 # Level 1 compiles a third faster than the default and runs as fast (docs/benchmarks.md).
 _COMPILER_OPTIONS = {
@@ -43,9 +44,46 @@ def check_batch(batch_size: int, mesh: Mesh, field: str) -> None:
         )
 
 
+def place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """Puts arrays that every process has whole, and alike, onto the devices."""
+    sharding = NamedSharding(mesh, spec)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def one(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(one, tree)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+    return place(tree, mesh, REPLICATED)
+
+
+def local_rows(mesh: Mesh, size: int) -> np.ndarray:
+    """The places in a global batch that lie on devices of this process, in order, int [b]."""
+    slices = NamedSharding(mesh, SHARDED).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in slices]))
+
+
+def place_rows(tree: Any, mesh: Mesh, spec: PartitionSpec, size: int) -> Any:
+    """Puts onto the devices arrays of which each process has only its `local_rows`.
+
+    Args:
+      tree: arrays with the batch on the first axis or, with STEPS, on the second.
+      mesh: the devices.
+      spec: SHARDED or STEPS.
+      size: of the global batch.
+    """
+    sharding, axis = NamedSharding(mesh, spec), tuple(spec).index(AXIS)
+
+    def one(array: np.ndarray) -> jax.Array:
+        shape = (*array.shape[:axis], size, *array.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
+
+    return jax.tree.map(one, tree)
 
 
 def run_once(function: Callable[[], Any], mesh: Mesh) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from drnas_jax.config import Config, differences, to_dict
+from drnas_jax.distributed import from_primary
 from drnas_jax.errors import UserError
 from drnas_jax.metrics import write_json
 
@@ -17,12 +18,23 @@ _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orb
 def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
     """Makes a workdir for a config, or checks that it was made with the same one.
 
-    Writes `config.json`: the resolved config, versions and devices.
+    Writes `config.json`: the resolved config, versions and devices. All processes call this.
 
     Raises:
-      UserError: it was made with another config, can not be written, or its config.json is damaged.
+      UserError: it was made with another config, can not be written, its config.json is damaged, or
+        it is not on storage that all processes share.
     """
     directory = Path(workdir)
+    from_primary(lambda: _open(directory, config))
+    if not (directory / "config.json").exists():
+        raise UserError(
+            f"process {jax.process_index()} does not see {directory / 'config.json'}, which "
+            "process 0 has written: --workdir must be on storage that all processes share"
+        )
+    return directory
+
+
+def _open(directory: Path, config: Config) -> None:
     file = directory / "config.json"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -34,11 +46,10 @@ def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
                     f"workdir {directory} was made with another config, {changed[0]}{more}: "
                     "take a new --workdir, or the config it was made with"
                 )
-            return directory
-        write_json(file, _description(config))
+        else:
+            write_json(file, _description(config))
     except OSError as error:
         raise UserError(f"workdir {directory} can not be written ({error.strerror})") from error
-    return directory
 
 
 def _read(file: Path) -> dict:

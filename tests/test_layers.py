@@ -12,10 +12,12 @@ PACKAGE = Path(__file__).parents[1] / "drnas_jax"
 ROOMS = (
     ("errors", "interrupt", "keys", "losses"),
     ("config", "lookup", "metrics", "sharding", "counting"),
+    ("distributed",),
     ("genotype", "workdir", "checkpoint", "optimise", "flags"),
     ("picture",),
     ("arch", "nn", "data", "benchmarks"),
-    ("spaces", "feed", "loop"),
+    ("spaces", "feed"),
+    ("loop",),
     ("search",),
     ("retrain",),
     ("evaluate",),

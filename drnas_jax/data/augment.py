@@ -8,7 +8,7 @@ def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     """Scales pixels to 0..1, then to the channel statistics.
 
     Args:
-      images: uint8 [b, h, w, c].
+      images: [b, h, w, c] in 0..255.
       mean: of each channel in 0..1, float32 [c].
       std: likewise.
 
@@ -36,7 +36,7 @@ def augment_batch(
     Args:
       key: of this step.
       position: each example's number in the global batch, int32 [b].
-      images: uint8 [b, h, w, c].
+      images: [b, h, w, c] in 0..255, uint8 or (after a jitter) float32.
       mean: of each channel in 0..1, float32 [c].
       std: likewise.
       crop_padding: black pixels added on each side before the crop; 0: no crop. Static.
@@ -61,6 +61,74 @@ def augment_batch(
         columns = _window(width, _below(width, column), cutout)
         images = jnp.where((rows[:, :, None] & columns[:, None])[..., None], 0.0, images)
     return images
+
+
+def color_jitter(
+    key: jax.Array, position: jax.Array, images: jax.Array, strength: tuple[float, ...]
+) -> jax.Array:
+    """Changes brightness, contrast, saturation and hue at random.
+
+    The four come in an order that is drawn for the step; how much of each is drawn for every image.
+    As usual, brightness, contrast and saturation are factors within 1 - s and 1 + s, contrast about
+    the mean gray of the image, and hue is turned by up to s of a full turn.
+
+    Args:
+      key: of this step.
+      position: each example's number in the global batch, int32 [b].
+      images: uint8 [b, h, w, 3]; gray ones, c = 1, only get brightness and contrast.
+      strength: s of the four. Static.
+
+    Returns:
+      float32 [b, h, w, c] in 0..255.
+    """
+    order_key, key = jax.random.split(key)
+    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (4,), minval=-1))
+    by = (draw(position) * jnp.array(strength)).T[:, :, None, None, None]
+    changes = [
+        lambda x: x * (1 + by[0]),
+        lambda x: _blend(jnp.mean(_gray(x), (1, 2, 3), keepdims=True), x, 1 + by[1]),
+        lambda x: _blend(_gray(x), x, 1 + by[2]),
+        lambda x: _turn_hue(x, by[3][..., 0]),
+    ]
+    if images.shape[-1] == 1:
+        changes = changes[:2]
+    order = jax.random.permutation(order_key, len(changes))
+
+    def change(i: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.clip(jax.lax.switch(order[i], changes, x), 0, 255)
+
+    return jax.lax.fori_loop(0, len(changes), change, images.astype(jnp.float32))
+
+
+def _blend(other: jax.Array, images: jax.Array, share: jax.Array) -> jax.Array:
+    return other + (images - other) * share
+
+
+def _gray(images: jax.Array) -> jax.Array:
+    """Luma (ITU-R 601), [b, h, w, 1]."""
+    if images.shape[-1] == 1:
+        return images
+    return jnp.sum(images * jnp.array([0.299, 0.587, 0.114]), -1, keepdims=True)
+
+
+def _turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
+    """Turns the hue (of HSV) of RGB images by [b, 1, 1] turns."""
+    top, low = jnp.max(images, -1), jnp.min(images, -1)
+    chroma = top - low
+    red, green, blue = jnp.moveaxis(images, -1, 0)
+    by = jnp.where(chroma > 0, chroma, 1)
+    hue = jnp.where(
+        top == red,
+        (green - blue) / by,
+        jnp.where(top == green, 2 + (blue - red) / by, 4 + (red - green) / by),
+    )
+    hue += 6 * turns
+
+    def channel(n: int) -> jax.Array:
+        k = (n + hue) % 6
+        return top - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    return jnp.stack([channel(5), channel(3), channel(1)], -1)
 
 
 def _below(n: int, uniform: jax.Array) -> jax.Array:

@@ -26,13 +26,13 @@ def search_split(
     Raises:
       UserError: one of the two would be empty.
     """
-    generator, n = _generator(seed, "search split"), len(labels)
+    random, n = generator(seed, "search split"), len(labels)
     groups = (
         [np.flatnonzero(labels == c) for c in np.unique(labels)] if by_class else [np.arange(n)]
     )
     weights, alpha = [], []
     for group in groups:
-        order = generator.permutation(group).astype(np.int32)
+        order = random.permutation(group).astype(np.int32)
         first = round(len(group) * train_fraction)
         count = round(len(group) * alpha_fraction) if alpha_fraction else len(group) - first
         weights.append(order[:first])
@@ -66,9 +66,9 @@ def epoch_order(
     Returns:
       Numbers below n, int32 [steps, batch_size].
     """
-    generator = _generator(seed, stream, epoch)
+    random = generator(seed, stream, epoch)
     total = steps * batch_size
-    chain = [generator.permutation(n) for _ in range(-(-total // n))]
+    chain = [random.permutation(n) for _ in range(-(-total // n))]
     order = np.concatenate([np.empty(0, int), *chain])[:total]
     return order.astype(np.int32).reshape(steps, batch_size)
 
@@ -105,6 +105,13 @@ def eval_batches(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(real, index, np.int32(0)), real.astype(np.float32)
 
 
-def _generator(seed: int, stream: str, *numbers: int) -> np.random.Generator:
+def generator(seed: int, stream: str, *numbers: int) -> np.random.Generator:
+    """Random numbers of a named stream on the host: the same on every host and after a resume.
+
+    Args:
+      seed: of the run.
+      stream: names the use; streams of different names are independent.
+      numbers: a place within the stream, such as the epoch.
+    """
     key = (zlib.crc32(stream.encode()), *numbers)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))

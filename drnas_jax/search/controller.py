@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +16,14 @@ from drnas_jax.arch.base import softmax
 from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.config import Config, freeze
 from drnas_jax.counting import count_parameters
-from drnas_jax.data import epoch_order
+from drnas_jax.distributed import from_primary, is_primary
 from drnas_jax.genotype import Genotype, load_genotype, save, to_json
 from drnas_jax.metrics import Display, write_text
 from drnas_jax.picture import draw
 from drnas_jax.search.problem import Problem, make_problem
 from drnas_jax.search.stages import advance
 from drnas_jax.search.state import SearchState
-from drnas_jax.sharding import replicate, run_once, steps_per_dispatch
+from drnas_jax.sharding import replicate, run_once
 from drnas_jax.spaces import Structure
 from drnas_jax.workdir import open_workdir, version
 
@@ -57,23 +57,35 @@ def search(
     config = freeze(config)
     directory = open_workdir(workdir, config) / "search"
     file = directory / "genotype.json"
-    if file.exists():
-        genotype = load_genotype(str(file))
-        return SearchResult(genotype, search_seconds(file) or 0.0)
-    phase = _SearchPhase(make_problem(config), display or Display())  # before anything is made
+    if from_primary(file.exists):
+        return _result(file)
+    problem = make_problem(config, labels_file=directory / "labels.npy")
+    phase = _SearchPhase(
+        problem, display or Display(quiet=not is_primary())
+    )  # before any checkpoint is made
     with Checkpoints(directory / "checkpoints") as checkpoints:
         state, progress = phase.resume(checkpoints) or phase.start()
         state, progress = loop.run_phase(
             phase, state, progress, directory, checkpoints, phase.display
         )
     genotype = phase.genotype(state)
-    write_text(directory / "genotype.svg", draw(genotype))
-    save(file, genotype, _provenance(config, progress.seconds))
+
+    def write() -> None:
+        write_text(directory / "genotype.svg", draw(genotype))
+        save(file, genotype, _provenance(config, progress.seconds))
+
+    from_primary(write)
     return SearchResult(genotype, progress.seconds)
 
 
+def _result(file: Path) -> SearchResult:
+    return SearchResult(load_genotype(str(file)), search_seconds(file) or 0.0)
+
+
 def search_seconds(file: Path) -> float | None:
-    """How long the search took that wrote this genotype.json, or None if it does not say."""
+    """How long the search took that wrote this genotype.json, or None if nothing says."""
+    if not file.exists():
+        return None
     seconds = json.loads(file.read_bytes()).get("provenance", {}).get("search_seconds")
     return float(seconds) if isinstance(seconds, int | float) else None
 
@@ -84,7 +96,8 @@ class _SearchPhase:
     def __init__(self, problem: Problem, display: Display):
         self.problem, self.display = problem, display
         self.epochs, self.steps = problem.epochs, problem.steps
-        self.arguments, self.mesh = (problem.raw,), problem.mesh
+        self.reader, self.mesh = problem.reader, problem.mesh
+        self.checkpoint_steps = problem.config.checkpoint_steps
         self.stages = problem.config.search.stages
         self._enter(0, problem.first_structure())
 
@@ -116,7 +129,7 @@ class _SearchPhase:
         self._enter(found["stage"], structure)
         like = jax.eval_shape(lambda: self.problem.init(structure))
         state = checkpoints.load(saved.step, like, self.mesh)
-        return state, loop.Progress(found["epochs_done"], found["seconds"])
+        return state, loop.resumed(found, self.mesh, self.display)
 
     def metadata(self) -> dict[str, Any]:
         operations = {kind: list(map(list, kept)) for kind, kept in self.structure.operations}
@@ -131,13 +144,14 @@ class _SearchPhase:
         if stage != self.stage:
             seed = self.problem.config.seed + stage
             target = self.stages[stage]
-            state, structure = advance(self.problem.space, state, self.structure, target, seed)
+            here = jax.tree.map(np.asarray, state)
+            state, structure = advance(self.problem.space, here, self.structure, target, seed)
             state = replicate(state, self.mesh)
             self._enter(stage, structure)
         if not self.programs:
             self._describe_stage(state)
         if frozen not in self.programs:
-            self.programs[frozen] = self._compile(state, frozen)
+            self.programs[frozen] = self._compile(state, epoch, frozen)
         return state, self.programs[frozen]
 
     def _describe_stage(self, state: SearchState) -> None:
@@ -150,27 +164,14 @@ class _SearchPhase:
             f"{count_parameters(state.params):,} parameters"
         )
 
-    def _compile(self, state: SearchState, frozen: bool) -> Callable[..., Any]:
+    def _compile(self, state: SearchState, epoch: int, frozen: bool) -> Callable[..., Any]:
         began = time.monotonic()
         program = self.problem.step_program(self.structure, frozen)
-        compiled = program.lower(state, *self.arguments, *next(self.batches(0, 0))).compile()
+        batches = self.reader.abstract(epoch)
+        compiled = program.lower(state, self.reader.raw, *batches).compile()
         kind = "weights only, alpha frozen" if frozen else "alpha and weights"
         self.display.message(f"step ({kind}) compiled in {time.monotonic() - began:.1f} s")
         return compiled
-
-    def batches(self, epoch: int, done: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        problem, config = self.problem, self.problem.config
-        size = steps_per_dispatch(self.mesh, self.steps)
-
-        def order(stream: str, split: np.ndarray) -> np.ndarray:
-            batch_size, seed = config.search.batch_size, config.seed
-            return split[
-                epoch_order(len(split), batch_size, self.steps, seed, f"search/{stream}", epoch)
-            ]
-
-        train, valid = order("train", problem.train_index), order("valid", problem.valid_index)
-        for start in range(done, self.steps, size):
-            yield train[start : start + size], valid[start : start + size]
 
     def genotype(self, state: SearchState) -> Genotype:
         strength = self._mean(state)
@@ -186,7 +187,7 @@ class _SearchPhase:
         self, state: SearchState, epoch: int, train: Mapping[str, float]
     ) -> dict[str, Any]:
         problem = self.problem
-        valid = problem.validate(self.validation, state)
+        valid = problem.validate(self.validation, state, epoch)
         genotype = self.genotype(state)
         concentration = {
             kind: np.asarray(problem.distribution.concentration(alpha))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,13 +13,17 @@ from jax.sharding import Mesh
 from drnas_jax import arch, data, loop, losses, optimise, sharding, spaces
 from drnas_jax.arch import MixingDistribution
 from drnas_jax.config import Config
-from drnas_jax.data import Dataset
-from drnas_jax.feed import Feed, Images, make_feed, on_devices, step_program, sum_program
+from drnas_jax.data import Dataset, Part, Schedule, Stream, read_labels
+from drnas_jax.distributed import from_primary, total
+from drnas_jax.feed import Batch, Feed, Images, Reader, make_feed, step_program, sum_program
+from drnas_jax.metrics import write_array
 from drnas_jax.nn import kernels
-from drnas_jax.search.stages import first_structure
+from drnas_jax.search.stages import first_structure, stage_at
 from drnas_jax.search.state import SearchState, init_state
 from drnas_jax.search.step import Recipe, mean_logits, search_step
 from drnas_jax.spaces import Space, Structure
+
+STREAMS = ("search/train", "search/valid")  # of the batches for the weights, and for alpha
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,9 +37,9 @@ class Problem:
       weight_optimiser, alpha_optimiser: the two optimisers.
       mesh: the devices.
       feed: makes batches.
-      raw: the training images, on the devices.
-      train_index, valid_index: which of them train weights and which alpha.
+      reader: reads them.
       classes: how many there are.
+      image_shape: h, w, c.
       steps: in an epoch.
     """
 
@@ -45,10 +50,9 @@ class Problem:
     alpha_optimiser: optax.GradientTransformation
     mesh: Mesh
     feed: Feed
-    raw: Images
-    train_index: np.ndarray
-    valid_index: np.ndarray
+    reader: Reader
     classes: int
+    image_shape: tuple[int, int, int]
     steps: int
 
     @property
@@ -57,12 +61,8 @@ class Problem:
         return sum(self.config.search.epochs)
 
     def stage_at(self, epoch: int) -> tuple[int, bool]:
-        """The stage (from 0) of an epoch (from 0), and whether alpha is frozen in it."""
-        for number, stage in enumerate(self.config.search.stages):
-            if epoch < stage.epochs:
-                return number, epoch < stage.warmup_epochs
-            epoch -= stage.epochs
-        raise IndexError("the search has no such epoch")
+        """See `stages.stage_at`."""
+        return stage_at(self.config.search.stages, epoch)
 
     def first_structure(self) -> Structure:
         """The structure of the first stage, see `stages.first_structure`."""
@@ -96,43 +96,41 @@ class Problem:
             self.distribution,
             self.weight_optimiser,
             self.alpha_optimiser,
-            self.raw.images.shape[1:],
+            self.image_shape,
             self.config.seed,
         )
 
     def step_program(self, structure: Structure, frozen: bool) -> Any:
-        """A jitted (state, raw, train index [steps, b], valid index [steps, b]) -> state."""
+        """A jitted (state, raw, train [steps, b], valid [steps, b]) -> state; frozen: no valid."""
         recipe = self.recipe(structure)
 
-        def step(
-            state: SearchState, raw: Images, train: jax.Array, valid: jax.Array
-        ) -> SearchState:
-            batches = (
-                self.feed.augmented(raw, index, f"search/{name}", state.step)
-                for name, index in (("train", train), ("valid", valid))
+        def step(state: SearchState, raw: Images | None, *batches: Batch) -> SearchState:
+            augmented = (
+                self.feed.augmented(raw, batch, name, state.step)
+                for name, batch in zip(STREAMS, batches, strict=not frozen)
             )
-            return search_step(recipe, state, *batches, frozen=frozen)
+            return search_step(recipe, state, *augmented, frozen=frozen)
 
-        donate = self.config.compute.donate
-        return step_program(step, self.mesh, arguments=1, index_arrays=2, donate=donate)
+        parts, donate = 1 if frozen else 2, self.config.compute.donate
+        return step_program(step, self.mesh, parts, donate)
 
     def validation_program(self, structure: Structure) -> Callable[..., Any]:
-        """(state, raw, valid_index, index [b], weight [b]) -> totals at the mean mixing weights."""
+        """(state, raw, batch [b], weight [b]) -> totals at the mean mixing weights."""
         recipe = self.recipe(structure)
 
         def totals(
-            state: SearchState, raw: Images, chosen: jax.Array, index: jax.Array, weight: jax.Array
+            state: SearchState, raw: Images | None, batch: Batch, weight: jax.Array
         ) -> losses.Totals:
-            batch = self.feed.plain(raw, chosen[index])
-            return losses.totals(mean_logits(recipe, state, batch.images), batch.labels, weight)
+            images, labels = self.feed.plain(raw, batch)
+            return losses.totals(mean_logits(recipe, state, images), labels, weight)
 
-        return sum_program(totals, self.mesh, arguments=3)
+        return sum_program(totals, self.mesh)
 
-    def validate(self, program: Callable[..., Any], state: SearchState) -> dict[str, float]:
-        """Loss, accuracy and top-5 over the whole validation split."""
-        arguments = (state, self.raw, self.valid_index)
-        batch_size = self.config.search.batch_size
-        return loop.evaluate(program, arguments, len(self.valid_index), batch_size)
+    def validate(
+        self, program: Callable[..., Any], state: SearchState, epoch: int
+    ) -> dict[str, float]:
+        """Loss, accuracy and top-5 over the whole validation split, after an epoch."""
+        return loop.evaluate(program, state, self.reader.raw, self.reader.evaluation(epoch))
 
     def mean(self, alpha: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Mean mixing weights by cell type, [e, o]."""
@@ -140,42 +138,75 @@ class Problem:
 
 
 def make_problem(
-    config: Config, dataset: Dataset | None = None, mesh: Mesh | None = None
+    config: Config,
+    dataset: Dataset | Stream | None = None,
+    mesh: Mesh | None = None,
+    labels_file: Path | None = None,
 ) -> Problem:
-    """Loads the data and builds everything that a search needs and that does not change.
+    """Finds the data and builds everything that a search needs and that does not change.
 
     Args:
       config: of the run.
       dataset: in place of the config's own.
       mesh: in place of one of all devices.
+      labels_file: where labels are kept that cost reading a whole stored data set.
 
     Raises:
       UserError: a mistake in the config, or data that is not there or does not fit.
     """
     space, distribution = spaces.find(config.space), arch.create(config.arch)
-    mesh = mesh or sharding.make_mesh()
-    sharding.check_batch(config.search.batch_size, mesh, "search.batch_size")
+    part, mesh = config.search, mesh or sharding.make_mesh()
+    sharding.check_batch(part.batch_size, mesh, "search.batch_size")
     dataset = dataset or data.load(config.data)
-    part = config.search
+    spaces.check_image(space, config.stem, dataset.shape[:2])
+    labels = _labels(dataset, part.split_by_class, labels_file)
     train, valid = data.search_split(
-        dataset.labels, part.train_fraction, part.alpha_fraction, part.split_by_class, config.seed
+        labels, part.train_fraction, part.alpha_fraction, part.split_by_class, config.seed
     )
-    steps = data.steps_per_epoch(
-        len(train), config.search.batch_size, "the search's training split"
+    what = "the search's training split"
+    steps = data.steps_per_epoch(len(train), part.batch_size, what)
+    epochs = sum(part.epochs)
+    frozen = frozenset(epoch for epoch in range(epochs) if stage_at(part.stages, epoch)[1])
+    schedule = Schedule(
+        batch_size=part.batch_size,
+        seed=config.seed,
+        parts=(Part(STREAMS[0], train), Part(STREAMS[1], valid, idle=frozen)),
+        epochs=epochs,
+        steps=steps,
+        held=valid,
     )
-    epochs = sum(config.search.epochs)
-    spaces.check_image(space, config.stem, dataset.images.shape[1:3])
     return Problem(
         config=config,
         space=space,
         distribution=distribution,
-        weight_optimiser=optimise.weight_optimiser(config.search, steps, epochs),
+        weight_optimiser=optimise.weight_optimiser(part, steps, epochs),
         alpha_optimiser=optimise.alpha_optimiser(config.arch),
         mesh=mesh,
         feed=make_feed(dataset, config.data.crop_padding, 0, config.seed, config.compute.dtype),
-        raw=on_devices(dataset.images, dataset.labels, mesh),
-        train_index=train,
-        valid_index=valid,
+        reader=Reader(dataset, schedule, mesh),
         classes=dataset.num_classes,
+        image_shape=dataset.shape,
         steps=steps,
     )
+
+
+def _labels(dataset: Dataset | Stream, needed: bool, file: Path | None) -> np.ndarray:
+    """Of the training images, int [n]; zeros where they are not needed and cost reading them."""
+    if isinstance(dataset, Dataset):
+        return dataset.labels
+    if not needed:
+        return np.zeros(dataset.count, np.int32)
+    if file is not None and from_primary(lambda: _holds(file, dataset.count)):
+        return np.load(file)
+    labels = total(read_labels(dataset, jax.process_index(), jax.process_count()))
+    if file is not None:
+        from_primary(lambda: write_array(file, labels))
+    return labels
+
+
+def _holds(file: Path, count: int) -> bool:
+    """Whether there are labels of so many images in a file."""
+    try:
+        return np.load(file).shape == (count,)
+    except (OSError, ValueError, EOFError):
+        return False

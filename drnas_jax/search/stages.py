@@ -6,7 +6,7 @@ shaped like parameters or like alpha follow.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,15 @@ from drnas_jax.spaces import Space, Structure
 
 Bank = dict[str, Any]
 BankRule = Callable[[str, str, tuple[str, ...], Bank], Bank | None]
+
+
+def stage_at(stages: Sequence[Stage], epoch: int) -> tuple[int, bool]:
+    """The stage (from 0) of an epoch (from 0), and whether alpha is frozen in it."""
+    for number, stage in enumerate(stages):
+        if epoch < stage.epochs:
+            return number, epoch < stage.warmup_epochs
+        epoch -= stage.epochs
+    raise IndexError("the search has no such epoch")
 
 
 def first_structure(

@@ -51,7 +51,7 @@ class Recipe:
 
 
 def search_step(
-    recipe: Recipe, state: SearchState, train: Images, valid: Images, *, frozen: bool
+    recipe: Recipe, state: SearchState, train: Images, valid: Images | None = None, *, frozen: bool
 ) -> SearchState:
     """One step of the bilevel search (DrNAS paper): alpha first, then the weights.
 
@@ -59,11 +59,12 @@ def search_step(
       recipe: what is static.
       state: the same on every device.
       train: this device's shard of a training batch, for the weights.
-      valid: likewise of a validation batch, for alpha.
+      valid: likewise of a validation batch, for alpha; None if that is frozen.
       frozen: warm-up: alpha stays as it is, and its gradient is not computed.
     """
     if frozen:
         return update_weights(recipe, state, train)
+    assert valid is not None
     if recipe.one_pass:
         return lax.fori_loop(0, 2, partial(_update_one, recipe, train, valid), state)
     return update_weights(recipe, update_alpha(recipe, state, valid), train)

@@ -10,16 +10,18 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
+from configs import base
 from drnas_jax.config import DataConfig
-from drnas_jax.data import Dataset, load
+from drnas_jax.data import Dataset, Stream, load
 from drnas_jax.errors import UserError
 
 TFDS = Path(__file__).parents[2].parent / "shared" / "tfds"
 
 
 def config(name, **changes):
-    fields = dict(dir="", image_size=0, flip="auto", crop_padding=4, memory_limit_mb=4096)
-    return DataConfig(name=name, **{**fields, **changes})
+    """The fields of configs/base.py, with others changed."""
+    fields = {**base.get_config().data.to_dict(), "name": name, **changes}
+    return DataConfig(**fields)
 
 
 def error(name, **changes):
@@ -131,20 +133,39 @@ def test_cifar10_equals_what_tfds_decodes(cifar10, shared_tfds, split):
         assert labels[i] == source[i]["label"]
 
 
-def test_memory_limit_is_checked_before_decoding(shared_tfds, monkeypatch):
+def test_what_exceeds_the_memory_limit_is_not_decoded(shared_tfds, monkeypatch):
     calls = []
     decode = cv2.imdecode
     monkeypatch.setattr(cv2, "imdecode", lambda *args: calls.append(0) or decode(*args))
-    message = error("cifar10", dir=shared_tfds, memory_limit_mb=175)
     # 60,000 * 3,072 bytes are 175.8 MB of 2 ** 20 bytes.
-    assert "176 MB" in message
-    assert "memory_limit_mb = 175" in message
+    given = dict(dir=shared_tfds, mean=(0.5,) * 3, std=(0.2,) * 3)
+    data = load(config("cifar10", memory_limit_mb=175, **given))
+    assert isinstance(data, Stream)
+    assert (data.count, data.test_count, data.shape) == (50_000, 10_000, (32, 32, 3))
+    assert data.num_classes == 10 and data.flip
     assert len(calls) == 1
+    assert isinstance(load(config("cifar10", memory_limit_mb=176, **given)), Dataset)
 
 
-def test_imagenet_is_refused(shared_tfds):
+def test_statistics_of_a_stream_are_estimated(shared_tfds, cifar10):
+    data = load(config("cifar10", dir=shared_tfds, memory_limit_mb=1))
+    # Of 1,024 images: the mean of an image's mean has a standard deviation of 0.12 / 32.
+    np.testing.assert_allclose(data.mean, cifar10.mean, atol=0.015)
+    np.testing.assert_allclose(data.std, cifar10.std, atol=0.015)
+
+
+def test_given_statistics_are_used(shared_tfds):
+    given = dict(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    for limit in (1, 4096):
+        data = load(config("cifar10", dir=shared_tfds, memory_limit_mb=limit, **given))
+        np.testing.assert_allclose(data.mean, given["mean"])
+        np.testing.assert_allclose(data.std, given["std"])
+    message = error("digits", **given)
+    assert "data.mean is (0.1, 0.2, 0.3)" in message and "1 channels" in message
+
+
+def test_imagenet_as_it_is_differs_in_size(shared_tfds):
     assert "set data.image_size" in error("imagenet2012", dir=shared_tfds)
-    assert "data.memory_limit_mb = 10" in error("imagenet2012", dir=shared_tfds, memory_limit_mb=10)
 
 
 def test_imagenet_is_resized(shared_tfds):
@@ -400,6 +421,11 @@ def test_folder_ignores_hidden_files(folder):
 def test_folder_with_an_unreadable_image(folder, content):
     (folder / "dog" / "bad.png").write_bytes(content)
     assert str(folder / "dog" / "bad.png") in error("folder", dir=str(folder))
+    data = load(config("folder", dir=str(folder), corrupt="skip"))
+    (folder / "dog" / "bad.png").unlink()
+    without = load(config("folder", dir=str(folder)))
+    assert data.skipped == 1 and without.skipped == 0
+    assert data.count + data.test_count == without.count + without.test_count
 
 
 def test_folder_with_a_nested_folder(folder):
@@ -418,9 +444,9 @@ def test_folder_of_different_sizes(folder):
 def test_folder_larger_than_the_limit(tmp_path):
     for i in range(4):
         write(tmp_path / "ab"[i % 2] / f"{i}.png", np.zeros((600, 600), np.uint8))
-    assert "would take 2 MB" in error("folder", dir=str(tmp_path), memory_limit_mb=1)
-    load(config("folder", dir=str(tmp_path), memory_limit_mb=1, image_size=100))
-    load(config("folder", dir=str(tmp_path), memory_limit_mb=2))
+    for limit, size, kind in ((1, 0, Stream), (1, 100, Dataset), (2, 0, Dataset)):
+        fields = dict(dir=str(tmp_path), memory_limit_mb=limit, image_size=size)
+        assert isinstance(load(config("folder", **fields)), kind)
 
 
 def test_folder_errors(folder):

@@ -236,7 +236,7 @@ def test_the_pruned_supernet_is_really_smaller(tiny, compiled):
     def flops(state, structure):
         index = jax.ShapeDtypeStruct((1, 16), np.int32)
         lowered = problem.step_program(structure, frozen=True).lower(
-            state, problem.raw, index, index
+            state, problem.reader.raw, index
         )
         program = lowered.compile() if compiled else lowered
         return program.cost_analysis()["flops"]

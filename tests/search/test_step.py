@@ -105,7 +105,8 @@ def run(problem, train, valid, frozen=False):
     """The state after a step for each row of the indices, in separate dispatches."""
     program, state = compiled(problem, frozen), start(problem)
     for row in range(len(train)):
-        state = program(state, problem.raw, train[row : row + 1], valid[row : row + 1])
+        batches = [part[row : row + 1] for part in ((train,) if frozen else (train, valid))]
+        state = program(state, problem.reader.raw, *batches)
     return state
 
 
@@ -113,7 +114,8 @@ def run(problem, train, valid, frozen=False):
 def compiled(problem, frozen):
     index = jax.ShapeDtypeStruct((1, BATCH), np.int32)
     program = problem.step_program(structure_of(problem), frozen)
-    lowered = program.lower(start(problem), problem.raw, index, index)
+    batches = (index,) if frozen else (index, index)
+    lowered = program.lower(start(problem), problem.reader.raw, *batches)
     # Compiled for a few steps: optimisation would take longer than it saves.
     return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
 
@@ -325,7 +327,7 @@ def test_several_steps_in_one_dispatch_are_the_same_steps(small):
     problem = small()
     train, valid = indices(3)
     program = problem.step_program(structure_of(problem), frozen=False)
-    together = program(start(problem), problem.raw, train, valid)
+    together = program(start(problem), problem.reader.raw, train, valid)
     # The same sums in a loop's body, where the compiler fuses them otherwise.
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),

@@ -1,0 +1,245 @@
+"""Batches out of a stored data set: Grain's worker processes read, decode and crop them.
+
+What is random in a batch follows from the seed, the step and the place in the global batch: the
+number of workers and of hosts does not matter, and a run goes on anywhere without a saved iterator.
+"""
+
+import dataclasses
+import gc
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from drnas_jax.data.dataset import Stream, sized, split_of
+from drnas_jax.data.images import (
+    DRAWS,
+    Example,
+    UnreadableImage,
+    centre_crop,
+    decode,
+    random_resized_crop,
+)
+from drnas_jax.data.schedule import Request, Schedule
+from drnas_jax.data.sources import Split
+from drnas_jax.data.splits import generator
+from drnas_jax.errors import UserError
+
+_CHUNK = 64  # examples a worker hands over at a time
+_LABELS = 1024  # labels likewise
+_SHARED_MEMORY = "/dev/shm"
+
+
+class Rows(NamedTuple):
+    """A part of a batch.
+
+    Attributes:
+      images: uint8 [n, h, w, c].
+      labels: int32 [n].
+      weight: float32 [n], see Request; 0 too for an unreadable image.
+      skipped: which images could not be read, and were replaced.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    weight: np.ndarray
+    skipped: tuple[str, ...]
+
+
+def stream_batches(
+    stream: Stream, schedule: Schedule, start: int, rows: np.ndarray
+) -> Generator[tuple[Request, Rows], None, None]:
+    """Reads the batches of a schedule.
+
+    Args:
+      stream: the data set.
+      schedule: what to read.
+      start: the request to begin with.
+      rows: the places in a global batch which this process reads, int [b].
+
+    Yields:
+      Every request from `start` on, with its rows in their order. Workers end with the generator.
+
+    Raises:
+      UserError: an image is unreadable, has no label or another size than the rest.
+    """
+    chunks = _Chunks(stream, schedule, start, rows)
+    workers = _workers(stream)
+    _check_shared_memory(stream, workers)
+    reader = _read(chunks, workers)
+    try:
+        for k in range(start, len(schedule)):
+            yield schedule[k], _join([next(reader) for _ in range(chunks.per_request)])
+    finally:
+        reader.close()
+
+
+def _read(source: Any, workers: int) -> Generator[Any, None, None]:
+    """The elements of a source, read by worker processes, in order."""
+    if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own; the defaults serve
+        flags.FLAGS.mark_as_parsed()
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    dataset = grain.MapDataset.source(source).to_iter_dataset(options)
+    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    iterator = iter(dataset.mp_prefetch(processes, worker_init_fn=_begin_worker))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+        del iterator  # with the last arrays in shared memory, which lie in a cycle of references
+        gc.collect()
+        time.sleep(0.2)  # a thread of Grain's frees them; else Python would warn of a leak
+
+
+def _workers(stream: Stream) -> int:
+    return stream.workers or os.cpu_count() or 1
+
+
+def read_rows(stream: Stream, request: Request, rows: np.ndarray, seed: int) -> Rows:
+    """Reads some rows of a batch in this process; see `stream_batches`."""
+    split = split_of(stream.source, request.split)
+    draws = None
+    if request.stream and stream.crop == "resized":
+        shape = (len(request.numbers), *DRAWS)
+        draws = generator(seed, f"{request.stream}/crop", request.step).random(shape)
+    images = np.empty((len(rows), *stream.shape), np.uint8)
+    labels, weight = np.empty(len(rows), np.int32), np.ones(len(rows), np.float32)
+    skipped: list[str] = []
+    for i, row in enumerate(rows):
+        # An unreadable image is replaced by the next one of the global batch.
+        for other in (row + np.arange(len(request.numbers))) % len(request.numbers):
+            try:
+                example = split[int(request.numbers[other])]
+                pixels = _pixels(stream, example, None if draws is None else draws[row])
+                break
+            except UnreadableImage as error:
+                if not stream.skip:
+                    raise
+                weight[i] = 0
+                if other == row:
+                    skipped.append(str(error))
+        else:
+            raise UserError(f"a whole batch of {stream.source.title} is unreadable: {skipped[0]}")
+        if example.label < 0:
+            raise UserError(f"{example.name} has no label, so it can not be trained on")
+        images[i], labels[i] = pixels.reshape(stream.shape), example.label
+    if request.weight is not None:
+        weight *= request.weight[rows]
+    return Rows(images, labels, weight, tuple(skipped))
+
+
+def _pixels(stream: Stream, example: Example, draws: np.ndarray | None) -> np.ndarray:
+    channels, size = stream.shape[2], stream.shape[0]
+    if stream.crop == "padded":
+        image = decode(example, channels)
+        return sized(image, stream.image_size, stream.shape, stream.source.title)
+    if draws is None:
+        return centre_crop(example, channels, size)
+    return random_resized_crop(example, channels, size, draws)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Chunks:
+    """The source of the Grain pipeline: pieces of requests, small enough for shared memory."""
+
+    stream: Stream
+    schedule: Schedule
+    start: int
+    rows: np.ndarray
+
+    @property
+    def per_request(self) -> int:
+        return -(-len(self.rows) // _CHUNK)
+
+    def __len__(self) -> int:
+        return (len(self.schedule) - self.start) * self.per_request
+
+    def __getitem__(self, k: int) -> Rows:
+        request, piece = divmod(k, self.per_request)
+        rows = self.rows[piece * _CHUNK : (piece + 1) * _CHUNK]
+        return read_rows(self.stream, self.schedule[self.start + request], rows, self.schedule.seed)
+
+
+def _join(parts: list[Rows]) -> Rows:
+    """One array of each kind, in this process's own memory: workers hand theirs over in shared."""
+
+    def joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+        out = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+        np.concatenate(arrays, out=out)
+        return out
+
+    images, labels, weight, skipped = zip(*parts, strict=True)
+    return Rows(joined(images), joined(labels), joined(weight), sum(skipped, ()))
+
+
+def _begin_worker(number: int, count: int) -> None:
+    """Signals are for the main process, which ends its workers; they end, too, if it is killed."""
+    del number, count
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    main = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if main is not None:
+            main.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _check_shared_memory(stream: Stream, workers: int) -> None:
+    needed = 4 * workers * _CHUNK * int(np.prod(stream.shape))
+    if os.path.isdir(_SHARED_MEMORY) and shutil.disk_usage(_SHARED_MEMORY).free < needed:
+        raise UserError(
+            f"{workers} workers need {needed >> 20} MB in {_SHARED_MEMORY}, which has "
+            f"{shutil.disk_usage(_SHARED_MEMORY).free >> 20} MB free: give it more (in a "
+            "container, --shm-size), or set a smaller --config.data.workers"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Labels:
+    """The source of a Grain pipeline: the labels of every `parts`-th thousand of examples."""
+
+    split: Split
+    part: int
+    parts: int
+
+    def __len__(self) -> int:
+        chunks = -(-len(self.split) // _LABELS)
+        return len(range(self.part, chunks, self.parts))
+
+    def __getitem__(self, k: int) -> tuple[int, np.ndarray]:
+        start = (self.part + k * self.parts) * _LABELS
+        numbers = range(start, min(start + _LABELS, len(self.split)))
+        return start, np.array([self.split[i].label for i in numbers], np.int32)
+
+
+def read_labels(stream: Stream, part: int, parts: int) -> np.ndarray:
+    """The labels of a share of the training examples, int32 [n]; 0 where others read them.
+
+    Where the source does not list its labels, every example has to be read for them.
+
+    Args:
+      stream: the data set.
+      part: of those who share the work, this one's number, from 0.
+      parts: how many there are.
+    """
+    split = stream.source.train
+    found = np.zeros(len(split), np.int32)
+    if split.labels is not None:
+        return split.labels if part == 0 else found
+    chunks = _Labels(split, part, parts)
+    for start, values in _read(chunks, min(_workers(stream), len(chunks))):
+        found[start : start + len(values)] = values
+    return found

