@@ -7,6 +7,8 @@ import glob
 import importlib.util
 import json
 import os
+import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,7 +40,8 @@ def initialize(
 
     Raises:
       UserError: only some of the three are given, or they do not fit.
-      ConnectionError: the others do not come.
+      ConnectionError: JAX can not tell where they are, or this one can not be their coordinator.
+        When the others do not come in time, the process ends: with 1 and a line that says so.
     """
     given = (coordinator, num_processes, process_id)
     if all(value is None for value in given):
@@ -53,14 +56,32 @@ def initialize(
         raise UserError(
             f"--process_id is {process_id}: expected 0 to {num_processes - 1}"  # type: ignore[operator]
         )
+    elif not re.fullmatch(r".+:\d+", coordinator):  # type: ignore[arg-type]
+        raise UserError(f"--coordinator is {coordinator}: expected HOST:PORT")
+    # It would swallow a SIGTERM that comes before our own handlers are there.
+    jax.config.update("jax_enable_preemption_service", False)
+    # When JAX's own time is over it aborts, with a stack trace.
+    timer = threading.Timer(_TIMEOUT, _give_up)
+    timer.daemon = True
+    timer.start()
     try:
-        jax.distributed.initialize(*given, initialization_timeout=_TIMEOUT)
+        jax.distributed.initialize(*given, initialization_timeout=_TIMEOUT + 60)
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConnectionError(
-            f"the processes of this run did not find each other ({reason}): start all of them with "
-            "the same --coordinator, or let a script of launch/ do so"
-        ) from error
+        raise ConnectionError(_not_found(" ".join(str(error).split())[:300])) from error
+    finally:
+        timer.cancel()
+
+
+def _give_up() -> None:
+    os.write(2, f"error: {_not_found(f'waited for {_TIMEOUT} s')}\n".encode())
+    os._exit(1)
+
+
+def _not_found(reason: str) -> str:
+    return (
+        f"the processes of this run did not find each other ({reason}): start all of them with the "
+        "same --coordinator, or let a script of launch/ do so"
+    )
 
 
 def launched(environment: Mapping[str, str]) -> bool:

@@ -106,6 +106,20 @@ def test_numbers_lists_and_scalars_become_what_the_field_is():
         (dict(search__epochs="50"), "config field search.epochs is '50': expected int"),
         # Choices and ranges.
         (dict(data__flip="maybe"), "unknown data.flip 'maybe': choose one of auto, no, yes"),
+        (dict(data__crop="random"), "unknown data.crop 'random': choose one of padded, resized"),
+        (dict(data__crop="resized"), "data.crop is 'resized', .*: set data.image_size"),
+        (dict(data__corrupt="ignore"), "unknown data.corrupt 'ignore': choose one of error, skip"),
+        (dict(data__mean=(0.5,)), r"data.mean is \(0.5,\) and data.std \(\): expected a number"),
+        (dict(data__std=(0.1, 0.2)), r"data.mean is \(\) and data.std \(0.1, 0.2\): expected"),
+        (
+            dict(data__mean=(0.5, 0.5), data__std=(0.2, 0.0)),
+            r"data.std \(0.2, 0.0\): .* those of data.std more than 0",
+        ),
+        (dict(data__mean=(-0.5,), data__std=(0.2,)), "data.mean is -0.5: expected a finite number"),
+        (dict(retrain__color_jitter=0.4), r"retrain.color_jitter is \(0.4,\): expected \(bright"),
+        (dict(retrain__color_jitter=(0, 1.5, 0, 0)), r"color_jitter is .*1.5.*: .* three up to 1,"),
+        (dict(retrain__color_jitter=(0, 0, 0, 0.6)), r"color_jitter is .*0.6\): .* hue up to 0.5"),
+        (dict(retrain__color_jitter=(-0.4, 0, 0, 0)), "retrain.color_jitter is -0.4: expected a"),
         (dict(arch__regulariser="l1"), "unknown arch.regulariser 'l1': .* kl, l2, none"),
         (dict(search__lr_schedule="step"), "unknown search.lr_schedule 'step': .* cosine, linear"),
         (dict(retrain__lr_schedule="step"), "unknown retrain.lr_schedule 'step'"),
@@ -151,6 +165,20 @@ def test_mistakes_name_the_field(fields, message):
     with pytest.raises(UserError, match=message) as caught:
         from_config_dict(changed(**fields))
     assert "\n" not in str(caught.value)
+
+
+def test_input_fields_at_the_ends_of_their_ranges():
+    config = from_config_dict(
+        changed(
+            data__crop="resized",
+            data__image_size=1,
+            data__mean=[0, 1],
+            data__std=(0.1, 3),
+            retrain__color_jitter=(1, 1, 1, 0.5),
+        )
+    )
+    assert (config.data.mean, config.data.std) == ((0.0, 1.0), (0.1, 3.0))
+    assert config.retrain.color_jitter == (1.0, 1.0, 1.0, 0.5)
 
 
 @pytest.mark.parametrize("name", ["seed", "search", "search.lr", "nasbench201.table"])

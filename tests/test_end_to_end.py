@@ -81,7 +81,6 @@ def test_files_of_a_run(whole):
     assert described["versions"]["jax"] and len(described["devices"]) == 1
 
 
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_killed_and_run_again(whole, tmp_path):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command(tmp_path), cwd=ROOT, env=one_device(), **quiet)
@@ -126,7 +125,6 @@ def test_checkpoint_and_genotype_from_elsewhere(whole, tmp_path):
     assert dataclasses.asdict(genotype)["space"] == "nasbench201"
 
 
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_given_genotype_is_retrained_as_in_its_own_run(whole, tmp_path):
     genotype = f"--config.genotype={whole / 'search/genotype.json'}"
     run(tmp_path, "--phases=retrain,evaluate", genotype)

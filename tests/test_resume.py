@@ -26,13 +26,31 @@ FIELDS = {
     "retrain.batch_size": 64,
     "retrain.epochs": 2,
 }
+# One stage with one compiled step.
+SHORT = FIELDS | {
+    "search.epochs": (2,),
+    "search.warmup_epochs": (0,),
+    "search.partial_channels": (4,),
+    "search.operations": (5,),
+}
 
 
-class Stopper(Display):
+class Listener(Display):
+    """Prints nothing and keeps the messages."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+class Stopper(Listener):
     """Sends this process a signal at a step, as a scheduler would."""
 
     def __init__(self, step, signum):
-        super().__init__(quiet=True)
+        super().__init__()
         self.step, self.signum = step, signum
 
     def update(self, step, *_):
@@ -41,11 +59,22 @@ class Stopper(Display):
             os.kill(os.getpid(), self.signum)
 
 
-@pytest.fixture(params=[1, pytest.param(8, marks=pytest.mark.slow)], ids="{} devices".format)
-def config(request, monkeypatch):
-    monkeypatch.setattr(loop, "_REPORT_EVERY", 0.0)  # so that the display hears of every step
-    mesh = sharding.make_mesh(jax.devices()[: request.param])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+class Crashing(Listener):
+    """Fails at a step, and nothing is written any more."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def update(self, step, *_):
+        if step == self.step:
+            raise OSError("crash")
+
+
+@pytest.fixture
+def config(monkeypatch):
+    """The digits' config, and a display that hears of every step."""
+    monkeypatch.setattr(loop, "_REPORT_EVERY", 0.0)
     # Traced once for all the calls below; test_end_to_end.py resumes in new processes.
     for owner, name in (
         (Problem, "step_program"),
@@ -58,14 +87,26 @@ def config(request, monkeypatch):
     return config
 
 
+@pytest.fixture
+def on_devices(monkeypatch):
+    """Sets how many devices there are."""
+    make, devices = sharding.make_mesh, jax.devices()
+
+    def set_count(count):
+        monkeypatch.setattr(sharding, "make_mesh", lambda: make(devices[:count]))
+
+    return set_count
+
+
 def once(method):
-    """A method that gives what it gave before for the same arguments, whatever the object."""
+    """A method that gives what it gave before for the same mesh and arguments."""
     given = {}
 
     def wrapped(self, *arguments):
-        if arguments not in given:
-            given[arguments] = method(self, *arguments)
-        return given[arguments]
+        key = self.mesh, *arguments
+        if key not in given:
+            given[key] = method(self, *arguments)
+        return given[key]
 
     return wrapped
 
@@ -74,8 +115,15 @@ def checkpoint(directory):
     """Step, arrays and metadata of the newest checkpoint, as they lie on the disk."""
     with ocp.training.Checkpointer(Path(directory).absolute()) as checkpointer:
         step = checkpointer.latest.step
-        metadata = checkpointer.metadata(step).custom_metadata
-        leaves = jax.tree_util.tree_leaves_with_path(checkpointer.load(step))
+        found = checkpointer.metadata(step)
+        # On a device of ours, also where other processes have written it.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=here),
+            found.metadata,
+        )
+        leaves = jax.tree_util.tree_leaves_with_path(checkpointer.load(step, abstract))
+    metadata = dict(found.custom_metadata)
     metadata.pop("seconds")
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, metadata
 
@@ -98,8 +146,11 @@ def assert_same_bits(ours, theirs):
     assert history(ours) == history(theirs)
 
 
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")  # our own plain load, above
-def test_stopped_and_resumed(config, tmp_path):
+@pytest.mark.parametrize(
+    "devices", [1, pytest.param(8, marks=pytest.mark.slow)], ids="{} devices".format
+)
+def test_stopped_and_resumed(config, on_devices, devices, tmp_path):
+    on_devices(devices)
     quiet = Display(quiet=True)
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     expected = search(config, whole, quiet).genotype
@@ -127,3 +178,61 @@ def test_stopped_and_resumed(config, tmp_path):
             retrain(config, pieces, Stopper(step, signal.SIGTERM))
     retrain(config, pieces, quiet)
     assert_same_bits(pieces / "retrain", whole / "retrain")
+
+
+def steps_kept(directory):
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir())
+
+
+def test_checkpoints_within_an_epoch(config, on_devices, tmp_path):
+    on_devices(1)
+    config.update_from_flattened_dict(SHORT)
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    search(config, whole, Display(quiet=True))
+    config.checkpoint_steps = 4
+    # A crash at a step goes before its checkpoint: here after 8, then after 12 in the next epoch.
+    for crash, kept, epochs_done in ((10, [4, 8], 0), (16, [11, 12], 1)):
+        with pytest.raises(OSError, match="crash"):
+            search(config, pieces, Crashing(crash))
+        assert steps_kept(pieces / "search") == kept
+        assert checkpoint(pieces / "search/checkpoints")[2]["epochs_done"] == epochs_done
+    display = Listener()
+    search(config, pieces, display)
+    assert "search, stage 1/1: goes on after step 12" in display.messages
+    assert_same_bits(pieces / "search", whole / "search")
+    assert steps_kept(pieces / "search") == [20, 22]
+    assert steps_kept(whole / "search") == [11, 22]  # without checkpoint_steps
+
+
+@pytest.mark.parametrize("begun_on", [1, 2, 8])
+def test_other_devices_are_told_of(begun_on):
+    display = Listener()
+    found = {"devices": begun_on, "epochs_done": 3, "seconds": 1.5}
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    assert loop.resumed(found, mesh, display) == loop.Progress(3, 1.5)
+    told = [text.split(":")[0] for text in display.messages]
+    assert told == [f"begun on {begun_on} devices, goes on with 2"] * (begun_on != 2)
+
+
+@pytest.mark.slow
+def test_goes_on_with_other_devices(config, on_devices, tmp_path):
+    config.update_from_flattened_dict(
+        SHORT | {"search.epochs": (1,), "search.warmup_epochs": (1,)}  # compiles faster
+    )
+    on_devices(1)
+    for step in (2, 3):
+        display = Stopper(step, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            search(config, tmp_path, display)
+        saved, _, metadata = checkpoint(tmp_path / "search/checkpoints")
+        assert (saved, metadata["devices"]) == (step, 1)
+        assert not any("begun on" in text for text in display.messages)
+    on_devices(8)
+    display = Listener()
+    search(config, tmp_path, display)
+    told = [text for text in display.messages if "begun on" in text]
+    assert len(told) == 1 and told[0].startswith("begun on 1 devices, goes on with 8: ")
+    assert "search, stage 1/1: goes on after step 3" in display.messages
+    saved, _, metadata = checkpoint(tmp_path / "search/checkpoints")
+    assert (saved, metadata["devices"]) == (STEPS, 8)
+    assert len(history(tmp_path / "search")) == 1

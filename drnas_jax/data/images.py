@@ -170,5 +170,5 @@ def _dimensions(example: Example) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(example.image)) as file:
             return file.height, file.width
-    except (OSError, Image.DecompressionBombError):
+    except (OSError, ValueError, Image.DecompressionBombError):
         return 1, 1

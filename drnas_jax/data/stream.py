@@ -91,13 +91,18 @@ def _read(source: Any, workers: int) -> Generator[Any, None, None]:
     dataset = grain.MapDataset.source(source).to_iter_dataset(options)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     iterator = iter(dataset.mp_prefetch(processes, worker_init_fn=_begin_worker))
+    error = None
     try:
         yield from iterator
+    except UserError as raised:  # whose traceback holds the last arrays
+        error = type(raised)(*raised.args)
     finally:
         iterator.close()
         del iterator  # with the last arrays in shared memory, which lie in a cycle of references
         gc.collect()
         time.sleep(0.2)  # a thread of Grain's frees them; else Python would warn of a leak
+    if error:
+        raise error
 
 
 def _workers(stream: Stream) -> int:
@@ -124,11 +129,11 @@ def read_rows(stream: Stream, request: Request, rows: np.ndarray, seed: int) -> 
             except UnreadableImage as error:
                 if not stream.skip:
                     raise
-                weight[i] = 0
-                if other == row:
-                    skipped.append(str(error))
+                weight[i], reason = 0, str(error)
+                if other == row and (request.weight is None or request.weight[row]):
+                    skipped.append(reason)
         else:
-            raise UserError(f"a whole batch of {stream.source.title} is unreadable: {skipped[0]}")
+            raise UserError(f"a whole batch of {stream.source.title} is unreadable: {reason}")
         if example.label < 0:
             raise UserError(f"{example.name} has no label, so it can not be trained on")
         images[i], labels[i] = pixels.reshape(stream.shape), example.label

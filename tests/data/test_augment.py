@@ -1,5 +1,6 @@
 """Augmentation: against loops in numpy, in distribution, and however the batch is divided."""
 
+import colorsys
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from drnas_jax.data import augment_batch, normalise
+from drnas_jax.data import augment_batch, color_jitter, normalise
 
 MEAN = np.array([0.49, 0.48, 0.45], np.float32)
 STD = np.array([0.25, 0.24, 0.26], np.float32)
@@ -167,3 +168,94 @@ def test_needs_no_convolution():
     augment = functools.partial(augment_batch, **ALL)
     program = jax.make_jaxpr(augment)(jax.random.key(0), jnp.arange(2), random_images(2), MEAN, STD)
     assert "conv_general" not in str(program)
+
+
+# Colours
+
+JITTER = (0.4, 0.5, 0.6, 0.5)
+# Up to 255 with some twenty roundings in float32, which a stretched contrast or hue may double.
+CLOSE = 2e-3
+
+
+def jitter_by_hand(key, position, images, strength):
+    """One image at a time in float64, and the hue of one pixel at a time by colorsys."""
+
+    def gray(x):
+        return x @ [0.299, 0.587, 0.114] if x.shape[-1] == 3 else x[..., 0]
+
+    def turned(pixel, by):
+        hue, *rest = colorsys.rgb_to_hsv(*pixel / 255)
+        return 255 * np.array(colorsys.hsv_to_rgb((hue + by) % 1, *rest))
+
+    changes = [
+        lambda x, by: x * (1 + by),
+        lambda x, by: (1 + by) * x - by * gray(x).mean(),
+        lambda x, by: (1 + by) * x - by * gray(x)[..., None],
+        lambda x, by: np.apply_along_axis(turned, -1, x, by),
+    ][: 4 if images.shape[-1] == 3 else 2]
+    order_key, key = jax.random.split(key)
+    order = np.asarray(jax.random.permutation(order_key, len(changes)))
+    results = []
+    for i, image in zip(position, images.astype(float), strict=True):
+        draw = jax.random.uniform(jax.random.fold_in(key, i), (4,), minval=-1, maxval=1)
+        by = np.asarray(draw, float) * strength
+        for change in order:
+            image = np.clip(changes[change](image, by[change]), 0, 255)
+        results.append(image)
+    return np.stack(results), tuple(order)
+
+
+_jitted = jax.jit(color_jitter)  # of any strength, so that it compiles once a shape
+
+
+def jittered(key, position, images, strength=JITTER):
+    return np.asarray(_jitted(key, position, images, np.array(strength)))
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_color_jitter_equals_numpy(c):
+    position, images = jnp.arange(3, 9), random_images(6, 5, 7, c)
+    images[0] = images[0, :1, :1]  # one colour
+    images[1, ..., 1:] = images[1, ..., :1]  # no colours
+    orders = set()
+    for seed in range(8):
+        key = jax.random.key(seed)
+        expected, order = jitter_by_hand(key, position, images, JITTER)
+        result = jittered(key, position, images)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, expected, atol=CLOSE)
+        orders.add(order)
+    assert len(orders) == (2 if c == 1 else 6)
+
+
+@pytest.mark.parametrize("only", range(4))
+def test_each_strength_is_of_its_change(only):
+    strength = tuple(JITTER[i] if i == only else 0.0 for i in range(4))
+    key, position, images = jax.random.key(0), jnp.arange(6), random_images(6, 5, 7)
+    expected, _ = jitter_by_hand(key, position, images, strength)
+    result = jittered(key, position, images, strength)
+    np.testing.assert_allclose(result, expected, atol=CLOSE)
+    assert np.abs(result - images).max((1, 2, 3)).min() > 1
+
+
+def test_no_strength_changes_nothing():
+    images = random_images(6, 5, 7)
+    result = jittered(jax.random.key(0), jnp.arange(6), images, (0.0,) * 4)
+    np.testing.assert_allclose(result, images, atol=CLOSE)
+
+
+def test_gray_stays_gray():
+    images = np.repeat(random_images(6, 5, 7, 1), 3, axis=-1)
+    result = jittered(jax.random.key(0), jnp.arange(6), images)
+    np.testing.assert_allclose(result, np.repeat(result[..., :1], 3, axis=-1), atol=CLOSE)
+    assert np.abs(result - images).max() > 1
+
+
+def test_color_jitter_of_any_part_of_the_batch():
+    key, position, images = jax.random.key(5), jnp.arange(6), random_images(6, 5, 7)
+    whole = jittered(key, position, images)
+    for part in (slice(0, 3), slice(3, None), slice(None, None, -2)):
+        result = jittered(key, position[part], images[part])
+        np.testing.assert_allclose(result, whole[part], atol=CLOSE)
+    alike = jittered(key, position, np.broadcast_to(images[:1], images.shape))
+    assert len(np.unique(alike.round(), axis=0)) == 6

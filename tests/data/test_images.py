@@ -1,0 +1,333 @@
+"""Decoding, against Pillow; crops, against plain computations."""
+
+import io
+import math
+import struct
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from drnas_jax.data import images
+from drnas_jax.data.images import (
+    DRAWS,
+    Example,
+    UnreadableImage,
+    centre_crop,
+    decode,
+    fit,
+    has_colours,
+    random_resized_crop,
+)
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def picture(height=48, width=64):
+    """A smooth one, with more red than green than blue, uint8 [h, w, 3]."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    waves = [level + 50 * np.sin(7 * x + 3 * y + level) for level in (180, 120, 60)]
+    return np.rint(np.stack(waves, -1)).astype(np.uint8)
+
+
+def encoded(image, kind, **options):
+    """An example of a Pillow image."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return Example(file.getvalue(), 0, "an example")
+
+
+def png(image):
+    """An example of an array: gray, or RGB."""
+    return encoded(Image.fromarray(image), "PNG")
+
+
+def draws(seed):
+    return np.random.default_rng(seed).random(DRAWS)
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("L", "JPEG"),
+        ("RGB", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("1", "PNG"),
+        ("L", "PNG"),
+        ("LA", "PNG"),
+        ("P", "PNG"),
+        ("RGBA", "PNG"),
+    ],
+)
+def test_decode_equals_pillow(mode, kind, channels):
+    image = Image.fromarray(picture()).convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(77)
+    example = encoded(image, kind)
+    result = decode(example, channels)
+    with Image.open(io.BytesIO(example.image)) as file:
+        expected = np.asarray(file.convert("L" if channels == 1 else "RGB"))
+    assert result.dtype == np.uint8
+    assert result.shape == expected.shape
+    # Two roundings: of JPEG's inverse transform (or of CMYK to RGB), and of luma.
+    np.testing.assert_allclose(result.astype(int), expected, atol=2)
+    if mode != "LA":  # which OpenCV takes for colours
+        assert has_colours(example) == (mode not in ("1", "L"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_decode_keeps_the_high_byte_of_16_bits(channels):
+    image = np.random.default_rng(0).integers(0, 2**16, (5, 7), np.uint16)
+    file = cv2.imencode(".png", image)[1].tobytes()
+    result = decode(Example(file, 0, "deep"), channels)
+    expected = (image >> 8).astype(int) if channels == 1 else np.stack([image >> 8] * 3, -1)
+    np.testing.assert_allclose(result.astype(int), expected.astype(int), atol=1)  # of rounding
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_decode_at_a_fraction(reduction, channels):
+    full = picture(40, 56)
+    result = decode(png(full), channels, reduction).astype(float)
+    assert result.shape[:2] == (40 // reduction, 56 // reduction)
+    # Of the means over a smooth picture: RGB stays RGB.
+    expected = full.mean((0, 1)) if channels == 3 else decode(png(full), 1).mean()
+    np.testing.assert_allclose(result.mean((0, 1)), expected, atol=4)
+
+
+def test_decode_leaves_pixels_alone():
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    np.testing.assert_array_equal(decode(Example(pixels, 0, ""), 1), pixels)
+
+
+BROKEN = {
+    "empty": b"",
+    "text": b"no image",
+    "header": b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 3) + b"IHDR" + bytes(7),
+    "PNG cut": png(picture()).image[:100],
+    "JPEG cut": encoded(Image.fromarray(picture()), "JPEG").image[:200],
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda example: decode(example, 3),
+        lambda example: decode(example, 1, 4),
+        has_colours,
+        lambda example: centre_crop(example, 3, 8),
+        lambda example: random_resized_crop(example, 3, 8, draws(0)),
+    ],
+    ids=["decode", "reduced", "has_colours", "centre_crop", "random_resized_crop"],
+)
+def test_what_is_broken_is_named(read, content):
+    with pytest.raises(UnreadableImage, match=r"broken\.png is not an image .*data\.corrupt"):
+        read(Example(content, 0, "broken.png"))
+
+
+@given(seed=seeds, kind=st.sampled_from(["PNG", "JPEG"]))
+@settings(deadline=None, max_examples=40)
+def test_changed_bytes_give_an_image_or_the_error(seed, kind):
+    random = np.random.default_rng(seed)
+    content = np.frombuffer(encoded(Image.fromarray(picture()), kind).image, np.uint8).copy()
+    content[random.integers(0, 60, 3)] = random.integers(0, 256, 3)
+    example = Example(content.tobytes(), 0, "changed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of tags and of sizes
+        try:
+            assert random_resized_crop(example, 3, 8, draws(seed)).shape == (8, 8, 3)
+        except UnreadableImage as error:
+            assert "changed" in str(error)
+
+
+def test_what_pillow_refuses_is_read_all_the_same():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("notes", " " * 2**21, zip=True)
+    example = encoded(Image.fromarray(picture()), "PNG", pnginfo=text)
+    with pytest.raises(ValueError):
+        Image.open(io.BytesIO(example.image))
+    expected = picture()[:, 8:56]
+    np.testing.assert_array_equal(fit(decode(example, 3), 48), expected)
+    assert centre_crop(example, 3, 14).shape == (14, 14, 3)
+
+
+# The middle
+
+
+def blocks(image, n):
+    """Means of n x n pixels."""
+    height, width = image.shape[0] // n, image.shape[1] // n
+    return image.reshape(height, n, width, n, -1).mean((1, 3)).reshape(height, width, -1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(64, 100), (100, 64), (64, 64)])
+def test_fit_and_centre_crop_equal_means_of_blocks(height, width, channels):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+    # 256 / 224 of 14 is 16, a quarter of the short side.
+    small = blocks(image, 4)
+    top, left = (small.shape[0] - 14) // 2, (small.shape[1] - 14) // 2
+    expected = small[top : top + 14, left : left + 14]
+    image = image[..., 0] if channels == 1 else image
+    result = fit(image, 14, 16)
+    assert result.dtype == np.uint8
+    np.testing.assert_allclose(result.reshape(14, 14, channels), expected, atol=0.51)
+    if channels == 1:  # pixels, which are not decoded at a fraction
+        example = Example(image, 0, "")
+        np.testing.assert_array_equal(centre_crop(example, channels, 14), result)
+
+
+def test_fit_leaves_what_fits():
+    image = picture(20, 30)
+    np.testing.assert_array_equal(fit(image, 20), image[:, 5:25])
+
+
+@given(height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(1, 50))
+@settings(deadline=None)
+def test_fit_gives_the_size(height, width, size):
+    image = np.full((height, width), 9, np.uint8)
+    np.testing.assert_array_equal(fit(image, size), np.full((size, size), 9))
+    np.testing.assert_array_equal(centre_crop(Example(image, 0, ""), 1, size)[:, 0], [9] * size)
+
+
+# A random part
+
+
+@given(height=st.integers(1, 700), width=st.integers(1, 700), seed=seeds)
+@settings(deadline=None)
+def test_a_box_lies_in_the_image_and_has_the_shape_and_share(height, width, seed):
+    top, left, h, w = images._box(height, width, draws(seed))
+    assert 0 <= top <= top + h <= height
+    assert 0 <= left <= left + w <= width
+    assert h > 0 and w > 0
+    # Up to half a pixel of rounding on each side.
+    assert (w + 0.5) / (h - 0.5) >= 3 / 4
+    assert (w - 0.5) / (h + 0.5) <= 4 / 3
+    if max(height, width) <= 16 * min(height, width):  # else, what stands in may be smaller
+        assert (h + 0.5) * (w + 0.5) >= 0.08 * height * width
+
+
+def test_boxes_have_shares_shapes_and_places_as_they_should():
+    n, side = 4000, 1000
+    boxes = np.array([images._box(side, side, draws(seed)) for seed in range(n)])
+    top, left, h, w = boxes.T
+    assert 0.08 <= (h * w).min() / side**2 < 0.09 and (h * w).max() / side**2 > 0.95
+    assert 0.748 < (w / h).min() < 0.76 and 1.32 < (w / h).max() < 1.336  # of whole pixels
+    # Wide and tall ones are equally likely.
+    assert abs(np.log(w / h).mean()) < 0.02  # 6 standard deviations of a uniform
+    for start, length in ((top, h), (left, w)):
+        free = length < 900
+        place = start[free] / (side - length[free])
+        assert abs(place.mean() - 0.5) < 0.03  # likewise
+        assert place.min() < 0.01 and place.max() > 0.99
+
+
+def test_a_box_by_hand():
+    first = np.zeros(DRAWS)
+    # 8 % of 100 x 200 at 3 / 4: 1600 = 34.6 * 46.2.
+    assert images._box(100, 200, first) == (0, 0, 46, 35)
+    last = first.copy()
+    last[0, 2:] = 0.5, 1 - 1e-9
+    assert images._box(100, 200, last) == (27, 165, 46, 35)
+    last[0, 2:] = 1 - 1e-9, 0.5
+    assert images._box(100, 200, last) == (54, 83, 46, 35)
+
+
+def test_the_first_draw_that_fits_counts():
+    given = draws(3)
+    given[:4] = 0.99  # nearly everything, but wide: too wide for a square
+    assert images._box(100, 100, given) == images._box(100, 100, given[4:])
+    assert images._box(100, 100, given) != images._box(100, 100, given[5:])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [
+        (100, 100, (0, 0, 100, 100)),
+        (30, 300, (0, 130, 30, 40)),
+        (300, 30, (130, 0, 40, 30)),
+    ],
+)
+def test_the_middle_stands_in_where_no_draw_fits(height, width, box):
+    everything = np.ones(DRAWS)
+    everything[::2, 1] = 0
+    assert images._box(height, width, everything) == box
+
+
+def bilinear(image, size):
+    """Values at the centres of size x size pixels, [size, size, c]."""
+
+    def axis(array, n):
+        at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
+        low = np.floor(at).astype(int)
+        high, share = np.minimum(low + 1, n - 1), (at - low)[:, None, None]
+        return array[low] * (1 - share) + array[high] * share
+
+    rows = axis(image.astype(float), image.shape[0])
+    return axis(rows.transpose(1, 0, 2), image.shape[1]).transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_resized_crop_equals_plain_interpolation(seed):
+    image = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
+    top, left, h, w = images._box(40, 50, draws(seed))
+    result = random_resized_crop(png(image), 3, 24, draws(seed))
+    assert result.dtype == np.uint8
+    expected = bilinear(image[top : top + h, left : left + w], 24)
+    np.testing.assert_allclose(result, expected, atol=1.5)  # OpenCV has 11 bits for a weight
+    gray = random_resized_crop(Example(image[..., 0], 0, ""), 1, 24, draws(seed))
+    np.testing.assert_allclose(gray, expected[..., 0], atol=1.5)
+
+
+@given(height=st.integers(1, 80), width=st.integers(1, 80), size=st.integers(1, 40), seed=seeds)
+@settings(deadline=None, max_examples=60)
+def test_random_resized_crop_gives_the_size(height, width, size, seed):
+    image = np.full((height, width, 3), (9, 5, 1), np.uint8)
+    result = random_resized_crop(png(image), 3, size, draws(seed))
+    np.testing.assert_array_equal(result, np.broadcast_to([9, 5, 1], (size, size, 3)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "crop",
+    [centre_crop, *(lambda *a, s=seed: random_resized_crop(*a, draws(s)) for seed in range(4))],
+)
+def test_a_fraction_gives_nearly_what_all_of_it_gives(crop, channels, monkeypatch):
+    example, used = encoded(Image.fromarray(picture(600, 800)), "JPEG", quality=95), []
+    monkeypatch.setattr(images, "decode", lambda *args: used.append(args[-1]) or decode(*args))
+    fast = crop(example, channels, 24).astype(float)
+    monkeypatch.setattr(images, "_reduction", lambda side, wanted: 1)
+    full = crop(example, channels, 24)
+    assert used[0] > 1 == used[1]
+    # A box is rounded to pixels of the fraction, at most a pixel of the result: 10 levels here.
+    assert np.abs(fast - full).max() < 10
+    assert np.abs(fast - full).mean() < 3
+
+
+def test_a_fraction_has_the_pixels_that_are_wanted(monkeypatch):
+    seen = []
+    monkeypatch.setattr(images, "decode", lambda *args: seen.append(decode(*args)) or seen[-1])
+    centre_crop(png(picture(100, 800)), 3, 21)  # by way of 24
+    assert seen.pop().shape[:2] == (25, 200)
+    example = png(picture(240, 400))
+    for seed in range(60):
+        random_resized_crop(example, 3, 20, draws(seed))
+        box = images._box(*seen.pop().shape[:2], draws(seed))
+        full = images._box(240, 400, draws(seed))
+        assert min(box[2:]) >= min(20, *full[2:]) - 1  # of rounding
+
+
+@given(side=st.integers(1, 5000), wanted=st.integers(1, 400))
+def test_the_fraction_is_the_smallest_that_suffices(side, wanted):
+    n = images._reduction(side, wanted)
+    assert n == 1 or math.ceil(side / n) >= wanted
+    assert n == 8 or side < 2 * n * wanted
