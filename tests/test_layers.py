@@ -23,7 +23,7 @@ ROOMS = (
     ("evaluate",),
     ("torch_names",),
     ("torch_import",),
-    ("", "main", "bench"),  # "": the package itself, what a library user imports
+    ("", "main", "bench", "plan"),  # "": the package itself, what a library user imports
 )
 # Their components, one a file, are looked up by name; but what is about two spaces names them.
 BY_NAME = ("arch", "spaces")

@@ -65,6 +65,11 @@ def open_source(config: DataConfig) -> Source:
     Raises:
       UserError: there is no such data set, it is not prepared, or has less than two classes.
     """
+    if "://" in config.dir:
+        raise UserError(
+            f"data.dir is {config.dir!r}, but examples are read at random from files: mount the "
+            "bucket and give the path where it lies (docs/scaling.md)"
+        )
     source = {"digits": _digits, "folder": _folder}.get(config.name, _tfds)(config)
     if len(source.classes) < 2:
         found = ", ".join(source.classes) or "none"

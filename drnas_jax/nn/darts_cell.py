@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from drnas_jax.nn import edge_loop, norm
+from drnas_jax.nn import edge_loop, norm, stacked
 from drnas_jax.nn.banks import (
     AllMoments,
     Arrays,
@@ -32,7 +32,6 @@ from drnas_jax.nn.darts_operations import (
     operate,
     stride_of,
 )
-from drnas_jax.nn.stacked import Stack
 
 Array = jax.Array
 Inputs = tuple[Array, Array]
@@ -80,10 +79,19 @@ class Cell:
             nodes, moments = edge_loop.cell_nodes(
                 self.mode, self.cell_type, self.edges, inputs, self.partial_channels, banks, mix
             )
+        elif kernels.stacked:
+            nodes, moments = stacked.cell_nodes(
+                self.mode,
+                self.cell_type,
+                self.edges,
+                inputs,
+                self.partial_channels,
+                banks,
+                mix,
+                keep,
+            )
         else:
             operations: Operations = functools.partial(self._one_by_one, banks, mix, recorder)
-            if not kernels.sequential:
-                operations = Stack(self.mode, self.cell_type, self.edges, banks, mix, recorder)
             nodes = self._walk(inputs, operations, keep)
             moments = recorder.moments()
         return jnp.concatenate(nodes, axis=kernels.channel_axis), moments

@@ -33,8 +33,9 @@ class Kernels(NamedTuple):
 
     Attributes:
       channel_axis: 3 or 0; the batch is on the other one of these.
-      sequential: run the edges of a cell one after another, each of which fills this backend; or
-        stacked, as many at once as can be.
+      sequential: run the edges of a cell in a loop, one after another, each of which fills this
+        backend.
+      stacked: run as many edges at once as can be, side by side as channels.
       loop_cells: run equal cells as one loop, which pads the first one's inputs.
       remat: what a gradient keeps of a cell: 'none' (no recomputation: all that it needs), 'cells'
         (the inputs alone) or 'convolutions' (what convolutions give, and statistics); 'auto'.
@@ -49,6 +50,7 @@ class Kernels(NamedTuple):
 
     channel_axis: int
     sequential: bool
+    stacked: bool
     loop_cells: bool
     one_pass: bool
     remat: str
@@ -110,6 +112,10 @@ def _pointwise(x: Array, matrix: Array, learn: Array | None = None) -> Array:
     return x @ matrix
 
 
+def _pointwise_convolution(x: Array, matrix: Array, learn: Array | None = None) -> Array:
+    return _convolve(x, matrix[None, None], 1, learn)
+
+
 def _grouped_depthwise(
     x: Array, filters: Array, stride: int, dilation: int, learn: Array | None = None
 ) -> Array:
@@ -146,6 +152,7 @@ def _window_mean(x: Array, stride: int = 1) -> Array:
 PLAIN = Kernels(
     channel_axis=3,
     sequential=False,
+    stacked=False,
     loop_cells=False,
     one_pass=False,
     remat="auto",
@@ -158,6 +165,7 @@ PLAIN = Kernels(
 CPU = Kernels(
     channel_axis=0,
     sequential=True,
+    stacked=False,
     loop_cells=True,
     one_pass=True,
     remat="auto",
@@ -167,8 +175,10 @@ CPU = Kernels(
     max_pool=shifts.max_pool,
     avg_pool=shifts.avg_pool,
 )
-ACCELERATOR = PLAIN._replace(loop_cells=True)
-_BY_NAME = {"plain": PLAIN, "cpu": CPU, "gpu": ACCELERATOR, "tpu": ACCELERATOR}
+ACCELERATOR = PLAIN._replace(loop_cells=True, stacked=True)
+# Both halve the time to compile.
+TPU = ACCELERATOR._replace(one_pass=True, pointwise=_pointwise_convolution)
+_BY_NAME = {"plain": PLAIN, "cpu": CPU, "gpu": ACCELERATOR, "tpu": TPU}
 
 
 def choose(name: str, platform: str, remat: str = "auto") -> Kernels:

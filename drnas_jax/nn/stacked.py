@@ -1,19 +1,25 @@
-"""The operations of the DARTS space on all edges that leave a node at once, for accelerators.
+"""A DARTS cell for accelerators: all edges that leave a node side by side, as channels.
 
-Their launches cost, so what can is stacked: the convolutions of all edges and kinds, and the pools.
+Few channels of one edge would leave most of a vector or a matrix unit idle, and every operation
+costs a launch and its share of compilation. So filters of several kinds share one depthwise
+convolution, matrices of several edges one matrix product, and terms meet their nodes in another.
 Images are [b, h, w, c].
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from drnas_jax.nn.banks import Banks, Mode, Recorder, scaled
+from drnas_jax.nn.banks import AllMoments, Banks, Mode, Recorder, channel_shuffle, scaled
 from drnas_jax.nn.darts_operations import (
     CONVOLUTIONS,
+    INPUTS,
+    NODES,
     POOLS,
     Edge,
     bank_rows,
@@ -21,149 +27,56 @@ from drnas_jax.nn.darts_operations import (
 )
 
 Array = jax.Array
+Means = dict[tuple[str, str], tuple[Array, Array]]  # by primitive and suffix: [..., rows, c]
+
+_LANES = 128  # channels that a vector unit takes at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack:
-    """The mixed operations of a cell.
+class Block:
+    """The rows of one or several sources at once, or of so many in each turn of a loop; static.
+
+    A row is an operation of an edge, and lies where its channels do. Turns have equally many rows
+    of a primitive; where one needs less, the others have no weight.
 
     Attributes:
-      mode: how operations run.
       cell_type: 'normal' or 'reduce'.
       edges: of the cell.
-      arrays: banks' arrays [rows, ...] by primitive and name.
-      mix: mixing weights [e, o].
-      recorder: gets the batch's moments.
+      turns: the sources of each turn.
+      shared: pools have one row a source, for all edges.
     """
 
-    mode: Mode
     cell_type: str
     edges: tuple[Edge, ...]
-    arrays: Banks
-    mix: Array
-    recorder: Recorder
+    turns: tuple[tuple[int, ...], ...]
+    shared: bool
 
-    def __call__(self, node: Array, source: int) -> list[tuple[int, str, Array]]:
-        """Runs a node through all operations of the edges that leave it.
+    @property
+    def stride(self) -> int:
+        """Of the operations."""
+        return stride_of(self.cell_type, self.turns[0][0])
 
-        Args:
-          node: [b, h, w, c], the channels for the operations.
-          source: its number.
+    @property
+    def names(self) -> list[str]:
+        """The primitives of its edges, convolutions of two layers first."""
+        order = (*CONVOLUTIONS, *POOLS, "skip_connect")
+        return [name for name in order if sum(self.counts(name))]
 
-        Returns:
-          Weighted terms, each with the number of its edge and its primitive: [b, h', w', c].
-        """
-        active = jax.nn.relu(node)
-        terms = self._pooled(node, source)
-        if stride_of(self.cell_type, source) == 2:
-            terms += self._halved(active, source)
-        else:
-            terms += self._identity(node, source)
-        return terms + self._convolved(active, source)
+    def counts(self, name: str) -> list[int]:
+        """A primitive's rows in a turn, by source."""
+        turns = [[len(self._leaving(name, s)) for s in turn] for turn in self.turns]
+        most = [max(own) for own in zip(*turns, strict=True)]
+        return [min(n, 1) for n in most] if self._once(name) else most
 
-    def _pooled(self, node: Array, source: int) -> list[tuple[int, str, Array]]:
-        kernels, stride = self.mode.kernels, stride_of(self.cell_type, source)
-        names = self._present(POOLS, source)
-        pools = {"max_pool_3x3": lambda: kernels.max_pool(node, 3, stride)}
-        pools["avg_pool_3x3"] = lambda: kernels.avg_pool(node, stride)
-        rows = {name: [pools[name]()] * len(self._leaving(name, source)) for name in names}
-        return self._normalised([y for name in names for y in rows[name]], names, source)
-
-    def _identity(self, node: Array, source: int) -> list[tuple[int, str, Array]]:
-        edges = self._leaving("skip_connect", source)
-        weights = self._weights(["skip_connect"], source)
-        return [(e, "skip_connect", scaled(node, w)) for e, w in zip(edges, weights, strict=True)]
-
-    def _halved(self, active: Array, source: int) -> list[tuple[int, str, Array]]:
-        names = self._present(("skip_connect",), source)
-        if not names:
-            return []
-        kernel = self._take("skip_connect", "kernel", source)  # [rows, 2, c, c / 2]
-        wide = jnp.transpose(kernel, (1, 2, 0, 3)).reshape(2, active.shape[-1], -1)
-        wide = wide.astype(active.dtype)
-        halves = [active[:, i::2, i::2] @ wide[i] for i in (0, 1)]
-        shape = (*halves[0].shape[:3], len(kernel), -1)
-        y = jnp.concatenate([half.reshape(shape) for half in halves], axis=-1)
-        return self._normalised([y.reshape(*y.shape[:3], -1)], names, source)
-
-    def _convolved(self, active: Array, source: int) -> list[tuple[int, str, Array]]:
-        names, stride = self._present(CONVOLUTIONS, source), stride_of(self.cell_type, source)
-        if not names:
-            return []
-        depthwise = self.mode.kernels.depthwise
-        spread = {}  # by primitive, after the depthwise convolution
-        for name in names:
-            # The rows' common input once for each of them: they lie side by side as channels.
-            filters = _side_by_side(self._take(name, "depthwise_0", source))
-            tiled = jnp.tile(active, filters.shape[-1] // active.shape[-1])
-            dilation = CONVOLUTIONS[name].dilation
-            spread[name] = self.mode.apply(depthwise, tiled, filters, stride, dilation)
-        twice = [name for name in names if CONVOLUTIONS[name].layers == 2]
-        if twice:
-            y = self._pointwise([spread[name] for name in twice], twice, 0, source)
-            y = jax.nn.relu(self._normalise(y, twice, 0, source))
-            widths = np.cumsum([spread[name].shape[-1] for name in twice])[:-1]
-            for name, own in zip(twice, jnp.split(y, widths, axis=-1), strict=True):
-                filters = _side_by_side(self._take(name, "depthwise_1", source))
-                spread[name] = self.mode.apply(depthwise, own, filters, 1, 1)
-        y = self._pointwise([spread[name] for name in names], names, -1, source)
-        return self._normalised([y], names, source, layer=-1)
-
-    def _pointwise(
-        self, parts: Sequence[Array], names: Sequence[str], layer: int, source: int
-    ) -> Array:
-        """A matrix for every row of [b, h, w, rows * c]."""
-        matrices = jnp.concatenate(
-            [self._take(n, f"pointwise{_suffix(n, layer)}", source) for n in names]
-        )
-        x = jnp.concatenate(parts, axis=-1)
-        rows = x.reshape(*x.shape[:3], len(matrices), -1)
-        y = jnp.einsum("bhwec,ecd->bhwed", rows, matrices.astype(x.dtype))
-        return y.reshape(x.shape)
-
-    def _normalised(
-        self, parts: Sequence[Array], names: Sequence[str], source: int, layer: int | None = None
-    ) -> list[tuple[int, str, Array]]:
-        """Normalises rows, times their mixing weights, and gives each with its edge."""
-        if not names:
-            return []
-        y, weights = jnp.concatenate(parts, axis=-1), self._weights(names, source)
-        width = y.shape[-1] // len(weights)
-        y = self._normalise(y, names, layer, source, jnp.repeat(weights, width))
-        owners = [(edge, name) for name in names for edge in self._leaving(name, source)]
-        rows = jnp.split(y, len(owners), axis=-1)
-        return [(*owner, row) for owner, row in zip(owners, rows, strict=True)]
-
-    def _normalise(
-        self,
-        y: Array,
-        names: Sequence[str],
-        layer: int | None,
-        source: int,
-        weight: Array | float = 1.0,
-    ) -> Array:
-        own = {}
-        for kind in ("mean", "var", "scale", "bias"):
-            leaves = [kind + _suffix(name, layer) for name in names]
-            if leaves[0] in self.arrays[names[0]]:
-                parts = zip(names, leaves, strict=True)
-                own[kind] = jnp.concatenate(
-                    [self._take(n, leaf, source).reshape(-1) for n, leaf in parts]
-                )
-        y, moments = self.mode.normalise(y, own, weight=weight)
-        if moments:
-            counts = [len(self._leaving(name, source)) for name in names]
-            ends = np.cumsum(counts)[:-1]
-            means, variances = (
-                jnp.split(values.reshape(sum(counts), -1), ends) for values in moments[""]
-            )
-            for name, mean, var in zip(names, means, variances, strict=True):
-                rows = self._rows(name, source)
-                self.recorder.add(name, _suffix(name, layer), rows, mean, var)
-        return y
-
-    def _present(self, names: Sequence[str] | Mapping, source: int) -> list[str]:
-        return [name for name in names if self._leaving(name, source)]
+    def rows(self, name: str) -> list[tuple[int, int, int]]:
+        """Of every edge with that primitive: the turn, the row, and the edge."""
+        firsts = np.cumsum([0, *self.counts(name)])
+        return [
+            (i, int(firsts[k]) + (0 if self._once(name) else n), edge)
+            for i, turn in enumerate(self.turns)
+            for k, source in enumerate(turn)
+            for n, edge in enumerate(self._leaving(name, source))
+        ]
 
     def _leaving(self, name: str, source: int) -> list[int]:
         return [
@@ -172,26 +85,352 @@ class Stack:
             if edge.source == source and name in edge.operations
         ]
 
-    def _rows(self, name: str, source: int) -> list[int]:
-        rows = bank_rows(self.cell_type, self.edges, name)
-        return [rows[edge] for edge in self._leaving(name, source)]
+    def _once(self, name: str) -> bool:
+        return (name == "skip_connect" and self.stride == 1) or (self.shared and name in POOLS)
 
-    def _take(self, name: str, leaf: str, source: int) -> Array:
-        """An array of the edges that leave a node, [rows, ...]."""
-        return jnp.asarray(self.arrays[name][leaf])[np.array(self._rows(name, source))]
+    def arrays(self, banks: Banks) -> dict[str, dict[str, Array]]:
+        """Arrays of all rows, [turns, rows, ...] by primitive and name."""
+        found = {}
+        for name in self.names:
+            table = np.zeros((len(self.turns), sum(self.counts(name))), int)
+            bank = bank_rows(self.cell_type, self.edges, name)
+            for turn, row, edge in self.rows(name):
+                table[turn, row] = bank.get(edge, 0)
+            own = banks.get(name, {})
+            found[name] = {leaf: jnp.asarray(array)[table] for leaf, array in own.items()}
+        return found
 
-    def _weights(self, names: Sequence[str], source: int) -> Array:
-        """Mixing weights of each row."""
-        rows = [(i, name) for name in names for i in self._leaving(name, source)]
-        columns = [self.edges[i].operations.index(name) for i, name in rows]
-        return self.mix[np.array([i for i, _ in rows], int), np.array(columns, int)]
+    @property
+    def places(self) -> dict[tuple[int, int], tuple[int, int, int]]:
+        """Of each operation (edge, column) of the turns' edges: its turn, row and target.
+
+        Targets are nodes, counted from the first one that a source of nodes leads to.
+        """
+        found, first = {}, 0
+        for name in self.names:
+            for turn, row, edge in self.rows(name):
+                node, source, operations = self.edges[edge]
+                target = node - max(source - INPUTS + 1, 0)
+                found[edge, operations.index(name)] = (turn, first + row, target)
+            first += sum(self.counts(name))
+        return found
+
+    def weights(self, mix: Array, targets: int) -> Array:
+        """Mixing weights [turns, rows, targets]."""
+        rows = sum(sum(self.counts(name)) for name in self.names)
+        operations, places = (
+            np.array(list(part)).T for part in zip(*self.places.items(), strict=True)
+        )
+        zeros = jnp.zeros((len(self.turns), rows, targets), mix.dtype)
+        return zeros.at[tuple(places)].set(mix[tuple(operations)])
+
+    def keep(self, keep: Array) -> Array:
+        """Drop path's factors [b, edges] of the only turn's rows [b, rows], but for skips."""
+        owners = [edge for name in self.names for *_, edge in self.rows(name)]
+        return keep[:, np.array(owners)]
+
+    def record(self, found: Means, recorder: Recorder) -> None:
+        """Gives the moments of all turns [turns, rows, c] to the rows of the banks."""
+        for (name, suffix), pair in found.items():
+            turns, rows, edges = np.array(self.rows(name)).T
+            bank = bank_rows(self.cell_type, self.edges, name)
+            mean, var = (values[turns, rows] for values in pair)
+            recorder.add(name, suffix, [bank[edge] for edge in edges], mean, var)
 
 
-def _suffix(name: str, layer: int | None) -> str:
-    return "" if layer is None else f"_{range(CONVOLUTIONS[name].layers)[layer]}"
+def cell_nodes(
+    mode: Mode,
+    cell_type: str,
+    edges: tuple[Edge, ...],
+    inputs: Sequence[Array],
+    partial_channels: int,
+    banks: Banks,
+    mix: Array,
+    keep: Array | None,
+) -> tuple[list[Array], AllMoments]:
+    """All nodes of a cell: first the edges from its inputs, then node by node those from nodes.
+
+    Args:
+      mode: how operations run.
+      cell_type: 'normal' or 'reduce'.
+      edges: of the cell.
+      inputs: squeezed, [b, h, w, c] each.
+      partial_channels: K.
+      banks: arrays [rows, ...] by primitive and name.
+      mix: mixing weights [e, o].
+      keep: drop path, a factor of each example and edge [b, e]; None: all are kept.
+
+    Returns:
+      Nodes [b, h', w', c], and the batch's moments.
+    """
+    recorder, shared = Recorder(), mode.train and keep is None
+    width = inputs[0].shape[-1] // partial_channels
+
+    def run(
+        block: Block, nodes: Sequence[Array], own: Banks, weights: Array
+    ) -> tuple[Array, Means]:
+        rows = None if keep is None else block.keep(keep)
+        return _mixed(mode, block, nodes, own, weights, rows)
+
+    def pick(tree: Banks) -> Banks:
+        return jax.tree.map(lambda array: array[0], tree)
+
+    first = Block(cell_type, edges, (tuple(range(INPUTS)),), shared)
+    selected = [x[..., :width] for x in inputs]
+    sums, found = run(first, selected, pick(first.arrays(banks)), first.weights(mix, NODES)[0])
+    first.record(jax.tree.map(lambda values: values[None], found), recorder)
+    rest = functools.reduce(jnp.add, (_bypass(mode, first.stride, x[..., width:]) for x in inputs))
+
+    def node(carry: tuple[Array, Array]) -> Array:
+        sums, rest = carry
+        whole = jnp.concatenate([sums[..., :width], rest], axis=-1)
+        return channel_shuffle(whole, partial_channels)
+
+    def step(
+        block: Block, carry: tuple[Array, Array], own: Banks, weights: Array
+    ) -> tuple[tuple[Array, Array], tuple[Array, Means]]:
+        whole, (sums, rest) = node(carry), carry
+        terms, found = run(block, [whole[..., :width]], own, weights)
+        sums = jnp.pad(sums[..., width:] + terms, ((0, 0),) * 3 + ((0, width),))
+        return (sums, rest + whole[..., width:]), (whole, found)
+
+    carry, later = (sums, rest), range(INPUTS, INPUTS + NODES - 1)
+    if _whole(edges):  # a supernet's: one loop, compiled once, for a few rows without weight
+        block = Block(cell_type, edges, tuple((source,) for source in later), shared)
+        turns = (block.arrays(banks), block.weights(mix, NODES - 1))
+        carry, (wholes, found) = lax.scan(lambda c, own: step(block, c, *own), carry, turns)
+        block.record(found, recorder)
+        nodes = list(wholes)
+    else:
+        nodes = []
+        for source in later:
+            block = Block(cell_type, edges, ((source,),), shared)
+            if block.names:
+                own, weights = pick(block.arrays(banks)), block.weights(mix, NODES - 1)[0]
+                carry, (whole, found) = step(block, carry, own, weights)
+                block.record(jax.tree.map(lambda values: values[None], found), recorder)
+            else:
+                whole = node(carry)
+                carry = (jnp.roll(carry[0], -width, -1), carry[1])
+            nodes.append(whole)
+    return [*nodes, node(carry)], recorder.moments()
 
 
-def _side_by_side(filters: Array) -> Array:
-    """[rows, k, k, c] -> [k, k, rows * c]."""
-    size = filters.shape[1]
-    return jnp.moveaxis(filters, 0, 2).reshape(size, size, -1)
+def _whole(edges: Sequence[Edge]) -> bool:
+    return len(edges) == NODES * INPUTS + NODES * (NODES - 1) // 2
+
+
+def _bypass(mode: Mode, stride: int, x: Array) -> Array:
+    """Channels that no operation sees; their size follows."""
+    pooled = stride == 2 and x.shape[-1]
+    return mode.kernels.max_pool(x, 2, 2) if pooled else x[:, ::stride, ::stride]
+
+
+def _mixed(
+    mode: Mode,
+    block: Block,
+    nodes: Sequence[Array],
+    own: Banks,
+    weights: Array,
+    keep: Array | None,
+) -> tuple[Array, Means]:
+    """The terms of one turn's rows, added up for each target.
+
+    Args:
+      mode: how.
+      block: which.
+      nodes: of the turn, [b, h, w, c] each.
+      own: arrays [rows, ...].
+      weights: [rows, targets].
+      keep: [b, rows] or None.
+
+    Returns:
+      [b, h', w', targets * c], and the batch's moments [rows, c].
+    """
+    kernels, names = mode.kernels, block.names
+    active = [jax.nn.relu(x) for x in nodes]
+    convolved = [name for name in names if name in CONVOLUTIONS]
+    twice = [name for name in convolved if CONVOLUTIONS[name].layers == 2]
+    moments: Means = {}
+    parts: list[Array] = []
+    norms: list[tuple[str, str, int]] = []
+
+    def norm_of(name: str, suffix: str) -> tuple[str, str, int]:
+        return name, suffix, sum(block.counts(name))
+
+    if convolved:
+        tiles = {name: _tiled(active, block.counts(name)) for name in convolved}
+        spread = _depthwise(mode, own, tiles, 0, block.stride)
+        if twice:
+            y = _pointwise(mode, own, spread, twice, 0)
+            y, found = _normalise(mode, own, [norm_of(name, "_0") for name in twice], y)
+            moments |= found
+            spread |= _depthwise(mode, own, _split(jax.nn.relu(y), own, twice), 1, 1)
+        parts.append(_pointwise(mode, own, spread, convolved, -1))
+        norms += [norm_of(name, f"_{CONVOLUTIONS[name].layers - 1}") for name in convolved]
+    for name in POOLS:
+        if name in names:
+            repeated = _tiled(nodes, block.counts(name))
+            pool = {"max_pool_3x3": lambda x: kernels.max_pool(x, 3, block.stride)}
+            pool["avg_pool_3x3"] = lambda x: kernels.avg_pool(x, block.stride)
+            parts.append(pool[name](repeated))
+            norms.append(norm_of(name, ""))
+    if "skip_connect" in names and block.stride == 2:
+        counts = block.counts("skip_connect")
+        parts.append(_halved(mode, active, counts, own["skip_connect"]["kernel"]))
+        norms.append(norm_of("skip_connect", ""))
+    rows: list[Array] = []
+    if parts:
+        width = nodes[0].shape[-1]
+        y, found = _normalise(mode, own, norms, jnp.concatenate(parts, axis=-1))
+        moments |= found
+        if keep is not None:
+            factor = jnp.repeat(keep[:, : y.shape[-1] // width], width, axis=1)
+            y = y * factor[:, None, None].astype(y.dtype)
+        rows.append(y)
+    if "skip_connect" in names and block.stride == 1:
+        rows += nodes
+    return _added(jnp.concatenate(rows, axis=-1), weights, block.places), moments
+
+
+def _tiled(nodes: Sequence[Array], counts: Sequence[int]) -> Array:
+    """Each node so many times, side by side."""
+    pairs = zip(nodes, counts, strict=True)
+    return jnp.concatenate([jnp.tile(x, count) for x, count in pairs if count], axis=-1)
+
+
+def _split(x: Array, own: Banks, names: Sequence[str]) -> dict[str, Array]:
+    """Rows of several convolutions -> those of each."""
+    sizes = [
+        own[name]["pointwise_0"].shape[0] * own[name]["pointwise_0"].shape[-1] for name in names
+    ]
+    return dict(zip(names, jnp.split(x, np.cumsum(sizes)[:-1], axis=-1), strict=True))
+
+
+def _depthwise(
+    mode: Mode, own: Banks, rows: Mapping[str, Array], layer: int, stride: int
+) -> dict[str, Array]:
+    """Depthwise convolutions of the rows of each name, [b, h, w, rows * c]."""
+    reach = {name: CONVOLUTIONS[name].dilation * (CONVOLUTIONS[name].size // 2) for name in rows}
+    # Those that alone would leave vectors unfilled, and whose windows are about as large.
+    joint = [name for name, x in rows.items() if reach[name] <= 2 and x.shape[-1] < _LANES]
+    largest = max((reach[name] for name in joint), default=0)
+    groups = [joint] if len(joint) > 1 else []
+    groups += [[name] for name in rows if [joint] != groups or name not in joint]
+    out: dict[str, Array] = {}
+    for group in groups:
+        filters, dilation = [own[name][f"depthwise_{layer}"] for name in group], 1
+        if len(group) > 1:
+            filters = [
+                _enlarged(one, CONVOLUTIONS[name].dilation, largest - reach[name])
+                for name, one in zip(group, filters, strict=True)
+            ]
+        else:
+            dilation = CONVOLUTIONS[group[0]].dilation
+        size = filters[0].shape[1]
+        sides = [jnp.moveaxis(one, 0, 2).reshape(size, size, -1) for one in filters]
+        x = jnp.concatenate([rows[name] for name in group], axis=-1)
+        kernel = jnp.concatenate(sides, axis=-1)
+        y = mode.apply(mode.kernels.depthwise, x, kernel, stride, dilation)
+        ends = np.cumsum([rows[name].shape[-1] for name in group])[:-1]
+        out |= dict(zip(group, jnp.split(y, ends, axis=-1), strict=True))
+    return out
+
+
+def _enlarged(filters: Array, dilation: int, border: int) -> Array:
+    """Filters [rows, k, k, c] as larger ones without dilation, by zeros."""
+    sides = (border, border, dilation - 1)
+    return lax.pad(filters, np.zeros((), filters.dtype), [(0, 0, 0), sides, sides, (0, 0, 0)])
+
+
+def _pointwise(
+    mode: Mode, own: Banks, rows: Mapping[str, Array], names: Sequence[str], layer: int
+) -> Array:
+    """A matrix for every row: as few block diagonal ones as fill a matrix unit."""
+    layers = {name: range(CONVOLUTIONS[name].layers)[layer] for name in names}
+    matrices = jnp.concatenate([own[name][f"pointwise_{layers[name]}"] for name in names])
+    x, (count, width, _) = jnp.concatenate([rows[name] for name in names], -1), matrices.shape
+    # As a convolution of groups of rows, which compiles in half the time of matrix products.
+    most = max(2 * _LANES // width, 1)
+    size = max(n for n in range(1, count + 1) if count % n == 0 and n <= most)
+    groups = jax.vmap(_diagonal)(matrices.reshape(-1, size, *matrices.shape[1:]))
+    kernel = jnp.moveaxis(groups, 0, 1).reshape(1, 1, size * width, -1)
+
+    def convolve(x: Array, kernel: Array, learn: Array | None) -> Array:
+        del learn
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=len(groups),
+        )
+
+    return mode.apply(convolve, x, kernel)
+
+
+def _diagonal(matrices: Array) -> Array:
+    """[n, c, d] -> [n c, n d], zero off the blocks."""
+    n, inputs, outputs = matrices.shape
+    blocks = jnp.eye(n, dtype=matrices.dtype)[:, None, :, None] * matrices[:, :, None]
+    return blocks.reshape(n * inputs, n * outputs)
+
+
+def _halved(mode: Mode, active: Sequence[Array], counts: Sequence[int], kernel: Array) -> Array:
+    """Skips that halve the size: half of a row from the even pixels, the other from the odd.
+
+    Args:
+      mode: how.
+      active: the sources, activated.
+      counts: rows of each.
+      kernel: [rows, 2, c, c / 2].
+    """
+    ends = np.cumsum(counts)[:-1]
+    out = []
+    for x, own in zip(active, jnp.split(kernel, ends), strict=True):
+        wide = jnp.transpose(own, (1, 2, 0, 3)).reshape(2, x.shape[-1], -1)
+        pixels = [x[:, i::2, i::2] for i in (0, 1)]
+        halves = [mode.apply(mode.kernels.pointwise, pixels[i], wide[i]) for i in (0, 1)]
+        shape = (*halves[0].shape[:3], len(own), -1)
+        rows = jnp.concatenate([half.reshape(shape) for half in halves], axis=-1)
+        out.append(rows.reshape(*rows.shape[:3], -1))
+    return jnp.concatenate(out, axis=-1)
+
+
+def _normalise(
+    mode: Mode, own: Banks, norms: Sequence[tuple[str, str, int]], y: Array
+) -> tuple[Array, Means]:
+    """BatchNorm [b, h, w, rows * c] of primitives: their name, arrays' suffix and rows."""
+    width, values = y.shape[-1] // sum(count for *_, count in norms), {}
+    for kind, default in (("mean", 0.0), ("var", 1.0), ("scale", 1.0), ("bias", 0.0)):
+        given = [own[name].get(kind + suffix) for name, suffix, _ in norms]
+        if any(array is not None for array in given):
+            values[kind] = jnp.concatenate(
+                [
+                    jnp.full(count * width, default) if array is None else array.reshape(-1)
+                    for array, (*_, count) in zip(given, norms, strict=True)
+                ]
+            )
+    y, moments = mode.normalise(y, values)
+    if not moments:
+        return y, {}
+    ends = np.cumsum([count for *_, count in norms])[:-1]
+    means, variances = (jnp.split(part.reshape(-1, width), ends) for part in moments[""])
+    names = [(name, suffix) for name, suffix, _ in norms]
+    return y, dict(zip(names, zip(means, variances, strict=True), strict=True))
+
+
+def _added(y: Array, weights: Array, places: Mapping) -> Array:
+    """Rows [b, h, w, rows * c] times their weights [rows, targets], added up for each target."""
+    rows, targets = weights.shape
+    width = y.shape[-1] // rows
+    if width < _LANES:
+        matrix = weights[:, None, :, None] * jnp.eye(width)[:, None]
+        matrix = matrix.reshape(rows * width, targets * width).astype(y.dtype)
+        return y @ matrix
+    terms: list[list[Array]] = [[] for _ in range(targets)]
+    for row, target in sorted({place[1:] for place in places.values()}):
+        terms[target].append(scaled(y[..., row * width : (row + 1) * width], weights[row, target]))
+    zeros = jnp.zeros_like(y[..., :width])
+    return jnp.concatenate([sum(own, zeros) for own in terms], axis=-1)

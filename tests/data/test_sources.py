@@ -493,3 +493,8 @@ def test_long_sides_are_cut_in_the_middle(tmp_path, transpose):
     if transpose:
         image, expected = image.T, expected.T
     np.testing.assert_array_equal(resized(tmp_path, image, 4), expected)
+
+
+@pytest.mark.parametrize("name", ["imagenet2012", "folder"])
+def test_a_bucket_is_no_path(name):
+    assert "'gs://bucket/tfds'" in error(name, dir="gs://bucket/tfds")

@@ -1,5 +1,7 @@
 """Every way of running a DARTS cell against the plain one: values, statistics, all gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,21 +87,28 @@ def images(*shapes):
     return tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
-@pytest.mark.parametrize("partial_channels", [1, 2])
-@pytest.mark.parametrize("kind", ["normal", "reduce"])
-@pytest.mark.parametrize("kept", EDGES)
-def test_one_cell(kept, kind, partial_channels):
-    if kept == "network" and partial_channels > 1:
-        pytest.skip("a network has no partial channels")
+@functools.cache
+def one_cell(platform, kept, kind, partial_channels):
     edges = EDGES[kept]
     plain = Cell(Mode(kernels.PLAIN, True, None), kind, edges, CHANNELS, partial_channels)
     runs = [arrays(plain, 1, (6, 5), halve=True)]
     inputs = images((3, 8, 12, 6), (3, 4, 6, 5))
-    found, expected = (
-        evaluate(kernels.for_platform(name), kind, edges, partial_channels, runs, inputs)
-        for name in ("cpu", "plain")
-    )
-    assert_same(found, expected)
+    own = kernels.for_platform(platform)
+    return evaluate(own, kind, edges, partial_channels, runs, inputs)
+
+
+ONE_CELL = [
+    pytest.param(kept, k, marks=pytest.mark.slow if (kept, k) == ("whole", 1) else ())
+    for kept, k in (("whole", 1), ("whole", 2), ("pruned", 1), ("pruned", 2), ("network", 1))
+]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("kind", ["normal", "reduce"])
+@pytest.mark.parametrize("kept, partial_channels", ONE_CELL)
+def test_one_cell(kept, partial_channels, kind, platform):
+    expected = one_cell("plain", kept, kind, partial_channels)
+    assert_same(one_cell(platform, kept, kind, partial_channels), expected)
 
 
 @pytest.mark.parametrize("learn", [0, 1])
