@@ -51,12 +51,14 @@ class Case(NamedTuple):
       state: the first one.
       arguments: the rest.
       images: in a batch.
+      plain: makes the program of the plain kernels, which takes the same.
     """
 
     program: Any
     state: Any
     arguments: tuple[Any, ...]
     images: int
+    plain: Callable[[], Any]
 
 
 def step_case(config: Config, stage: int) -> Case:
@@ -83,7 +85,12 @@ def step_case(config: Config, stage: int) -> Case:
     program = problem.step_program(structure, frozen=False)
     epoch = config.search.warmup_epochs[0]  # the first one that trains alpha
     batches = next(problem.reader.training(epoch, 0))
-    return Case(program, state, (problem.reader.raw, *batches), config.search.batch_size)
+
+    def plain() -> Any:
+        own = dataclasses.replace(problem, config=_with_kernels(config, "plain", remat="none"))
+        return own.step_program(structure, frozen=False)
+
+    return Case(program, state, (problem.reader.raw, *batches), config.search.batch_size, plain)
 
 
 def retrain_case(config: Config, stage: int) -> Case:
@@ -92,9 +99,17 @@ def retrain_case(config: Config, stage: int) -> Case:
     if not config.genotype:
         raise UserError("no genotype to retrain: give --config.genotype=FILE_OR_NAME")
     dataset = synthetic(config, config.retrain.batch_size)
-    phase = Retraining(config, choose_genotype(config, Path()), Display(quiet=True), dataset)
+
+    def make_phase(config: Config) -> Retraining:
+        return Retraining(config, choose_genotype(config, Path()), Display(quiet=True), dataset)
+
+    def plain() -> Any:
+        return make_phase(_with_kernels(config, "plain", remat="none")).step_program()
+
+    phase = make_phase(config)
     arguments = (phase.reader.raw, *next(phase.reader.training(0, 0)))
-    return Case(phase.step_program(), phase.start()[0], arguments, config.retrain.batch_size)
+    state = phase.start()[0]
+    return Case(phase.step_program(), state, arguments, config.retrain.batch_size, plain)
 
 
 def bench_input(config: Config, steps: int) -> dict[str, Any]:
@@ -173,13 +188,14 @@ def bench_program(
     """
     names = [config.compute.kernels] + ([compare] if compare else [])
     configs = [_with_kernels(config, name) for name in names]
-    runs = [_Run(make_case(own, stage)) for own in configs]
+    cases = [make_case(own, stage) for own in configs]
+    runs = [_Run(case) for case in cases]
     for _ in range(steps + 1):
         for run in runs:
             run.step()
-    result, *others = [run.result() for run in runs]  # before other cases take memory
-    plain = make_case(_with_kernels(config, "plain", remat="none"), stage)
-    work = count_work(plain.program.trace(plain.state, *plain.arguments).jaxpr.jaxpr)
+    result, *others = [run.result() for run in runs]
+    shapes = jax.eval_shape(lambda: (cases[0].state, *cases[0].arguments))
+    work = count_work(cases[0].plain().trace(*shapes).jaxpr.jaxpr)
     result["gflop"] = round(2 * work.macs / 1e9, 2)
     result["gbyte"] = round(work.bytes / 1e9, 2)
     result["gflop_per_s"] = round(2 * work.macs / 1e9 / result["step_s"], 1)

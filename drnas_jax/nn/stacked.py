@@ -289,7 +289,8 @@ def _mixed(
             y = y * factor[:, None, None].astype(y.dtype)
         rows.append(y)
     if "skip_connect" in names and block.stride == 1:
-        rows += nodes
+        pairs = zip(nodes, block.counts("skip_connect"), strict=True)
+        rows += [x for x, count in pairs if count]
     return _added(jnp.concatenate(rows, axis=-1), weights, block.places), moments
 
 
@@ -389,6 +390,8 @@ def _halved(mode: Mode, active: Sequence[Array], counts: Sequence[int], kernel: 
     ends = np.cumsum(counts)[:-1]
     out = []
     for x, own in zip(active, jnp.split(kernel, ends), strict=True):
+        if not len(own):
+            continue
         wide = jnp.transpose(own, (1, 2, 0, 3)).reshape(2, x.shape[-1], -1)
         pixels = [x[:, i::2, i::2] for i in (0, 1)]
         halves = [mode.apply(mode.kernels.pointwise, pixels[i], wide[i]) for i in (0, 1)]

@@ -26,7 +26,9 @@ NETWORK = tuple(
     for node in range(NODES)
     for source in (node, node + 1)
 )
-EDGES = {"whole": WHOLE, "pruned": PRUNED, "network": NETWORK}
+# One operation an edge, another one for every source.
+SINGLE = tuple(Edge(*pair, (PRIMITIVES[(2 + 3 * pair[1]) % 7],)) for pair in PAIRS)
+EDGES = {"whole": WHOLE, "pruned": PRUNED, "single": SINGLE, "network": NETWORK}
 
 
 def arrays(cell, cells, inputs, halve, seed=0):
@@ -97,9 +99,17 @@ def one_cell(platform, kept, kind, partial_channels):
     return evaluate(own, kind, edges, partial_channels, runs, inputs)
 
 
+SLOW = (("whole", 1), ("pruned", 1))  # the same but for the shuffle
 ONE_CELL = [
-    pytest.param(kept, k, marks=pytest.mark.slow if (kept, k) == ("whole", 1) else ())
-    for kept, k in (("whole", 1), ("whole", 2), ("pruned", 1), ("pruned", 2), ("network", 1))
+    pytest.param(kept, k, marks=pytest.mark.slow if (kept, k) in SLOW else ())
+    for kept, k in (
+        ("whole", 1),
+        ("whole", 2),
+        ("pruned", 1),
+        ("pruned", 2),
+        ("single", 2),
+        ("network", 1),
+    )
 ]
 
 
