@@ -113,16 +113,17 @@ def retrain_case(config: Config, stage: int) -> Case:
 
 
 def bench_input(config: Config, steps: int) -> dict[str, Any]:
-    """Times the input alone, as retraining would have it: the config's data, augmented.
+    """Times the input alone: the config's data, as the search has it.
 
-    Of a streamed data set also `opencv_images_per_s`: what a plain loop in this one process reaches
-    that decodes the same images as a whole and resizes them.
+    Of a data set in memory with its augmentation. Of a streamed one until the images lie on the
+    devices, whose step augments them; and `opencv_images_per_s` is what a plain loop in this one
+    process reaches that decodes the same images as a whole and resizes them.
     """
     mesh, part = sharding.make_mesh(), config.search
     sharding.check_batch(part.batch_size, mesh, "search.batch_size")
     dataset = data.load(config.data)
     augmentation = (config.data.crop_padding, config.retrain.cutout, config.seed)
-    batches = feed.make_feed(dataset, *augmentation, jitter=config.retrain.color_jitter)
+    batches = feed.make_feed(dataset, *augmentation)
     everything = np.arange(dataset.count, dtype=np.int32)
     warm = 4 * (config.data.workers or os.cpu_count() or 1)  # until all processes are at work
     schedule = data.Schedule(
@@ -138,7 +139,8 @@ def bench_input(config: Config, steps: int) -> dict[str, Any]:
         for step, (batch,) in enumerate(reader.training(0, 0)):
             if step == warm:
                 began = time.perf_counter()
-            jax.block_until_ready(program(reader.raw, batch, step))
+            resident = reader.raw is not None
+            jax.block_until_ready(program(reader.raw, batch, step) if resident else batch)
         rate = part.batch_size * steps / (time.perf_counter() - began)
     result: dict[str, Any] = {"images_per_s": round(rate, 1)}
     if isinstance(dataset, data.Stream):

@@ -68,7 +68,7 @@ def check_times(result, images):
 
 
 # The second stage is pruned and widened; that it compiles another program is what is tested.
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_step(capsys, one_device, stage):
     result = printed(capsys, "step", *TINY, f"--stage={stage}", "--steps=2")
     assert result["bench"] == "step"

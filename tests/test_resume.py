@@ -184,6 +184,7 @@ def steps_kept(directory):
     return sorted(int(path.name) for path in (directory / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_checkpoints_within_an_epoch(config, on_devices, tmp_path):
     on_devices(1)
     config.update_from_flattened_dict(SHORT)
