@@ -100,7 +100,7 @@ def _read(source: Any, workers: int) -> Generator[Any, None, None]:
         iterator.close()
         del iterator  # with the last arrays in shared memory, which lie in a cycle of references
         gc.collect()
-        time.sleep(0.2)  # a thread of Grain's frees them; else Python would warn of a leak
+        time.sleep(0.5)  # a thread of Grain's frees them; else Python would warn of a leak
     if error:
         raise error
 
