@@ -151,7 +151,7 @@ class _Listed:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> Any:
-        raise NotImplementedError("nobody reads it")
+        raise IndexError(f"example {i} is not there: only the labels are")
 
 
 def stand_in(config: Config) -> Dataset | Stream:
