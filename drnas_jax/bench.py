@@ -196,7 +196,10 @@ def bench_program(
         for run in runs:
             run.step()
     result, *others = [run.result() for run in runs]
-    shapes = jax.eval_shape(lambda: (cases[0].state, *cases[0].arguments))
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        (cases[0].state, *cases[0].arguments),
+    )
     work = count_work(cases[0].plain().trace(*shapes).jaxpr.jaxpr)
     result["gflop"] = round(2 * work.macs / 1e9, 2)
     result["gbyte"] = round(work.bytes / 1e9, 2)

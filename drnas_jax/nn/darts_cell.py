@@ -22,6 +22,7 @@ from drnas_jax.nn.banks import (
     channel_shuffle,
 )
 from drnas_jax.nn.darts_operations import (
+    ALL_EDGES,
     INPUTS,
     NODES,
     PRIMITIVES,
@@ -60,8 +61,7 @@ class Cell:
     @property
     def loops(self) -> bool:
         """Whether it runs as loops over its edges: a supernet's, where that is faster."""
-        all_edges = NODES * INPUTS + NODES * (NODES - 1) // 2
-        return self.mode.kernels.sequential and len(self.edges) == all_edges
+        return self.mode.kernels.sequential and len(self.edges) == ALL_EDGES
 
     def __call__(
         self, inputs: Sequence[Array], banks: Banks, mix: Array, keep: Array | None

@@ -22,6 +22,7 @@ Array = jax.Array
 
 INPUTS = 2  # of a cell: the cell before the last, and the last; its nodes are numbered after them
 NODES = 4
+ALL_EDGES = NODES * INPUTS + NODES * (NODES - 1) // 2  # of a supernet's cell
 
 
 class Separable(NamedTuple):
