@@ -1,12 +1,10 @@
 """Encoded images to pixels, by OpenCV: whole, or a part of them at one size."""
 
-import io
 import math
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from drnas_jax.errors import UserError
 
@@ -14,6 +12,7 @@ _AREA = (0.08, 1.0)  # shares of the image that a random crop may take (Szegedy 
 _RATIO = (3 / 4, 4 / 3)  # and its width over its height
 _TRIES = 10
 DRAWS = (_TRIES, 4)  # the shape of the uniform numbers that one random crop takes
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of a frame with its size
 _MARGIN = 256 / 224  # of the resized image over the centre that is cut out of it
 # JPEG decodes at a half, a quarter or an eighth in a fraction of the time.
 _REDUCED = {
@@ -137,9 +136,11 @@ def random_resized_crop(
     Returns:
       uint8 [size, size] or [size, size, c].
     """
-    height, width = _dimensions(example)
-    _, _, height, width = _box(height, width, draws)
-    image = decode(example, channels, _reduction(min(height, width), size))
+    dimensions = _dimensions(example)
+    reduction = _reduction(min(_box(*dimensions, draws)[2:]), size)
+    if reduction > 1:  # the decoder may turn a photo, by a field that the header's size ignores
+        reduction = min(reduction, _reduction(min(_box(*dimensions[::-1], draws)[2:]), size))
+    image = decode(example, channels, reduction)
     top, left, height, width = _box(image.shape[0], image.shape[1], draws)
     part = image[top : top + height, left : left + width]
     return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
@@ -164,11 +165,18 @@ def _reduction(side: int, wanted: int) -> int:
 
 
 def _dimensions(example: Example) -> tuple[int, int]:
-    """Height and width, read from the header; 1 and 1 where that can not be."""
-    if isinstance(example.image, np.ndarray):
-        return example.image.shape[0], example.image.shape[1]
-    try:
-        with Image.open(io.BytesIO(example.image)) as file:
-            return file.height, file.width
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return 1, 1
+    """Height and width by the header of a JPEG file; 1 and 1 of others, decoded as a whole anyway.
+
+    Raises nothing: what is no image, the decoder tells.
+    """
+    data = example.image
+    if isinstance(data, np.ndarray):
+        return data.shape[0], data.shape[1]
+    place = 2
+    while data[:2] == b"\xff\xd8" and place + 9 <= len(data):
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker in _FRAMES:
+            height, width = (data[place + i : place + i + 2] for i in (5, 7))
+            return int.from_bytes(height, "big"), int.from_bytes(width, "big")
+        place += 1 if marker == 0xFF else 2 + length  # 0xFF may fill up
+    return 1, 1

@@ -5,13 +5,11 @@ number of workers and of hosts does not matter, and a run goes on anywhere witho
 """
 
 import dataclasses
-import gc
+import math
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
-import time
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
@@ -29,6 +27,7 @@ from drnas_jax.data.images import (
     decode,
     random_resized_crop,
 )
+from drnas_jax.data.ring import Ring
 from drnas_jax.data.schedule import Request, Schedule
 from drnas_jax.data.sources import Split
 from drnas_jax.data.splits import generator
@@ -36,7 +35,9 @@ from drnas_jax.errors import UserError
 
 _CHUNK = 64  # examples a worker hands over at a time
 _LABELS = 1024  # labels likewise
-_SHARED_MEMORY = "/dev/shm"
+_AHEAD = 2  # chunks or labels of each worker that wait to be sent
+_SLOTS = _AHEAD + 2  # chunks of each worker in shared memory: one being written, one being read
+_ALIGNMENT = 64  # bytes; XLA uses such memory on the CPU as it is
 
 
 class Rows(NamedTuple):
@@ -72,15 +73,26 @@ def stream_batches(
     Raises:
       UserError: an image is unreadable, has no label or another size than the rest.
     """
-    chunks = _Chunks(stream, schedule, start, rows)
     workers = _workers(stream)
-    _check_shared_memory(stream, workers)
-    reader = _read(chunks, workers)
+    ring = Ring(_SLOTS * workers, (_CHUNK, *stream.shape))
+    reader = _read(_Chunks(stream, schedule, start, rows, ring), workers)
+    place = 0  # of the next chunk
     try:
         for k in range(start, len(schedule)):
-            yield schedule[k], _join([next(reader) for _ in range(chunks.per_request)])
+            images, parts = _empty((len(rows), *stream.shape)), []
+            for first in range(0, len(rows), _CHUNK):
+                parts.append(next(reader))
+                part = images[first : first + _CHUNK]
+                part[...] = ring.to_read(place)[: len(part)]
+                ring.release(place)
+                place += 1
+            labels, weight, skipped = zip(*parts, strict=True)
+            rest = np.concatenate(labels), np.concatenate(weight), sum(skipped, ())
+            yield schedule[k], Rows(images, *rest)
     finally:
+        ring.release_all()
         reader.close()
+        ring.close()
 
 
 def _read(source: Any, workers: int) -> Generator[Any, None, None]:
@@ -88,43 +100,63 @@ def _read(source: Any, workers: int) -> Generator[Any, None, None]:
     if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own; the defaults serve
         flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    dataset = grain.MapDataset.source(source).to_iter_dataset(options)
-    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    dataset = grain.MapDataset.source(source).map(_Sent).to_iter_dataset(options)
+    processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_AHEAD)
     iterator = iter(dataset.mp_prefetch(processes, worker_init_fn=_begin_worker))
-    error = None
     try:
-        yield from iterator
-    except UserError as raised:  # whose traceback holds the last arrays
-        error = type(raised)(*raised.args)
+        for element in iterator:
+            yield element.value
     finally:
         iterator.close()
-        del iterator  # with the last arrays in shared memory, which lie in a cycle of references
-        gc.collect()
-        time.sleep(0.5)  # a thread of Grain's frees them; else Python would warn of a leak
-    if error:
-        raise error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sent:
+    """An element, sent as a whole: else Grain makes a file in shared memory of each array."""
+
+    value: Any
 
 
 def _workers(stream: Stream) -> int:
     return stream.workers or os.cpu_count() or 1
 
 
-def read_rows(stream: Stream, request: Request, rows: np.ndarray, seed: int) -> Rows:
-    """Reads some rows of a batch in this process; see `stream_batches`."""
-    split = split_of(stream.source, request.split)
-    draws = None
+def read_rows(
+    stream: Stream, request: Request, rows: np.ndarray, seed: int, out: np.ndarray | None = None
+) -> Rows:
+    """Reads some rows of a batch in this process; see `stream_batches`.
+
+    Args:
+      stream: the data set.
+      request: the batch.
+      rows: places in it, int [n].
+      seed: of the run.
+      out: takes the images, uint8 [n, h, w, c].
+    """
+    split, size = split_of(stream.source, request.split), len(request.numbers)
+    draws = [None] * len(rows)
     if request.stream and stream.crop == "resized":
-        shape = (len(request.numbers), *DRAWS)
-        draws = generator(seed, f"{request.stream}/crop", request.step).random(shape)
-    images = np.empty((len(rows), *stream.shape), np.uint8)
+        random = generator(seed, f"{request.stream}/crop", request.step)
+        draws = random.random((size, *DRAWS))[rows]
+
+    def read(row: int) -> Example | UnreadableImage:
+        try:
+            return split[int(request.numbers[row])]
+        except UnreadableImage as error:
+            return error
+
+    images = np.empty((len(rows), *stream.shape), np.uint8) if out is None else out
     labels, weight = np.empty(len(rows), np.int32), np.ones(len(rows), np.float32)
     skipped: list[str] = []
-    for i, row in enumerate(rows):
+    # All files first: reading and decoding in turn would cost a tenth, by the core's caches.
+    for i, (row, first) in enumerate([(row, read(row)) for row in rows]):
         # An unreadable image is replaced by the next one of the global batch.
-        for other in (row + np.arange(len(request.numbers))) % len(request.numbers):
+        for other in range(row, row + size):
+            example = first if other == row else read(other % size)
             try:
-                example = split[int(request.numbers[other])]
-                pixels = _pixels(stream, example, None if draws is None else draws[row])
+                if isinstance(example, UnreadableImage):
+                    raise example
+                pixels = _pixels(stream, example, draws[i])
                 break
             except UnreadableImage as error:
                 if not stream.skip:
@@ -154,12 +186,13 @@ def _pixels(stream: Stream, example: Example, draws: np.ndarray | None) -> np.nd
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Chunks:
-    """The source of the Grain pipeline: pieces of requests, small enough for shared memory."""
+    """The source of a Grain pipeline: pieces of requests, whose images are left in the ring."""
 
     stream: Stream
     schedule: Schedule
     start: int
     rows: np.ndarray
+    ring: Ring
 
     @property
     def per_request(self) -> int:
@@ -168,22 +201,22 @@ class _Chunks:
     def __len__(self) -> int:
         return (len(self.schedule) - self.start) * self.per_request
 
-    def __getitem__(self, k: int) -> Rows:
+    def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """The rest of the `Rows` of a piece."""
         request, piece = divmod(k, self.per_request)
         rows = self.rows[piece * _CHUNK : (piece + 1) * _CHUNK]
-        return read_rows(self.stream, self.schedule[self.start + request], rows, self.schedule.seed)
+        out = self.ring.to_write(k)[: len(rows)]
+        return read_rows(
+            self.stream, self.schedule[self.start + request], rows, self.schedule.seed, out
+        )[1:]
 
 
-def _join(parts: list[Rows]) -> Rows:
-    """One array of each kind, in this process's own memory: workers hand theirs over in shared."""
-
-    def joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
-        out = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
-        np.concatenate(arrays, out=out)
-        return out
-
-    images, labels, weight, skipped = zip(*parts, strict=True)
-    return Rows(joined(images), joined(labels), joined(weight), sum(skipped, ()))
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory for a batch, uint8."""
+    size = math.prod(shape)
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    return memory[first : first + size].reshape(shape)
 
 
 def _begin_worker(number: int, count: int) -> None:
@@ -200,16 +233,6 @@ def _begin_worker(number: int, count: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _check_shared_memory(stream: Stream, workers: int) -> None:
-    needed = 4 * workers * _CHUNK * int(np.prod(stream.shape))
-    if os.path.isdir(_SHARED_MEMORY) and shutil.disk_usage(_SHARED_MEMORY).free < needed:
-        raise UserError(
-            f"{workers} workers need {needed >> 20} MB in {_SHARED_MEMORY}, which has "
-            f"{shutil.disk_usage(_SHARED_MEMORY).free >> 20} MB free: give it more (in a "
-            "container, --shm-size), or set a smaller --config.data.workers"
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

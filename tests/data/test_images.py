@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from drnas_jax.data import images
 from drnas_jax.data.images import (
@@ -313,17 +313,45 @@ def test_a_fraction_gives_nearly_what_all_of_it_gives(crop, channels, monkeypatc
     assert np.abs(fast - full).mean() < 3
 
 
-def test_a_fraction_has_the_pixels_that_are_wanted(monkeypatch):
+def jpeg(image, turn=None):
+    """An example of an array; `turn` is the orientation of EXIF, from 5 a quarter turn."""
+    exif = Image.Exif()
+    if turn:
+        exif[ExifTags.Base.Orientation] = turn
+    return encoded(Image.fromarray(image), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize("turn", [None, 6])
+def test_a_fraction_has_the_pixels_that_are_wanted(monkeypatch, turn):
     seen = []
     monkeypatch.setattr(images, "decode", lambda *args: seen.append(decode(*args)) or seen[-1])
-    centre_crop(png(picture(100, 800)), 3, 21)  # by way of 24
-    assert seen.pop().shape[:2] == (25, 200)
-    example = png(picture(240, 400))
+    upright = slice(None, None, -1 if turn else 1)
+    centre_crop(jpeg(picture(100, 800), turn), 3, 21)  # by way of 24
+    assert seen.pop().shape[:2] == (25, 200)[upright]
+    example, fractions = jpeg(picture(240, 400), turn), set()
     for seed in range(60):
         random_resized_crop(example, 3, 20, draws(seed))
-        box = images._box(*seen.pop().shape[:2], draws(seed))
-        full = images._box(240, 400, draws(seed))
+        height, width = seen.pop().shape[:2]
+        fractions.add(240 * 400 // (height * width))
+        box = images._box(height, width, draws(seed))
+        full = images._box(*(240, 400)[upright], draws(seed))
         assert min(box[2:]) >= min(20, *full[2:]) - 1  # of rounding
+    assert len(fractions) > 1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"\xff\xc0" * 99}])
+def test_the_size_in_a_header(mode, options):
+    image = Image.fromarray(picture(48, 64)).convert(mode)
+    example = encoded(image, "JPEG", **options)
+    assert images._dimensions(example) == (48, 64)
+    filled = example.image[:2] + b"\xff\xff" + example.image[2:]  # as the format allows
+    assert images._dimensions(example._replace(image=filled)) == (48, 64)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xc0", b"\xff\xd8" + bytes(99)])
+def test_no_size_in_a_header(data):
+    assert images._dimensions(Example(data, 0, "broken")) == (1, 1)
 
 
 @given(side=st.integers(1, 5000), wanted=st.integers(1, 400))
