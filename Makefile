@@ -25,11 +25,12 @@ $(STAMP): requirements.txt pyproject.toml
 demo: $(STAMP)  ## a small search, retraining and report, into runs/digits
 	$(BIN)/python -m drnas_jax.main --config=configs/digits.py --workdir=runs/digits
 
-test: $(STAMP)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the tests, without the slow ones; a file at a time on each core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ TINY = [
     "--config.retrain.channels=4",
     "--config.retrain.batch_size=8",
 ]
+FEW = "--config.search.operations=(5,1)"  # in the second stage: it compiles faster
 TIMES = {"lower_s", "compile_s", "step_s", "images_per_s", "peak_memory_mb", "temp_memory_mb"}
 WORK = {"gflop", "gbyte", "gflop_per_s", "gbyte_per_s"}
 LIMITS = {"matmul_gflop_per_s", "copy_gbyte_per_s"}
@@ -70,7 +71,7 @@ def check_times(result, images):
 # The second stage is pruned and widened; that it compiles another program is what is tested.
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_step(capsys, one_device, stage):
-    result = printed(capsys, "step", *TINY, f"--stage={stage}", "--steps=2")
+    result = printed(capsys, "step", *TINY, FEW, f"--stage={stage}", "--steps=2")
     assert result["bench"] == "step"
     check_times(result, images=8)
 
@@ -90,6 +91,7 @@ def test_compare(capsys, one_device, cell):
     assert other["step_s"] > 0
 
 
+@pytest.mark.slow
 def test_all(capsys, one_device, cell):
     assert bench.main(["bench", "all", *TINY, cell, "--steps=1"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

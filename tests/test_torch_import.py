@@ -42,7 +42,7 @@ def tolerance(name: str, want: np.ndarray) -> float:
 @pytest.mark.parametrize(
     "name",
     [
-        "nb201_search_k1",
+        pytest.param("nb201_search_k1", marks=pytest.mark.slow),
         "nb201_search_k4",
         "nb201_search_pruned",
         pytest.param("darts_search_k1", marks=pytest.mark.slow),

@@ -91,7 +91,9 @@ class Cell:
                 keep,
             )
         else:
-            operations: Operations = functools.partial(self._one_by_one, banks, mix, recorder)
+            # Traced once for all edges of equal shapes.
+            run = jax.jit(functools.partial(operate, self.mode), static_argnums=(0, 4))
+            operations: Operations = functools.partial(self._one_by_one, run, banks, mix, recorder)
             nodes = self._walk(inputs, operations, keep)
             moments = recorder.moments()
         return jnp.concatenate(nodes, axis=kernels.channel_axis), moments
@@ -124,7 +126,13 @@ class Cell:
         return nodes[INPUTS:]
 
     def _one_by_one(
-        self, banks: Banks, mix: Array, recorder: Recorder, x: Array, source: int
+        self,
+        run: Callable[..., tuple[Array, Moments]],
+        banks: Banks,
+        mix: Array,
+        recorder: Recorder,
+        x: Array,
+        source: int,
     ) -> list[tuple[int, str, Array]]:
         """See Operations."""
         terms, stride = [], stride_of(self.cell_type, source)
@@ -133,7 +141,7 @@ class Cell:
                 row = bank_rows(self.cell_type, self.edges, name).get(i, 0)
                 own = {leaf: array[row] for leaf, array in banks.get(name, {}).items()}
                 active = jax.nn.relu(x) if begins_with_relu(name, stride) else x
-                y, moments = operate(self.mode, name, own, active, mix[i, column], stride)
+                y, moments = run(name, own, active, mix[i, column], stride)
                 for suffix, (mean, var) in moments.items():
                     recorder.add(name, suffix, [row], mean, var)
                 terms.append((i, name, y))
@@ -222,9 +230,9 @@ def run_cells(
         out, moments = cell(nodes, own, mix, keep(key, nodes[0]) if keep else None)
         return out, moments | {name: own for name, (_, own) in squeezed.items()}
 
-    found = []
+    found, traced = [], jax.jit(_remat(cell, step, in_loop=False))  # once for all equal shapes
     for place, key in enumerate(keys):
-        out, moments = _remat(cell, step, in_loop=False)(inputs, _cell_arrays(runs, place), key)
+        out, moments = traced(inputs, _cell_arrays(runs, place), key)
         found.append(moments)
         inputs = (inputs[1], out)
     return inputs, jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)

@@ -1,6 +1,7 @@
 """Every way of running a DARTS cell against the plain one: values, statistics, all gradients."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -99,30 +100,27 @@ def one_cell(platform, kept, kind, partial_channels):
     return evaluate(own, kind, edges, partial_channels, runs, inputs)
 
 
-SLOW = (("whole", 1), ("pruned", 1))  # the same but for the shuffle
+SLOW = {
+    ("whole", 1), ("pruned", 1),  # the same but for the shuffle
+    ("whole", 2, "normal"), ("pruned", 2, "reduce"), ("single", 2),  # nothing that no other has
+}  # fmt: skip
+CELLS = (("whole", 1), ("whole", 2), ("pruned", 1), ("pruned", 2), ("single", 2), ("network", 1))
 ONE_CELL = [
-    pytest.param(kept, k, marks=pytest.mark.slow if (kept, k) in SLOW else ())
-    for kept, k in (
-        ("whole", 1),
-        ("whole", 2),
-        ("pruned", 1),
-        ("pruned", 2),
-        ("single", 2),
-        ("network", 1),
-    )
+    pytest.param(*case, kind, marks=pytest.mark.slow if SLOW & {case, (*case, kind)} else ())
+    for case in CELLS
+    for kind in ("normal", "reduce")
 ]
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("kind", ["normal", "reduce"])
-@pytest.mark.parametrize("kept, partial_channels", ONE_CELL)
+@pytest.mark.parametrize("kept, partial_channels, kind", ONE_CELL)
 def test_one_cell(kept, partial_channels, kind, platform):
     expected = one_cell("plain", kept, kind, partial_channels)
     assert_same(one_cell(platform, kept, kind, partial_channels), expected)
 
 
-@pytest.mark.parametrize("learn", [0, 1])
-@pytest.mark.parametrize("kind", ["normal", "reduce"])
+@pytest.mark.parametrize("learn", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [pytest.param("normal", marks=pytest.mark.slow), "reduce"])
 def test_weights_get_a_gradient_where_they_learn(kind, learn):
     plain = Cell(Mode(kernels.PLAIN, True, None), kind, PRUNED, CHANNELS, 2)
     runs = [arrays(plain, 1, (6, 5), halve=True)]
@@ -136,8 +134,14 @@ def test_weights_get_a_gradient_where_they_learn(kind, learn):
     assert_same(found, (outputs, moments, (d_images, d_runs, d_mix)))
 
 
-@pytest.mark.parametrize("remat", ["none", "cells", "convolutions"])
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "plain"])
+FAST = {("cpu", "cells"), ("cpu", "convolutions"), ("gpu", "none"), ("plain", "cells")}
+IN_A_ROW = [
+    pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+    for case in itertools.product(("cpu", "gpu", "plain"), ("none", "cells", "convolutions"))
+]
+
+
+@pytest.mark.parametrize("platform, remat", IN_A_ROW)
 def test_cells_in_a_row_whose_first_inputs_differ(platform, remat):
     edges = NETWORK
     plain = Cell(Mode(kernels.PLAIN, True, None), "normal", edges, CHANNELS, 1)

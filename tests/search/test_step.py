@@ -336,7 +336,7 @@ def test_several_steps_in_one_dispatch_are_the_same_steps(small):
     )
 
 
-@pytest.mark.parametrize("name", ["tiny", "small"])
+@pytest.mark.parametrize("name", [pytest.param("tiny", marks=pytest.mark.slow), "small"])
 def test_one_program_for_both_passes_is_the_same_step(name, request):
     problem = request.getfixturevalue(name)()
     recipe = problem.recipe(structure_of(problem))

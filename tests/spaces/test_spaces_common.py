@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,7 @@ def image_shape(space, kind=None):
     return (2 * side, 3 * side, 3)
 
 
+@functools.cache
 def fresh(space, structure):
     """A fresh search state's shapes."""
     distribution = arch.create(from_config_dict(base.get_config()).arch)
@@ -167,7 +169,16 @@ def evaluate(space, own, dtype):
     return compute(init(), mix)
 
 
-@pytest.mark.parametrize("platform", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
+FAST = ("darts", "gpu")  # to compile
+
+
+@pytest.mark.parametrize(
+    "name, platform",
+    [
+        pytest.param(*case, marks=() if case == FAST else pytest.mark.slow)
+        for case in itertools.product(spaces.names(), ("cpu", "gpu"))
+    ],
+)
 def test_bfloat16_is_near_float32(space, platform):
     """Parameters, statistics and all gradients stay float32; they differ by bfloat16's rounding."""
     own = kernels.for_platform(platform)
