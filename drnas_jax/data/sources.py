@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from drnas_jax.config import DataConfig
 from drnas_jax.data.images import Example, UnreadableImage, has_colours
@@ -113,7 +114,10 @@ class _Files:
 
 @dataclass(frozen=True, eq=False)
 class _Records:
-    """What TFDS reads at random, with the keys of image and label."""
+    """What TFDS reads at random, with the keys of image and label.
+
+    Its serialised examples are parsed here: to take three values, TFDS needs four times as long.
+    """
 
     source: Any
     image: str
@@ -125,14 +129,18 @@ class _Records:
         return len(self.source)
 
     def __getitem__(self, i: int) -> Example:
+        from tensorflow_datasets.proto import tf_example_pb2  # as TFDS itself, only where needed
+
         try:
-            record = self.source[i]
-        except RuntimeError as error:  # array_record's, of a file that is missing or broken
+            record = tf_example_pb2.Example.FromString(self.source[i])
+        except (RuntimeError, DecodeError) as error:  # of a file that is missing or broken
             raise UserError(f"TFDS data set {self.title} is broken: {error}") from error
-        file = record.get("file_name", b"")
-        name = f"{file.decode()}, " if file else ""
+        features = record.features.feature
+        names = features["file_name"].bytes_list.value
         return Example(
-            record[self.image], int(record[self.label]), f"{name}image {i} of {self.title}"
+            features[self.image].bytes_list.value[0],
+            features[self.label].int64_list.value[0],
+            "".join(f"{name.decode()}, " for name in names) + f"image {i} of {self.title}",
         )
 
 
@@ -193,6 +201,12 @@ def _tfds(config: DataConfig) -> Source:
     import tensorflow_datasets as tfds  # here: its import takes a while, and only it needs it
 
     builder = _tfds_builder(config)
+    if builder.info.file_format.value != "array_record":
+        raise UserError(
+            f"TFDS data set {_title(config)} is prepared as {builder.info.file_format.value}, "
+            "which can not be read at random: prepare it as array_record in another data.dir, "
+            f"with {_prepare_command(config)}"
+        )
     features = dict(builder.info.features.items())
     image_key, label_key = (builder.info.supervised_keys or ("image", "label"))[:2]
     image, label = features.get(image_key), features.get(label_key)
@@ -208,16 +222,8 @@ def _tfds(config: DataConfig) -> Source:
         )
 
     def split(stored: str) -> _Records:
-        try:
-            # The bytes of the images: they are decoded by what reads them, in threads or processes.
-            skip = {image_key: tfds.decode.SkipDecoding()}
-            source = builder.as_data_source(stored, decoders=skip)
-        except NotImplementedError as error:
-            raise UserError(
-                f"TFDS data set {_title(config)} is prepared as {builder.info.file_format.value}, "
-                "which can not be read at random: prepare it as array_record in another data.dir, "
-                f"with {_prepare_command(config)}"
-            ) from error
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        source = builder.as_data_source(stored, deserialize_method=raw)
         return _Records(source, image_key, label_key, f"{_title(config)}, split {stored}")
 
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
 
 from configs import base
 from drnas_jax.config import DataConfig
@@ -171,11 +172,17 @@ def test_an_unreadable_file_is_named(folder):
 
 
 def test_an_unreadable_record_is_named(folder):
-    records = [{"image": b"no image", "label": 1, "file_name": b"n01_7.JPEG"}]
+    record = tf_example_pb2.Example()
+    record.features.feature["image"].bytes_list.value.append(b"no image")
+    record.features.feature["label"].int64_list.value.append(1)
+    record.features.feature["file_name"].bytes_list.value.append(b"n01_7.JPEG")
+    records = [record.SerializeToString(), b"broken"]
     split = _Records(records, "image", "label", "'own' in DIR, split train")
     stream = replaced(streamed(folder), split)
     with pytest.raises(UnreadableImage, match=r"n01_7\.JPEG, image 0 of 'own' in DIR, split train"):
         read_rows(stream, train_request(stream, [0]), np.arange(1), 0)
+    with pytest.raises(UserError, match=r"'own' in DIR, split train is broken"):
+        read_rows(stream, train_request(stream, [1]), np.arange(1), 0)
 
 
 @pytest.mark.parametrize("crop", ["padded", "resized"])
