@@ -66,7 +66,8 @@ class Plan(NamedTuple):
       partial_channels, operations: of the stage.
       memory: bytes.
       fits: whether the chip has them.
-      seconds: of a step, by the roofline and by the compiler; None where it did not compile.
+      seconds: of a step, by the roofline and by the compiler (None where it does not tell); None
+        where the step did not compile.
       limit: what the roofline or the memory says is short.
       compile_seconds: how long compilation took here.
     """
@@ -77,7 +78,7 @@ class Plan(NamedTuple):
     operations: int
     memory: float
     fits: bool
-    seconds: tuple[float, float] | None
+    seconds: tuple[float, float | None] | None
     limit: str
     compile_seconds: float
 
@@ -130,15 +131,19 @@ def plan_stages(config: Config, devices: Sequence[Any], stages: Sequence[int]) -
         return list(pool.map(lambda *each: _compile(problem, rate, *each), stages, lowered))
 
 
-def search_hours(config: Config, plans: Sequence[Plan]) -> tuple[float, float]:
+def search_hours(config: Config, plans: Sequence[Plan]) -> tuple[float, float | None]:
     """Of all stages, without validation and compilation: by the roofline and by the compiler."""
-    hours = [0.0, 0.0]
-    for plan, stage in zip(plans, config.search.stages, strict=True):
-        assert plan.seconds is not None
-        epochs = stage.epochs - (1 - _FROZEN) * stage.warmup_epochs
-        for i, seconds in enumerate(plan.seconds):
-            hours[i] += epochs * plan.steps * seconds / 3600
-    return hours[0], hours[1]
+
+    def total(seconds: Sequence[float]) -> float:
+        return sum(
+            (stage.epochs - (1 - _FROZEN) * stage.warmup_epochs) * plan.steps * own / 3600
+            for plan, stage, own in zip(plans, config.search.stages, seconds, strict=True)
+        )
+
+    pairs = [plan.seconds for plan in plans if plan.seconds is not None]
+    told = [cautious for _, cautious in pairs if cautious is not None]
+    fast = total([roofline for roofline, _ in pairs])
+    return fast, total(told) if len(told) == len(plans) else None
 
 
 class _Listed:
@@ -234,8 +239,11 @@ def _compile(problem: Problem, rate: float, stage: int, lowered: _Lowered) -> Pl
     }
     roofline = max(times.values())
     limit = next(name for name, seconds in times.items() if seconds == roofline)
-    cautious = count_cycles(compiled.as_text() or "") / lowered.steps / rate
-    seconds = (roofline, max(cautious, roofline))
+    try:
+        cautious = max(count_cycles(compiled.as_text() or "") / lowered.steps / rate, roofline)
+    except jax.errors.JaxRuntimeError:  # a program that this jaxlib can not read, of a newer libtpu
+        cautious = None
+    seconds = (roofline, cautious)
     fits, took = memory <= chip.memory, time.monotonic() - began
     return Plan(*first, memory, fits, seconds, limit if fits else "memory", took)
 
@@ -294,8 +302,8 @@ def table(config: Config, devices: Sequence[Any], plans: Sequence[Plan]) -> rich
     for plan in plans:
         seconds, images = "", ""
         if plan.seconds:
-            seconds = " to ".join(f"{s:.3f}" for s in plan.seconds)
-            images = " to ".join(f"{2 * batch / s:,.0f}" for s in reversed(plan.seconds))
+            rates = [None if s is None else 2 * batch / s for s in reversed(plan.seconds)]
+            seconds, images = _range(plan.seconds, "{:.3f}"), _range(rates, "{:,.0f}")
         out.add_row(
             str(plan.stage),
             str(plan.partial_channels),
@@ -310,6 +318,11 @@ def table(config: Config, devices: Sequence[Any], plans: Sequence[Plan]) -> rich
             f"{plan.compile_seconds:.0f}",
         )
     return out
+
+
+def _range(values: Sequence[float | None], form: str) -> str:
+    """Two numbers, '?' where one is not known."""
+    return " to ".join("?" if value is None else form.format(value) for value in values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -336,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     rich.console.Console(width=200).print(table(config, devices, plans))
     if all(plan.seconds for plan in plans) and not values.stage:
-        hours = " to ".join(f"{h:.1f}" for h in search_hours(config, plans))
+        hours = _range(search_hours(config, plans), "{:.1f}")
         print(f"whole search: {hours} hours, without validation and compilation")
     return 0
 

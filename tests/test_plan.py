@@ -1,6 +1,7 @@
 """Planning for TPUs: what needs their compiler is skipped where that is not installed."""
 
 import importlib.util
+import types
 
 import jax
 import pytest
@@ -85,6 +86,21 @@ def test_hours_of_a_search():
     fast, slow = plan.search_hours(config, stages)
     assert fast == pytest.approx((25 - 5) * 100 * (0.1 + 0.3) / 3600)
     assert slow == pytest.approx((25 - 5) * 100 * (1.0 + 2.0) / 3600)
+
+
+def test_a_bound_may_be_unknown():
+    config = config_of("imagenet", "")
+    stages = [
+        plan.Plan(1, 100, 6, 7, 1e9, True, (0.1, 1.0), "", 0.0),
+        plan.Plan(2, 100, 3, 4, 1e9, True, (0.3, None), "", 0.0),
+    ]
+    fast, slow = plan.search_hours(config, stages)
+    assert fast == pytest.approx((25 - 5) * 100 * (0.1 + 0.3) / 3600) and slow is None
+    devices = [types.SimpleNamespace(device_kind=next(iter(plan.CHIPS)))] * 16
+    table = plan.table(config, devices, stages)
+    seconds, images = ([*column.cells] for column in table.columns[6:8])
+    assert seconds == ["0.100 to 1.000", "0.300 to ?"]
+    assert images == ["1,024 to 10,240", "? to 3,413"]
 
 
 def test_imagenet_need_not_be_there():
