@@ -10,7 +10,7 @@ from absl import flags, logging
 
 from drnas_jax import distributed
 from drnas_jax.config import Config
-from drnas_jax.distributed import is_primary
+from drnas_jax.distributed import from_primary, is_primary
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.evaluate import evaluate
 from drnas_jax.flags import parse
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with exit_at_once(), Display(quiet=not is_primary()) as display:
             for phase in phases:
                 PHASES[phase](config, workdir, display)
+            from_primary(lambda: _report(workdir, display))
     except UserError as error:
         return _end(2, f"error: {error}")
     except ConnectionError as error:
@@ -47,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _end(130, "stopped; the same command goes on from the last checkpoint")
     return 0
+
+
+def _report(workdir: str, display: Display) -> None:
+    from drnas_jax.report import write_report  # here: plotly takes long to import
+
+    display.message(f"report: {write_report(workdir)}")
 
 
 def _end(code: int, message: str) -> int:

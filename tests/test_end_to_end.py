@@ -76,6 +76,7 @@ def test_files_of_a_run(whole):
     assert found["provenance"]["distribution"] == "dirichlet"
     for phase in PHASES:
         assert list((whole / phase).glob("events.*"))
+    assert "Retraining" in (whole / "report.html").read_text()
     described = json.loads((whole / "config.json").read_text())
     assert described["config"]["search"]["channels"] == FIELDS["search.channels"]
     assert described["versions"]["jax"] and len(described["devices"]) == 1

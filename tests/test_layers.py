@@ -17,12 +17,14 @@ ROOMS = (
     ("picture",),
     ("arch", "nn", "data", "benchmarks"),
     ("spaces", "feed"),
+    ("analysis",),
     ("loop",),
     ("search",),
     ("retrain",),
     ("evaluate",),
     ("torch_names",),
     ("torch_import",),
+    ("report",),
     ("", "main", "bench", "plan"),  # "": the package itself, what a library user imports
 )
 # Their components, one a file, are looked up by name; but what is about two spaces names them.

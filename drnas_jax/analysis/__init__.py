@@ -1,0 +1,1 @@
+"""What a search did, from the files it left: no device, no training."""

@@ -1,0 +1,139 @@
+"""A run's history as interactive figures."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from drnas_jax.analysis.exploration import Explored
+
+History = Sequence[Mapping[str, Any]]
+
+_LINES = ("#1f6fb4", "#d1642c", "#3a8f4d")
+_BAND = "rgba(31, 111, 180, 0.15)"
+
+
+def _figure(height: int, xaxis: str, yaxis: str, **layout: Any) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template="plotly_white",
+        height=height,
+        margin=dict(l=10, r=10, t=40, b=10),
+        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0),
+        font=dict(family="system-ui, sans-serif"),
+        xaxis=dict(title=xaxis, automargin=True),
+        yaxis=dict(title=yaxis, automargin=True),
+        **layout,
+    )
+    return figure
+
+
+def _line(name: str, x: Sequence[int], y: Sequence[float], colour: int) -> go.Scatter:
+    mode = "lines+markers" if len(x) < 30 else "lines"
+    return go.Scatter(x=x, y=y, name=name, mode=mode, line=dict(color=_LINES[colour]))
+
+
+def _mark_stages(figure: go.Figure, history: History) -> None:
+    """A vertical line where a stage begins, after the first."""
+    for before, line in itertools.pairwise(history):
+        if line.get("stage") != before.get("stage"):
+            place = (before["epoch"] + line["epoch"]) / 2
+            text = f"stage {line['stage']}"
+            figure.add_vline(place, line_dash="dot", line_color="gray", annotation_text=text)
+
+
+def curves(history: History) -> go.Figure:
+    """Accuracy of every epoch in percent: on training images, and on those held out, if any."""
+    figure = _figure(360, "epoch", "accuracy, %")
+    epochs = [line["epoch"] for line in history]
+    for colour, (name, key) in enumerate((("train", "train"), ("validation", "valid"))):
+        if f"{key}_accuracy" in history[0]:
+            values = [100 * line[f"{key}_accuracy"] for line in history]
+            figure.add_trace(_line(name, epochs, values, colour))
+    _mark_stages(figure, history)
+    return figure
+
+
+def entropy(history: History) -> go.Figure:
+    """Of the mean mixing weights, averaged over edges, in nats."""
+    figure = _figure(300, "epoch", "entropy, nats")
+    epochs = [line["epoch"] for line in history]
+    figure.add_trace(_line("entropy", epochs, [line["entropy"] for line in history], 0))
+    figure.update_yaxes(rangemode="tozero")
+    _mark_stages(figure, history)
+    return figure
+
+
+def exploration(found: Sequence[Explored]) -> go.Figure:
+    """The range of the cells drawn after each epoch, quartiles and median, and the mean's cell."""
+    figure = _figure(380, "epoch", "true accuracy, %")
+    epochs = [one.epoch for one in found]
+    bounds = (
+        ("range", [one.low for one in found], [one.high for one in found]),
+        ("middle half", [one.quartiles[0] for one in found], [one.quartiles[2] for one in found]),
+    )
+    for name, low, high in bounds:
+        edge = dict(x=epochs, mode="lines", line=dict(width=0), hoverinfo="skip")
+        figure.add_trace(go.Scatter(y=low, showlegend=False, **edge))
+        figure.add_trace(go.Scatter(y=high, name=name, fill="tonexty", fillcolor=_BAND, **edge))
+    figure.add_trace(_line("median", epochs, [one.quartiles[1] for one in found], 0))
+    figure.add_trace(_line("cell of the mean", epochs, [one.mean for one in found], 1))
+    _mark_stages(figure, [one._asdict() for one in found])
+    return figure
+
+
+def concentrations(
+    history: History, kind: str, edges: Sequence[str], primitives: Sequence[str]
+) -> go.Figure:
+    """Mean mixing weights of a cell type's edges as a heat map, with a slider over the epochs.
+
+    Args:
+      history: the lines of search/history.jsonl.
+      kind: the cell type.
+      edges: names of its edges.
+      primitives: names of the operations.
+    """
+    strengths = [_strength(line["concentration"][kind]) for line in history]
+    means = [strength / np.nansum(strength, axis=1, keepdims=True) for strength in strengths]
+    frames = [
+        go.Frame(
+            name=str(line["epoch"]),
+            data=go.Heatmap(
+                z=mean,
+                x=list(primitives),
+                y=list(edges),
+                customdata=strength,
+                zmin=0,
+                zmax=np.nanmax(means),
+                colorscale="Blues",
+                colorbar=dict(title="weight", thickness=12),
+                hoverongaps=False,
+                hovertemplate=(
+                    "%{y} %{x}<br>mean weight %{z:.3f}<br>"
+                    "concentration %{customdata:.3f}<extra></extra>"
+                ),
+            ),
+        )
+        for line, strength, mean in zip(history, strengths, means, strict=True)
+    ]
+    figure = _figure(140 + 26 * len(edges), "", "")
+    figure.add_trace(frames[-1].data[0])
+    figure.frames = frames
+    now = dict(mode="immediate", frame=dict(duration=0, redraw=True), transition=dict(duration=0))
+    steps = [dict(method="animate", label=frame.name, args=[[frame.name], now]) for frame in frames]
+    slider = dict(
+        active=len(steps) - 1, steps=steps, currentvalue=dict(prefix="epoch "), pad=dict(t=60)
+    )
+    figure.update_layout(
+        sliders=[slider],
+        yaxis=dict(autorange="reversed", type="category"),
+        xaxis=dict(type="category"),
+    )
+    return figure
+
+
+def _strength(edges: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """[e, o], nan where an operation is pruned."""
+    return np.array([[np.nan if v is None else v for v in row] for row in edges], np.float64)

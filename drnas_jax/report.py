@@ -1,0 +1,310 @@
+"""One page about a run, readable without a network: `python -m drnas_jax.report DIR [DIR ...]`.
+
+It is written to DIR/report.html from what lies in DIR; further workdirs are compared with it.
+"""
+
+import html
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from drnas_jax import spaces
+from drnas_jax.analysis import figures
+from drnas_jax.analysis.exploration import explore
+from drnas_jax.benchmarks import nasbench201
+from drnas_jax.benchmarks.nasbench201 import DATASETS, Table
+from drnas_jax.errors import UserError
+from drnas_jax.genotype import Genotype, load_genotype
+from drnas_jax.metrics import read_history, write_text
+from drnas_jax.picture import draw
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 0 auto;
+  padding: 1rem; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
+table { border-collapse: collapse; } td, th { padding: .25rem .75rem; text-align: right;
+  border-bottom: 1px solid #ddd; } td:first-child, th:first-child { text-align: left; }
+.wide { overflow-x: auto; } code, pre { overflow-wrap: anywhere; white-space: pre-wrap; }
+svg { max-width: 100%; height: auto; }
+"""
+
+
+class Run(NamedTuple):
+    """What lies in a workdir.
+
+    Attributes:
+      directory: the workdir.
+      described: its config.json.
+      search, retrain: the lines of both histories.
+      genotype: what the search found, or None.
+      result: its result.json, or None.
+      table: NAS-Bench-201's, where the run can be judged by one.
+    """
+
+    directory: Path
+    described: Mapping[str, Any]
+    search: list[dict[str, Any]]
+    retrain: list[dict[str, Any]]
+    genotype: Genotype | None
+    result: Mapping[str, Any] | None
+    table: Table | None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """As plain values."""
+        return self.described["config"]
+
+    def truth(self) -> Mapping[str, Any] | None:
+        """What the table says of the cell."""
+        if self.table is None or self.genotype is None:
+            return None
+        return self.table.query(spaces.find(self.genotype.space).describe(self.genotype))
+
+
+def read_run(directory: str | os.PathLike[str]) -> Run:
+    """Reads a workdir, of a run that may still go on.
+
+    Raises:
+      UserError: it is no workdir, or a file in it is damaged.
+    """
+    directory = Path(directory)
+    described = _read_json(directory / "config.json")
+    if described is None or not isinstance(described.get("config"), dict):
+        raise UserError(f"{directory} is no workdir: there is no config.json of a run in it")
+    config = described["config"]
+    found = directory / "search" / "genotype.json"
+    genotype = load_genotype(found) if found.exists() else None
+    table = None
+    if config["space"] == "nasbench201":
+        file = nasbench201.locate(config["nasbench201"]["table"], config["data"]["dir"])
+        table = nasbench201.load(file) if file else None
+    return Run(
+        directory=directory,
+        described=described,
+        search=read_history(directory / "search" / "history.jsonl"),
+        retrain=read_history(directory / "retrain" / "history.jsonl"),
+        genotype=genotype,
+        result=_read_json(directory / "result.json"),
+        table=table,
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    if not file.exists():
+        return None
+    try:
+        values = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} is damaged: it holds no JSON object")
+    return values
+
+
+def write_report(directory: str | os.PathLike[str], others: Sequence[str] = ()) -> Path:
+    """Writes report.html into a workdir.
+
+    Args:
+      directory: the workdir.
+      others: further ones to compare with.
+
+    Returns:
+      The file.
+
+    Raises:
+      UserError: one of them is no workdir, or damaged.
+    """
+    runs = [read_run(path) for path in (directory, *others)]
+    file = runs[0].directory / "report.html"
+    write_text(file, render(runs))
+    return file
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page about the first run, compared with the others."""
+    run = runs[0]
+    sections = [
+        _summary(run),
+        _cells(run),
+        _search(run),
+        _exploration(run),
+        _concentrations(run),
+        _retraining(run),
+        _comparison(runs) if len(runs) > 1 else "",
+        _settings(run),
+    ]
+    title = html.escape(f"{run.config['space']} on {run.config['data']['name']}")
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>"
+        f"<body><h1>{title}</h1>{''.join(sections)}</body></html>\n"
+    )
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section><h2>{html.escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def _text(words: str) -> str:
+    return f"<p>{html.escape(words)}</p>"
+
+
+def _plot(figure: go.Figure) -> str:
+    options = {"responsive": True, "displaylogo": False}
+    return figure.to_html(full_html=False, include_plotlyjs=False, auto_play=False, config=options)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    head = line(header, "th") if header else ""
+    return f'<div class="wide"><table>{head}{body}</table></div>'
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _summary(run: Run) -> str:
+    config, rows = run.config, []
+    rows.append(("mixing distribution", config["arch"]["name"]))
+    rows.append(("data", config["data"]["name"]))
+    rows.append(("seed", str(config["seed"])))
+    if run.search:
+        done, planned = run.search[-1]["epoch"], sum(config["search"]["epochs"])
+        rows.append(("search", f"{done} of {planned} epochs"))
+    if result := run.result:
+        rows.append(("test accuracy", _percent(result["test_accuracy"])))
+        rows.append(("test top-5", _percent(result["test_top5"])))
+        rows.append(("parameters", f"{result['params']:,}"))
+        rows.append(("multiply-adds", f"{result['macs']:,}"))
+        for phase in ("search", "retrain"):
+            if (seconds := result[f"{phase}_seconds"]) is not None:
+                rows.append((f"{phase}, seconds", f"{seconds:,.0f}"))
+    if run.table and (truth := run.truth()):
+        for name in DATASETS:
+            if "test_200" in truth[name]:
+                rows.append((f"true test accuracy, {name}", f"{truth[name]['test_200']:.2f} %"))
+        rows.append(("rank among all cells", f"{truth['rank']:,} of {len(run.table.ranks):,}"))
+    return _section("What was found", _table((), rows))
+
+
+def _cells(run: Run) -> str:
+    if run.genotype is None:
+        return ""
+    words = spaces.find(run.genotype.space).describe(run.genotype)
+    svg = draw(run.genotype)
+    return _section(
+        "The cell", svg[svg.index("<svg") :], f"<p><code>{html.escape(words)}</code></p>"
+    )
+
+
+def _search(run: Run) -> str:
+    if not run.search:
+        return _section("Search", _text("No epoch of a search lies here."))
+    plots = (_plot(figures.curves(run.search)), _plot(figures.entropy(run.search)))
+    return _section("Search", *plots)
+
+
+def _exploration(run: Run) -> str:
+    if run.table is None or not run.search:
+        return ""
+    space, table = spaces.find(run.config["space"]), run.table
+
+    def accuracy(genotype: Genotype) -> float:
+        return table.accuracy[space.describe(genotype)]["cifar10"]["test_200"]
+
+    found = explore(run.search, space, run.config["arch"]["name"], accuracy)
+    words = (
+        "True CIFAR-10 test accuracies after 200 epochs, by NAS-Bench-201, of 100 cells drawn from "
+        "the mixing distribution after each epoch."
+    )
+    return _section("Exploration", _text(words), _plot(figures.exploration(found)))
+
+
+def _concentrations(run: Run) -> str:
+    if not run.search:
+        return ""
+    space, parts = spaces.find(run.config["space"]), []
+    for kind in run.search[0]["concentration"]:
+        figure = figures.concentrations(run.search, kind, space.EDGES[kind], space.PRIMITIVES)
+        parts += [f"<h3>{html.escape(kind)}</h3>", _plot(figure)]
+    words = "Mean weight of every operation on every edge; the slider moves over the epochs."
+    return _section("Mixing weights", _text(words), *parts)
+
+
+def _retraining(run: Run) -> str:
+    return _section("Retraining", _plot(figures.curves(run.retrain))) if run.retrain else ""
+
+
+def _comparison(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        truth, result = run.truth(), run.result or {}
+        seconds = result.get("search_seconds")
+        rows.append(
+            (
+                run.directory.name,
+                run.config["arch"]["name"],
+                str(run.config["seed"]),
+                f"{run.search[-1]['epoch']}" if run.search else "-",
+                _percent(run.search[-1]["valid_accuracy"]) if run.search else "-",
+                f"{truth['cifar10']['test_200']:.2f} %" if truth else "-",
+                _percent(result["test_accuracy"]) if result else "-",
+                f"{result['params']:,}" if result else "-",
+                f"{seconds:,.0f}" if seconds is not None else "-",
+            )
+        )
+    header = (
+        "workdir",
+        "distribution",
+        "seed",
+        "epochs",
+        "validation",
+        "true CIFAR-10 test",
+        "test",
+        "parameters",
+        "search, s",
+    )
+    return _section("Comparison", _table(header, rows))
+
+
+def _settings(run: Run) -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in run.described["versions"].items())
+    config = html.escape(json.dumps(run.config, indent=2))
+    return _section(
+        "Settings",
+        _text(f"{versions}; on {', '.join(run.described['devices'])}"),
+        f"<details><summary>config.json</summary><pre>{config}</pre></details>",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the report of the first workdir.
+
+    Returns:
+      0; 2 after a mistake, which one line tells.
+    """
+    workdirs = list(sys.argv[1:] if argv is None else argv)
+    if not workdirs or any(name.startswith("-") for name in workdirs):
+        print("usage: python -m drnas_jax.report DIR [DIR ...]", file=sys.stderr)
+        return 2
+    try:
+        print(write_report(workdirs[0], workdirs[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
