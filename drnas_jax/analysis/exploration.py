@@ -4,7 +4,7 @@ The DrNAS paper shows that the range of their true accuracies is wide at first, 
 the accuracy of the distribution's mean.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,9 +56,9 @@ def explore(
     found = []
     for line in history:
         rng = np.random.default_rng([seed, line["epoch"]])
-        strength = {kind: _rows(edges) for kind, edges in line["concentration"].items()}
-        structure = _structure(space, strength)
-        packed = {kind: [row[~np.isnan(row)] for row in rows] for kind, rows in strength.items()}
+        rows_of = {kind: strength(edges) for kind, edges in line["concentration"].items()}
+        structure = _structure(space, rows_of)
+        packed = {kind: [row[~np.isnan(row)] for row in rows] for kind, rows in rows_of.items()}
         mean = space.derive(
             {kind: np.stack([row / row.sum() for row in rows]) for kind, rows in packed.items()},
             structure,
@@ -89,8 +89,8 @@ def explore(
     return found
 
 
-def _rows(edges: list[list[float | None]]) -> np.ndarray:
-    """[e, o], nan where an operation is pruned."""
+def strength(edges: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """The concentrations of a history's line [e, o], nan where an operation is pruned."""
     return np.array([[np.nan if v is None else v for v in row] for row in edges], np.float64)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from drnas_jax.analysis.exploration import Explored
+from drnas_jax.analysis.exploration import Explored, strength
 
 History = Sequence[Mapping[str, Any]]
 
@@ -95,8 +95,8 @@ def concentrations(
       edges: names of its edges.
       primitives: names of the operations.
     """
-    strengths = [_strength(line["concentration"][kind]) for line in history]
-    means = [strength / np.nansum(strength, axis=1, keepdims=True) for strength in strengths]
+    all_strengths = [strength(line["concentration"][kind]) for line in history]
+    means = [rows / np.nansum(rows, axis=1, keepdims=True) for rows in all_strengths]
     frames = [
         go.Frame(
             name=str(line["epoch"]),
@@ -104,7 +104,7 @@ def concentrations(
                 z=mean,
                 x=list(primitives),
                 y=list(edges),
-                customdata=strength,
+                customdata=rows,
                 zmin=0,
                 zmax=np.nanmax(means),
                 colorscale="Blues",
@@ -116,7 +116,7 @@ def concentrations(
                 ),
             ),
         )
-        for line, strength, mean in zip(history, strengths, means, strict=True)
+        for line, rows, mean in zip(history, all_strengths, means, strict=True)
     ]
     figure = _figure(140 + 26 * len(edges), "", "")
     figure.add_trace(frames[-1].data[0])
@@ -132,8 +132,3 @@ def concentrations(
         xaxis=dict(type="category"),
     )
     return figure
-
-
-def _strength(edges: Sequence[Sequence[float | None]]) -> np.ndarray:
-    """[e, o], nan where an operation is pruned."""
-    return np.array([[np.nan if v is None else v for v in row] for row in edges], np.float64)
