@@ -11,11 +11,11 @@ from drnas_jax.analysis.exploration import Explored, strength
 
 History = Sequence[Mapping[str, Any]]
 
-_LINES = ("#1f6fb4", "#d1642c", "#3a8f4d")
+_LINES = ("#1f6fb4", "#d1642c")
 _BAND = "rgba(31, 111, 180, 0.15)"
 
 
-def _figure(height: int, xaxis: str, yaxis: str, **layout: Any) -> go.Figure:
+def _figure(height: int, xaxis: str, yaxis: str) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
         template="plotly_white",
@@ -25,7 +25,6 @@ def _figure(height: int, xaxis: str, yaxis: str, **layout: Any) -> go.Figure:
         font=dict(family="system-ui, sans-serif"),
         xaxis=dict(title=xaxis, automargin=True),
         yaxis=dict(title=yaxis, automargin=True),
-        **layout,
     )
     return figure
 

@@ -116,7 +116,7 @@ class _Files:
 class _Records:
     """What TFDS reads at random, with the keys of image and label.
 
-    Its serialised examples are parsed here: to take three values, TFDS needs four times as long.
+    Its serialised examples are parsed here: TFDS takes much longer to find three values.
     """
 
     source: Any

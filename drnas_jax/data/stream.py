@@ -148,7 +148,7 @@ def read_rows(
     images = np.empty((len(rows), *stream.shape), np.uint8) if out is None else out
     labels, weight = np.empty(len(rows), np.int32), np.ones(len(rows), np.float32)
     skipped: list[str] = []
-    # All files first: reading and decoding in turn would cost a tenth, by the core's caches.
+    # All files first: reading and decoding in turn would fill the core's caches with the other.
     for i, (row, first) in enumerate([(row, read(row)) for row in rows]):
         # An unreadable image is replaced by the next one of the global batch.
         for other in range(row, row + size):

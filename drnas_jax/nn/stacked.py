@@ -80,9 +80,7 @@ def cell_nodes(
         return (sums, rest + whole[..., width:]), (whole, found)
 
     carry, later = (sums, rest), range(INPUTS, INPUTS + NODES - 1)
-    if (
-        len(edges) == ALL_EDGES
-    ):  # a supernet's: one loop, compiled once, for a few rows without weight
+    if len(edges) == ALL_EDGES:  # one loop, compiled once, for a few rows without weight
         block = Block(cell_type, edges, tuple((source,) for source in later), shared)
         turns = (block.arrays(banks), block.weights(mix, NODES - 1))
         carry, (wholes, found) = lax.scan(lambda c, own: step(block, c, *own), carry, turns)
