@@ -164,14 +164,17 @@ function check() {
   const active = plot.layout.sliders[0].active;
   at('mousedown', box.left + 1, rail);
   at('mouseup', box.left + 1, document.documentElement);
-  setTimeout(() => {
+  let tries = 0;
+  const tell = () => {
+    if (weight() !== weight() && tries++ < 100) return setTimeout(tell, 50);  // not drawn yet
     document.title = JSON.stringify({
       plots: document.querySelectorAll('.js-plotly-plot .main-svg').length,
       active: [active, plot.layout.sliders[0].active],
       weights: [before, weight()],
       wide: document.documentElement.scrollWidth - window.innerWidth,
     });
-  }, 500);
+  };
+  tell();
 }
 check();
 </script></body>
