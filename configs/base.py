@@ -61,6 +61,11 @@ def get_config() -> ConfigDict:
                 sync_batchnorm=False,  # batch statistics over all devices, not per device
                 sample_per_device=False,  # a mixing sample a device, not one for all
                 edge_ranking="mean",  # DARTS keeps edges by 'mean' or (original code) 'softmax'
+                candidates=0,  # cells drawn at the end: the one of the highest validation accuracy
+                # in the supernet is the result; 0: the cell of the distribution's mean is
+                candidate_batches=16,  # of validation images on which single cells are judged
+                ranked_cells=0,  # cells so judged after each epoch, for the history alone
+                hessian_batches=0,  # measure the Hessian in alpha after each epoch on so many
             ),
             retrain=dict(
                 channels=16,

@@ -83,6 +83,10 @@ class SearchConfig:
     sync_batchnorm: bool
     sample_per_device: bool
     edge_ranking: str
+    candidates: int
+    candidate_batches: int
+    ranked_cells: int
+    hessian_batches: int
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -253,6 +257,8 @@ def _check(config: Config) -> None:
         raise UserError(f"every stage needs one entry in each of its fields, but {counts}")
     if not search.epochs:
         raise UserError("search.epochs is (): the search needs at least one stage")
+    if not search.candidate_batches and (search.candidates or search.ranked_cells):
+        raise UserError("search.candidate_batches is 0: cells are judged on at least 1 batch")
     if not 0 < search.train_fraction < 1:
         raise UserError(f"search.train_fraction is {search.train_fraction}: expected between 0, 1")
     if search.train_fraction + search.alpha_fraction > 1:

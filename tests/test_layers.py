@@ -17,6 +17,7 @@ ROOMS = (
     ("picture",),
     ("arch", "nn", "data", "benchmarks"),
     ("spaces", "feed"),
+    ("cells",),
     ("analysis",),
     ("loop",),
     ("search",),

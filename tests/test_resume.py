@@ -237,3 +237,34 @@ def test_goes_on_with_other_devices(config, on_devices, tmp_path):
     saved, _, metadata = checkpoint(tmp_path / "search/checkpoints")
     assert (saved, metadata["devices"]) == (STEPS, 8)
     assert len(history(tmp_path / "search")) == 1
+
+
+@pytest.mark.parametrize("hessian", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_candidates_and_what_is_measured_beside(tmp_path, config, on_devices, hessian):
+    """The best candidate is the result; what is measured beside leaves the search as it is."""
+    on_devices(1)
+    config.update_from_flattened_dict(
+        SHORT
+        | {
+            "search.warmup_epochs": (2,),  # alpha stays: random search with shared weights
+            "arch.name": "gdas",
+            "search.candidates": 6,
+            "search.candidate_batches": 2,
+        }
+    )
+    alone = search(config, tmp_path / "alone", display := Listener())
+    config.update_from_flattened_dict({"search.ranked_cells": 5, "search.hessian_batches": hessian})
+    beside = search(config, tmp_path / "beside", Display(quiet=True))
+    assert alone.genotype == beside.genotype
+    assert any("the best of 6 different ones" in text for text in display.messages)
+    measured = ("ranked", "hessian")
+    assert history(tmp_path / "alone/search") == [
+        {name: value for name, value in line.items() if name not in measured}
+        for line in history(tmp_path / "beside/search")
+    ]
+    for line in history(tmp_path / "beside/search"):
+        assert len(line["ranked"]) == 5
+        assert all(0 <= one["accuracy"] <= 1 for one in line["ranked"])
+        assert ("hessian" in line) == bool(hessian)
+        if hessian:
+            assert np.isfinite(line["hessian"])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drnas_jax.cells import draw
 from drnas_jax.genotype import Genotype
 from drnas_jax.spaces import Space, Structure
 
@@ -46,9 +47,7 @@ def explore(
     Args:
       history: the lines of search/history.jsonl.
       space: of the search.
-      distribution: the name of its mixing distribution. A cell of the Dirichlet has each edge's
-        largest weight in a sample; one of the others, each edge's operation drawn by its mean
-        weight (for a softmax, which is not random itself, that is the usual reading).
+      distribution: the name of its mixing distribution, see `cells.draw`.
       accuracy: of a cell, in percent.
       samples: cells to draw.
       seed: of the draws.
@@ -63,16 +62,7 @@ def explore(
             {kind: np.stack([row / row.sum() for row in rows]) for kind, rows in packed.items()},
             structure,
         )
-        cells = [
-            space.derive(
-                {
-                    kind: np.stack([_draw(row, distribution, rng) for row in rows])
-                    for kind, rows in packed.items()
-                },
-                structure,
-            )
-            for _ in range(samples)
-        ]
+        cells = [draw(space, structure, packed, distribution, rng) for _ in range(samples)]
         values = np.array([accuracy(cell) for cell in cells])
         first, second, third = np.percentile(values, [25, 50, 75])
         found.append(
@@ -111,10 +101,3 @@ def _structure(space: Space, strength: Mapping[str, np.ndarray]) -> Structure:
         for kind, rows in strength.items()
     )
     return Structure(1, 1, 1, 1, operations)
-
-
-def _draw(row: np.ndarray, distribution: str, rng: np.random.Generator) -> np.ndarray:
-    """Mixing weights of an edge, of which the largest counts."""
-    if distribution == "dirichlet":
-        return rng.dirichlet(row)
-    return np.log(row) + rng.gumbel(size=row.shape)  # its maximum is a draw by the mean

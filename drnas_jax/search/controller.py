@@ -13,6 +13,7 @@ import numpy as np
 
 from drnas_jax import loop
 from drnas_jax.arch.base import softmax
+from drnas_jax.cells import draw as draw_cell
 from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.config import Config, freeze
 from drnas_jax.counting import count_parameters
@@ -20,6 +21,7 @@ from drnas_jax.distributed import from_primary, is_primary
 from drnas_jax.genotype import Genotype, load_genotype, save, to_json
 from drnas_jax.metrics import Display, write_text
 from drnas_jax.picture import draw
+from drnas_jax.search.probe import Probe
 from drnas_jax.search.problem import Problem, make_problem
 from drnas_jax.search.stages import advance
 from drnas_jax.search.state import SearchState
@@ -68,14 +70,16 @@ def search(
         state, progress = loop.run_phase(
             phase, state, progress, directory, checkpoints, phase.display
         )
-    genotype = phase.genotype(state)
+    began = time.monotonic()
+    genotype = phase.result(state)
+    seconds = progress.seconds + time.monotonic() - began
 
     def write() -> None:
         write_text(directory / "genotype.svg", draw(genotype))
-        save(file, genotype, _provenance(config, progress.seconds))
+        save(file, genotype, _provenance(config, seconds))
 
     from_primary(write)
-    return SearchResult(genotype, progress.seconds)
+    return SearchResult(genotype, seconds)
 
 
 def _result(file: Path) -> SearchResult:
@@ -109,6 +113,7 @@ class _SearchPhase:
         self.stage, self.structure = stage, structure
         self.programs: dict[bool, Callable[..., Any]] = {}
         self.validation = self.problem.validation_program(structure)
+        self.probe = Probe(self.problem, structure)
 
     def start(self) -> tuple[SearchState, loop.Progress]:
         state = run_once(lambda: self.problem.init(self.structure), self.mesh)
@@ -173,7 +178,24 @@ class _SearchPhase:
         self.display.message(f"step ({kind}) compiled in {time.monotonic() - began:.1f} s")
         return compiled
 
+    def result(self, state: SearchState) -> Genotype:
+        """The best of the candidates by the supernet's validation accuracy, or the mean's cell."""
+        search = self.problem.config.search
+        if not search.candidates:
+            return self.genotype(state)
+        self.display.message(f"{search.candidates} candidates are judged by the supernet")
+        cells = self._draw_cells(self._concentration(state), search.candidates, self.epochs)
+        last = self.epochs - 1
+        found = self.probe.accuracies(state, cells, last, search.candidate_batches)
+        best = int(np.argmax(found))
+        self.display.message(
+            f"the best of {len(cells)} different ones: {100 * found[best]:.2f} % on validation "
+            f"images, {self.problem.space.describe(cells[best])}"
+        )
+        return cells[best]
+
     def genotype(self, state: SearchState) -> Genotype:
+        """The cell of the mean."""
         strength = self._mean(state)
         if self.problem.config.search.edge_ranking == "softmax":
             # On one edge it orders operations as the mean does; it only compares edges otherwise.
@@ -189,10 +211,7 @@ class _SearchPhase:
         problem = self.problem
         valid = problem.validate(self.validation, state, epoch)
         genotype = self.genotype(state)
-        concentration = {
-            kind: np.asarray(problem.distribution.concentration(alpha))
-            for kind, alpha in state.alpha.items()
-        }
+        concentration = self._concentration(state)
         for kind, values in concentration.items():
             kept = self.structure.kept(kind)
             self.display.concentrations(kind, problem.space.EDGES[kind], kept, values)
@@ -212,6 +231,44 @@ class _SearchPhase:
                 kind: self._all_columns(kind, values) for kind, values in concentration.items()
             },
             "genotype": to_json(genotype, {})["cells"],
+            **self._insight(state, epoch),
+        }
+
+    def _insight(self, state: SearchState, epoch: int) -> dict[str, Any]:
+        """What the config asks to measure beside the search; the search does not depend on it."""
+        search = self.problem.config.search
+        insight: dict[str, Any] = {}
+        if search.hessian_batches:
+            insight["hessian"] = self.probe.curvature(state, epoch, search.hessian_batches)
+            self.display.message(f"largest eigenvalue in alpha: {insight['hessian']:.4g}")
+        if search.ranked_cells:
+            flat = {
+                kind: np.ones((len(kept), len(kept[0]))) for kind, kept in self.structure.operations
+            }
+            cells = self._draw_cells(flat, search.ranked_cells, epoch, "softmax")
+            found = self.probe.accuracies(state, cells, epoch, search.candidate_batches)
+            insight["ranked"] = [
+                {"cells": to_json(cell, {})["cells"], "accuracy": accuracy}
+                for cell, accuracy in zip(cells, found, strict=True)
+            ]
+        return insight
+
+    def _draw_cells(
+        self, concentration: Mapping[str, np.ndarray], count: int, epoch: int, name: str = ""
+    ) -> list[Genotype]:
+        """So many draws, each cell once."""
+        problem = self.problem
+        rng = np.random.default_rng([problem.config.seed, epoch])
+        name = name or problem.config.arch.name
+        drawn = (
+            draw_cell(problem.space, self.structure, concentration, name, rng) for _ in range(count)
+        )
+        return list(dict.fromkeys(drawn))
+
+    def _concentration(self, state: SearchState) -> dict[str, np.ndarray]:
+        return {
+            kind: np.asarray(self.problem.distribution.concentration(alpha))
+            for kind, alpha in state.alpha.items()
         }
 
     def _all_columns(self, kind: str, values: np.ndarray) -> np.ndarray:

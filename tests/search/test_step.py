@@ -43,7 +43,7 @@ class Small(nn.Module):
 
 
 SMALL_SPACE = types.SimpleNamespace(
-    **{name: getattr(nasbench201, name) for name in ("PRIMITIVES", "EDGES", "STEMS")},
+    **{name: getattr(nasbench201, name) for name in ("PRIMITIVES", "EDGES", "STEMS", "derive")},
     supernet=lambda structure, kernels, axis_name: Small(structure.classes, axis_name),
 )
 

@@ -1,0 +1,58 @@
+"""Cells drawn, and cells as mixing weights."""
+
+import numpy as np
+import pytest
+
+from drnas_jax import spaces
+from drnas_jax.cells import draw, one_hot
+from drnas_jax.errors import UserError
+from drnas_jax.spaces import Structure
+
+
+def structure_of(space, kept=None):
+    kept = kept or space.PRIMITIVES
+    return Structure(8, 1, 4, 1, tuple((kind, (kept,) * len(e)) for kind, e in space.EDGES.items()))
+
+
+def flat(structure):
+    return {kind: np.ones((len(kept), len(kept[0]))) for kind, kept in structure.operations}
+
+
+@pytest.fixture(params=spaces.names())
+def space(request):
+    return spaces.find(request.param)
+
+
+@pytest.mark.parametrize("distribution", ["dirichlet", "softmax"])
+def test_a_cell_drawn_is_its_mixing_weights(space, distribution):
+    """Deriving from a cell's mixing weights gives the cell."""
+    structure, rng = structure_of(space), np.random.default_rng(0)
+    drawn = [draw(space, structure, flat(structure), distribution, rng) for _ in range(20)]
+    assert len(set(drawn)) > 15
+    for cell in drawn:
+        mix = one_hot(space, structure, cell)
+        assert space.derive(mix, structure) == cell
+        for kind, rows in mix.items():
+            assert rows.dtype == np.float32
+            assert rows.shape == (len(space.EDGES[kind]), len(space.PRIMITIVES))
+            assert rows.sum() == sum(len(node) for node in cell.cell(kind))
+            assert set(np.unique(rows)) == {0, 1}
+
+
+def test_draws_follow_the_concentration(space):
+    structure, rng = structure_of(space), np.random.default_rng(0)
+    strong = {kind: rows + 1e6 * (np.arange(rows.shape[1]) == 2) for kind, rows in
+              flat(structure).items()}  # fmt: skip
+    cell = draw(space, structure, strong, "dirichlet", rng)
+    names = {name for kind, _ in cell.cells for node in cell.cell(kind) for name, _ in node}
+    assert names == {space.PRIMITIVES[2]}
+
+
+def test_a_pruned_operation_is_no_cell_of_the_supernet(space):
+    cell = draw(space, structure_of(space), flat(structure_of(space)), "softmax",
+                np.random.default_rng(0))  # fmt: skip
+    nodes = cell.cells[0][1]
+    gone = nodes[0][0][0]
+    left = tuple(name for name in space.PRIMITIVES if name != gone)
+    with pytest.raises(UserError, match=f"no operation '{gone}' on the edge"):
+        one_hot(space, structure_of(space, left), cell)
