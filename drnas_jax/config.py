@@ -248,24 +248,7 @@ def _check(config: Config) -> None:
     check_choice("arch.regulariser", arch.regulariser, ("l2", "kl", "none"))
     if len(arch.temperature) != 2 or min(arch.temperature) <= 0:
         raise UserError(f"arch.temperature is {arch.temperature}: expected two positive numbers")
-    lengths = {
-        name: len(getattr(search, name))
-        for name in ("epochs", "partial_channels", "operations", "warmup_epochs")
-    }
-    if len(set(lengths.values())) != 1:
-        counts = ", ".join(f"search.{name} has {n}" for name, n in lengths.items())
-        raise UserError(f"every stage needs one entry in each of its fields, but {counts}")
-    if not search.epochs:
-        raise UserError("search.epochs is (): the search needs at least one stage")
-    if not search.candidate_batches and (search.candidates or search.ranked_cells):
-        raise UserError("search.candidate_batches is 0: cells are judged on at least 1 batch")
-    if not 0 < search.train_fraction < 1:
-        raise UserError(f"search.train_fraction is {search.train_fraction}: expected between 0, 1")
-    if search.train_fraction + search.alpha_fraction > 1:
-        raise UserError(
-            f"search.train_fraction is {search.train_fraction} and search.alpha_fraction "
-            f"{search.alpha_fraction}: together they are more than all images"
-        )
+    _check_search(search)
     for phase, part in (("search", search), ("retrain", retrain)):
         check_choice(f"{phase}.lr_schedule", part.lr_schedule, ("cosine", "linear"))
         for field in ("channels", "cells", "batch_size"):
@@ -290,6 +273,27 @@ def _check(config: Config) -> None:
             if isinstance(number, int | float):
                 _check_positive(name, number)
     _check_stages(search)
+
+
+def _check_search(search: SearchConfig) -> None:
+    lengths = {
+        name: len(getattr(search, name))
+        for name in ("epochs", "partial_channels", "operations", "warmup_epochs")
+    }
+    if len(set(lengths.values())) != 1:
+        counts = ", ".join(f"search.{name} has {n}" for name, n in lengths.items())
+        raise UserError(f"every stage needs one entry in each of its fields, but {counts}")
+    if not search.epochs:
+        raise UserError("search.epochs is (): the search needs at least one stage")
+    if not search.candidate_batches and (search.candidates or search.ranked_cells):
+        raise UserError("search.candidate_batches is 0: cells are judged on at least 1 batch")
+    if not 0 < search.train_fraction < 1:
+        raise UserError(f"search.train_fraction is {search.train_fraction}: expected between 0, 1")
+    if search.train_fraction + search.alpha_fraction > 1:
+        raise UserError(
+            f"search.train_fraction is {search.train_fraction} and search.alpha_fraction "
+            f"{search.alpha_fraction}: together they are more than all images"
+        )
 
 
 def _check_positive(name: str, number: float) -> None:

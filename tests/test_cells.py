@@ -41,16 +41,16 @@ def test_a_cell_drawn_is_its_mixing_weights(space, distribution):
 
 def test_draws_follow_the_concentration(space):
     structure, rng = structure_of(space), np.random.default_rng(0)
-    strong = {kind: rows + 1e6 * (np.arange(rows.shape[1]) == 2) for kind, rows in
-              flat(structure).items()}  # fmt: skip
+    third = 1e6 * (np.arange(len(space.PRIMITIVES)) == 2)
+    strong = {kind: rows + third for kind, rows in flat(structure).items()}
     cell = draw(space, structure, strong, "dirichlet", rng)
     names = {name for kind, _ in cell.cells for node in cell.cell(kind) for name, _ in node}
     assert names == {space.PRIMITIVES[2]}
 
 
 def test_a_pruned_operation_is_no_cell_of_the_supernet(space):
-    cell = draw(space, structure_of(space), flat(structure_of(space)), "softmax",
-                np.random.default_rng(0))  # fmt: skip
+    structure = structure_of(space)
+    cell = draw(space, structure, flat(structure), "softmax", np.random.default_rng(0))
     nodes = cell.cells[0][1]
     gone = nodes[0][0][0]
     left = tuple(name for name in space.PRIMITIVES if name != gone)

@@ -1,5 +1,6 @@
 """The progressive controller: stages, epochs, checkpoints; a new compiled step for each stage."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -71,7 +72,8 @@ def search(
             phase, state, progress, directory, checkpoints, phase.display
         )
     began = time.monotonic()
-    genotype = phase.result(state)
+    with contextlib.closing(problem.reader):
+        genotype = phase.result(state)
     seconds = progress.seconds + time.monotonic() - began
 
     def write() -> None:
@@ -180,12 +182,12 @@ class _SearchPhase:
 
     def result(self, state: SearchState) -> Genotype:
         """The best of the candidates by the supernet's validation accuracy, or the mean's cell."""
-        search = self.problem.config.search
+        search, name = self.problem.config.search, self.problem.config.arch.name
         if not search.candidates:
             return self.genotype(state)
         self.display.message(f"{search.candidates} candidates are judged by the supernet")
-        cells = self._draw_cells(self._concentration(state), search.candidates, self.epochs)
-        last = self.epochs - 1
+        concentration, last = self._concentration(state), self.epochs - 1
+        cells = self._draw_cells(concentration, name, search.candidates, self.epochs)
         found = self.probe.accuracies(state, cells, last, search.candidate_batches)
         best = int(np.argmax(found))
         self.display.message(
@@ -245,7 +247,7 @@ class _SearchPhase:
             flat = {
                 kind: np.ones((len(kept), len(kept[0]))) for kind, kept in self.structure.operations
             }
-            cells = self._draw_cells(flat, search.ranked_cells, epoch, "softmax")
+            cells = self._draw_cells(flat, "softmax", search.ranked_cells, epoch)
             found = self.probe.accuracies(state, cells, epoch, search.candidate_batches)
             insight["ranked"] = [
                 {"cells": to_json(cell, {})["cells"], "accuracy": accuracy}
@@ -254,14 +256,12 @@ class _SearchPhase:
         return insight
 
     def _draw_cells(
-        self, concentration: Mapping[str, np.ndarray], count: int, epoch: int, name: str = ""
+        self, concentration: Mapping[str, np.ndarray], distribution: str, count: int, stream: int
     ) -> list[Genotype]:
         """So many draws, each cell once."""
-        problem = self.problem
-        rng = np.random.default_rng([problem.config.seed, epoch])
-        name = name or problem.config.arch.name
+        space, rng = self.problem.space, np.random.default_rng([self.problem.config.seed, stream])
         drawn = (
-            draw_cell(problem.space, self.structure, concentration, name, rng) for _ in range(count)
+            draw_cell(space, self.structure, concentration, distribution, rng) for _ in range(count)
         )
         return list(dict.fromkeys(drawn))
 
