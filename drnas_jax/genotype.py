@@ -108,7 +108,11 @@ def from_json(mapping: Any, source: str) -> Genotype:
     if not isinstance(mapping.get("provenance", {}), Mapping):
         raise _fault(f"{source}: provenance", mapping["provenance"], "an object")
     space = _check_name(f"{source}: space", mapping.get("space"))
-    cells = mapping.get("cells")
+    return from_cells(space, mapping.get("cells"), source)
+
+
+def from_cells(space: str, cells: Any, source: str) -> Genotype:
+    """Of the `cells` of a genotype.json or of a line of search/history.jsonl; see from_json."""
     if not isinstance(cells, Mapping) or not 1 <= len(cells) <= _MAX_CELLS:
         raise _fault(f"{source}: cells", cells, f"an object of 1 to {_MAX_CELLS} cell types")
     return Genotype(

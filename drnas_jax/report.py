@@ -17,10 +17,11 @@ from plotly.offline import get_plotlyjs
 from drnas_jax import spaces
 from drnas_jax.analysis import figures
 from drnas_jax.analysis.exploration import explore
+from drnas_jax.analysis.ranking import agreement
 from drnas_jax.benchmarks import nasbench201
 from drnas_jax.benchmarks.nasbench201 import DATASETS, Table
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import Genotype, load_genotype
+from drnas_jax.genotype import Genotype, from_cells, load_genotype
 from drnas_jax.metrics import read_history, write_text
 from drnas_jax.picture import draw
 
@@ -40,6 +41,7 @@ class Run(NamedTuple):
 
     Attributes:
       directory: the workdir.
+      name: what the page calls it.
       described: its config.json.
       search, retrain: the lines of both histories.
       genotype: what the search found, or None.
@@ -48,12 +50,18 @@ class Run(NamedTuple):
     """
 
     directory: Path
+    name: str
     described: Mapping[str, Any]
     search: list[dict[str, Any]]
     retrain: list[dict[str, Any]]
     genotype: Genotype | None
     result: Mapping[str, Any] | None
     table: Table | None
+
+    @property
+    def title(self) -> str:
+        """As a figure's legend calls it."""
+        return f"{self.name}, {self.config['arch']['name']}"
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -64,11 +72,20 @@ class Run(NamedTuple):
         """What the table says of the cell."""
         if self.table is None or self.genotype is None:
             return None
-        return self.table.query(spaces.find(self.genotype.space).describe(self.genotype))
+        return self.table.query(self.genotype)
+
+    def true_accuracy(self, cell: Genotype) -> float:
+        """CIFAR-10 test accuracy of a cell after 200 epochs, in percent, by the table."""
+        assert self.table is not None
+        return self.table.accuracy(cell, "cifar10", "test", 200)
 
 
-def read_run(directory: str | os.PathLike[str]) -> Run:
+def read_run(directory: str | os.PathLike[str], name: str) -> Run:
     """Reads a workdir, of a run that may still go on.
+
+    Args:
+      directory: the workdir.
+      name: what the page shall call it.
 
     Raises:
       UserError: it is no workdir, or a file in it is damaged.
@@ -86,6 +103,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         table = nasbench201.load(file) if file else None
     return Run(
         directory=directory,
+        name=name,
         described=described,
         search=read_history(directory / "search" / "history.jsonl"),
         retrain=read_history(directory / "retrain" / "history.jsonl"),
@@ -120,7 +138,9 @@ def write_report(directory: str | os.PathLike[str], others: Sequence[str] = ()) 
     Raises:
       UserError: one of them is no workdir, or damaged.
     """
-    runs = [read_run(path) for path in (directory, *others)]
+    paths = [Path(path).absolute() for path in (directory, *others)]
+    root = os.path.commonpath([path.parent for path in paths])
+    runs = [read_run(path, os.path.relpath(path, root)) for path in paths]
     file = runs[0].directory / "report.html"
     write_text(file, render(runs))
     return file
@@ -135,6 +155,8 @@ def render(runs: Sequence[Run]) -> str:
         _search(run),
         _exploration(run),
         _concentrations(run),
+        _curvature(runs),
+        _agreement(runs),
         _retraining(run),
         _comparison(runs) if len(runs) > 1 else "",
         _settings(run),
@@ -194,7 +216,7 @@ def _summary(run: Run) -> str:
         for name in DATASETS:
             if "test_200" in truth[name]:
                 rows.append((f"true test accuracy, {name}", f"{truth[name]['test_200']:.2f} %"))
-        rows.append(("rank among all cells", f"{truth['rank']:,} of {len(run.table.ranks):,}"))
+        rows.append(("rank among all cells", f"{truth['rank']:,} of {len(run.table.rows):,}"))
     return _section("What was found", _table((), rows))
 
 
@@ -218,12 +240,8 @@ def _search(run: Run) -> str:
 def _exploration(run: Run) -> str:
     if run.table is None or not run.search:
         return ""
-    space, table = spaces.find(run.config["space"]), run.table
-
-    def accuracy(genotype: Genotype) -> float:
-        return table.accuracy[space.describe(genotype)]["cifar10"]["test_200"]
-
-    found = explore(run.search, space, run.config["arch"]["name"], accuracy)
+    space = spaces.find(run.config["space"])
+    found = explore(run.search, space, run.config["arch"]["name"], run.true_accuracy)
     words = (
         "True CIFAR-10 test accuracies after 200 epochs, by NAS-Bench-201, of 100 cells drawn from "
         "the mixing distribution after each epoch."
@@ -242,6 +260,33 @@ def _concentrations(run: Run) -> str:
     return _section("Mixing weights", _text(words), *parts)
 
 
+def _curvature(runs: Sequence[Run]) -> str:
+    lines = {
+        run.title: {line["epoch"]: line["hessian"] for line in run.search if "hessian" in line}
+        for run in runs
+    }
+    if not any(lines.values()):
+        return ""
+    words = "The largest eigenvalue of the Hessian of the validation loss in alpha."
+    return _section("Curvature", _text(words), _plot(figures.compare(lines, "eigenvalue")))
+
+
+def _agreement(runs: Sequence[Run]) -> str:
+    lines = {
+        run.title: dict(agreement(run.search, run.config["space"], run.true_accuracy))
+        for run in runs
+        if run.table
+    }
+    if not any(lines.values()):
+        return ""
+    words = (
+        "Kendall's tau between the accuracies of cells in the supernet, on validation images, and "
+        "their true CIFAR-10 test accuracies after 200 epochs: 1 if both order them alike, 0 if "
+        "they have nothing in common."
+    )
+    return _section("Agreement", _text(words), _plot(figures.compare(lines, "Kendall's tau")))
+
+
 def _retraining(run: Run) -> str:
     return _section("Retraining", _plot(figures.curves(run.retrain))) if run.retrain else ""
 
@@ -253,7 +298,7 @@ def _comparison(runs: Sequence[Run]) -> str:
         seconds = result.get("search_seconds")
         rows.append(
             (
-                run.directory.name,
+                run.name,
                 run.config["arch"]["name"],
                 str(run.config["seed"]),
                 f"{run.search[-1]['epoch']}" if run.search else "-",
@@ -275,7 +320,18 @@ def _comparison(runs: Sequence[Run]) -> str:
         "parameters",
         "search, s",
     )
-    return _section("Comparison", _table(header, rows))
+    true = {
+        run.title: {
+            line["epoch"]: run.true_accuracy(
+                from_cells(run.config["space"], line["genotype"], "history.jsonl")
+            )
+            for line in run.search
+        }
+        for run in runs
+        if run.table
+    }
+    plot = _plot(figures.compare(true, "true accuracy of the mean's cell, %")) if true else ""
+    return _section("Comparison", _table(header, rows), plot)
 
 
 def _settings(run: Run) -> str:

@@ -65,6 +65,22 @@ def entropy(history: History) -> go.Figure:
     return figure
 
 
+def compare(lines: Mapping[str, Mapping[int, float]], yaxis: str) -> go.Figure:
+    """A line a run.
+
+    Args:
+      lines: name of a run -> epoch -> value.
+      yaxis: what the values are.
+    """
+    figure = _figure(360, "epoch", yaxis)
+    for name, values in lines.items():
+        mode = "lines+markers" if len(values) < 30 else "lines"
+        x, y = list(values), list(values.values())
+        figure.add_trace(go.Scatter(x=x, y=y, name=name, mode=mode))
+    figure.update_layout(showlegend=True)
+    return figure
+
+
 def exploration(found: Sequence[Explored]) -> go.Figure:
     """The range of the cells drawn after each epoch, quartiles and median, and the mean's cell."""
     figure = _figure(380, "epoch", "true accuracy, %")

@@ -6,7 +6,8 @@ seeds: the accuracy of DATASET on SPLIT ('valid' or 'test') after training for E
 
 import csv
 import dataclasses
-import math
+import functools
+import operator
 import os
 import pickle
 import re
@@ -14,7 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from drnas_jax.errors import UserError
+from drnas_jax.genotype import Genotype
+from drnas_jax.spaces.nasbench201 import describe
 
 DATASETS = ("cifar10", "cifar100", "imagenet16_120")
 _COLUMN = re.compile(rf"({'|'.join(DATASETS)})_((?:valid|test)_(?:12|200))")
@@ -40,27 +45,63 @@ class Table:
     """All cells by their arch string.
 
     Attributes:
-      accuracy: arch string -> data set -> 'SPLIT_EPOCHS' -> percent.
-      ranks: arch string -> rank by CIFAR-10 test accuracy after 200 epochs; 1 is the best.
+      rows: arch string -> row of `values`.
+      columns: (data set, 'SPLIT_EPOCHS') of each column of `values`.
+      values: float64 [cells, columns], percent.
     """
 
-    accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]
-    ranks: Mapping[str, int]
+    rows: Mapping[str, int]
+    columns: tuple[tuple[str, str], ...]
+    values: np.ndarray
 
-    def query(self, arch: str) -> dict[str, Any]:
-        """What the benchmark knows of a cell.
+    def accuracy(self, cell: str | Genotype, dataset: str, split: str, epochs: int) -> float:
+        """One number: percent, the mean over the benchmark's seeds.
 
-        Returns:
-          For each data set its accuracies in percent; `rank`, and `percentile` (100: the best).
+        Args:
+          cell: an arch string, or a genotype of the space.
+          dataset: one of DATASETS.
+          split: 'valid' or 'test'.
+          epochs: for which the cell was trained, 12 or 200.
 
         Raises:
-          UserError: the arch string is not in the table.
+          UserError: the table has no such cell or no such column.
         """
-        if arch not in self.accuracy:
-            raise UserError(f"{arch[:200]!r} is not in the NAS-Bench-201 table")
-        rank, cells = self.ranks[arch], len(self.ranks)
+        column = (dataset, f"{split}_{epochs}")
+        if column not in self.columns:
+            known = ", ".join("_".join(names) for names in self.columns)
+            raise UserError(f"the NAS-Bench-201 table has no {'_'.join(column)}; it has {known}")
+        return float(self.values[self._row(cell), self.columns.index(column)])
+
+    def query(self, cell: str | Genotype) -> dict[str, Any]:
+        """All that the benchmark knows of a cell.
+
+        Returns:
+          For each data set its accuracies in percent by 'SPLIT_EPOCHS'; `rank` by CIFAR-10 test
+          accuracy after 200 epochs (1: the best), and `percentile` (100: the best).
+
+        Raises:
+          UserError: the cell is not in the table.
+        """
+        row = self._row(cell)
+        found: dict[str, Any] = {dataset: {} for dataset in DATASETS}
+        for (dataset, name), value in zip(self.columns, self.values[row].tolist(), strict=True):
+            found[dataset][name] = value
+        cells, rank = len(self.rows), int(self._ranks[row])
         percentile = round(100 * (cells - rank) / max(cells - 1, 1), 3)
-        return {**self.accuracy[arch], "rank": rank, "percentile": percentile}
+        return {**found, "rank": rank, "percentile": percentile}
+
+    def _row(self, cell: str | Genotype) -> int:
+        arch = cell if isinstance(cell, str) else describe(cell)
+        if arch not in self.rows:
+            raise UserError(f"{arch[:200]!r} is not in the NAS-Bench-201 table")
+        return self.rows[arch]
+
+    @functools.cached_property
+    def _ranks(self) -> np.ndarray:
+        order = np.argsort(-self.values[:, self.columns.index(_JUDGED_BY)], kind="stable")
+        ranks = np.empty(len(order), np.int64)
+        ranks[order] = np.arange(1, len(order) + 1)
+        return ranks
 
 
 def locate(table: str, data_dir: str) -> Path | None:
@@ -164,37 +205,28 @@ def from_nats_bench(api: Any) -> Iterator[dict[str, str]]:
 
 
 def _load(path: str | os.PathLike[str]) -> Table:
-    accuracy: dict[str, dict[str, dict[str, float]]] = {}
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         lines = csv.reader(file)
         header = next(lines, [])
         for needed in ("arch_str", "_".join(_JUDGED_BY)):
             if needed not in header:
                 raise UserError(f"{path} has no column {needed!r}: it is no NAS-Bench-201 table")
-        name = header.index("arch_str")
-        columns = [
-            (i, match[1], match[2])
-            for i, match in enumerate(map(_COLUMN.fullmatch, header))
-            if match
-        ]
+        matches = [(i, match) for i, match in enumerate(map(_COLUMN.fullmatch, header)) if match]
+        pick = operator.itemgetter(header.index("arch_str"), *(i for i, _ in matches))
+        rows: dict[str, int] = {}
+        values = []
         for number, fields in enumerate(lines, start=2):
             try:
-                arch = fields[name]
-                cell: dict[str, dict[str, float]] = {dataset: {} for dataset in DATASETS}
-                for i, dataset, split in columns:
-                    cell[dataset][split] = _percent(fields[i])
+                arch, *texts = pick(fields)
+                values.append(list(map(float, texts)))
             except (ValueError, IndexError) as error:
                 raise UserError(f"{path}, line {number}, is damaged ({error})") from error
-            if arch in accuracy:
+            if arch in rows:
                 raise UserError(f"{path}, line {number}: {arch} stands there twice")
-            accuracy[arch] = cell
-    dataset, split = _JUDGED_BY
-    ordered = sorted(accuracy, key=lambda arch: -accuracy[arch][dataset][split])
-    return Table(accuracy, {arch: rank for rank, arch in enumerate(ordered, start=1)})
-
-
-def _percent(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and 0 <= value <= 100):
-        raise ValueError(f"{text} is not a percentage")
-    return value
+            rows[arch] = number - 2
+    columns = tuple((match[1], match[2]) for _, match in matches)
+    percents = np.array(values).reshape(-1, len(columns))
+    for row, column in np.argwhere(~((percents >= 0) & (percents <= 100))):
+        wrong = percents[row, column]
+        raise UserError(f"{path}, line {row + 2}, is damaged ({wrong} is not a percentage)")
+    return Table(rows, columns, percents)

@@ -36,6 +36,21 @@ def test_query(tmp_path):
         load(path).query("d")
 
 
+def test_one_accuracy(tmp_path):
+    archs = [
+        "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|",
+        "|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|",
+    ]
+    table = load(write(tmp_path, HEADER, f"0,{archs[0]},90.5,40", f"1,{archs[1]},94.25,60.5"))
+    for cell in (archs[1], parse(archs[1])):
+        assert table.accuracy(cell, "cifar10", "test", 200) == 94.25
+        assert table.accuracy(cell, "cifar100", "valid", 12) == 60.5
+    with pytest.raises(UserError, match="has no cifar10_valid_12; it has cifar10_test_200"):
+        table.accuracy(archs[0], "cifar10", "valid", 12)
+    with pytest.raises(UserError, match="is not in the"):
+        table.accuracy("x", "cifar10", "test", 200)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -70,11 +85,12 @@ def test_locate(tmp_path):
 @pytest.mark.skipif(not REAL.exists(), reason=f"the real table is not at {REAL}")
 def test_real_table():
     table = load(REAL)
-    assert len(table.ranks) == 5**6
-    best = min(table.ranks, key=table.ranks.get)
+    assert len(table.rows) == 5**6
+    best = max(table.rows, key=lambda arch: table.accuracy(arch, "cifar10", "test", 200))
     # 94.37 is the best CIFAR-10 test accuracy of the space, as the DrNAS paper gives it.
     assert round(table.query(best)["cifar10"]["test_200"], 2) == 94.37
-    assert all(describe(parse(arch)) == arch for arch in table.ranks)
+    assert table.query(best)["rank"] == 1
+    assert all(describe(parse(arch)) == arch for arch in table.rows)
 
 
 def test_unreadable_files(tmp_path):
@@ -114,7 +130,7 @@ EXPECTED = {
 
 def check_table(path):
     table = load(path)
-    assert list(table.accuracy) == ARCHS
+    assert list(table.rows) == ARCHS
     for index, arch in enumerate(ARCHS):
         for (dataset, split), source in EXPECTED.items():
             assert table.query(arch)[dataset][split] == accuracy(index, *source)
