@@ -11,6 +11,7 @@ second stands what this machine reaches in matrix products and in copies.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import resource
@@ -78,7 +79,7 @@ def step_case(config: Config, stage: int) -> Case:
         raise UserError(f"--stage is {stage}: the config has stages 1 to {len(stages)}")
     problem = make_problem(config, synthetic(config, config.search.batch_size))
     structure = problem.first_structure()
-    state = sharding.run_once(lambda: problem.init(structure), problem.mesh)
+    state = sharding.run_once(functools.partial(problem.init, structure), problem.mesh, config.seed)
     for number in range(1, stage):
         state, structure = advance(
             problem.space, state, structure, stages[number], config.seed + number
@@ -153,11 +154,11 @@ def _schedule(config: Config, dataset: Dataset | data.Stream, steps: int) -> dat
 
 def _augmentation_rate(config: Config, dataset: Dataset, mesh: Mesh, steps: int) -> float:
     """Images a second, in the second of two epochs."""
-    augmentation = (config.data.crop_padding, config.retrain.cutout, config.seed)
-    batches = feed.make_feed(dataset, *augmentation)
+    augmentation = (config.data.crop_padding, config.retrain.cutout)
+    batches, seed = feed.make_feed(dataset, *augmentation), jnp.uint32(config.seed)
 
     def augment(raw: feed.Images, batch: jax.Array, step: jax.Array) -> feed.Images:
-        return jax.lax.map(lambda rows: batches.augmented(raw, rows, "bench", step), batch)
+        return jax.lax.map(lambda rows: batches.augmented(raw, rows, "bench", seed, step), batch)
 
     specs = (sharding.REPLICATED, sharding.STEPS, sharding.REPLICATED)
     program = sharding.data_parallel(augment, mesh, specs, out_specs=sharding.STEPS)

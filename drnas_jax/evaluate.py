@@ -95,7 +95,7 @@ def score(
     display: Display,
 ) -> dict[str, float]:
     """Loss, accuracy and top-5 of a network on the test images, each counted once."""
-    batches = feed.make_feed(dataset, 0, 0, config.seed)
+    batches = feed.make_feed(dataset, 0, 0)
 
     def totals(
         variables: Any, raw: feed.Images | None, batch: feed.Batch, weight: jax.Array

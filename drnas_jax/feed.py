@@ -53,7 +53,6 @@ class Feed:
       mean, std: of each channel in 0..1.
       crop_padding, flip, cutout: see `data.augment_batch`.
       jitter: see `data.color_jitter`; () for none.
-      seed: of the run.
       dtype: of the images of a batch, and so of all that is computed from them.
     """
 
@@ -63,24 +62,26 @@ class Feed:
     flip: bool
     cutout: int
     jitter: tuple[float, ...]
-    seed: int
     dtype: str = "float32"
 
-    def augmented(self, raw: Images | None, batch: Batch, name: str, step: jax.Array) -> Images:
+    def augmented(
+        self, raw: Images | None, batch: Batch, name: str, seed: jax.Array, step: jax.Array
+    ) -> Images:
         """The examples of this device's shard, augmented for training.
 
         Args:
           raw: the data set in memory, or None.
           batch: this device's shard.
           name: of the random stream.
+          seed: of the run.
           step: within it.
         """
         images, labels = _gather(raw, batch)
-        key, count = stream_key(self.seed, name, step), labels.size
+        key, count = stream_key(seed, name, step), labels.size
         position = lax.axis_index(AXIS) * count + jnp.arange(count)
         if self.jitter:
             images = color_jitter(
-                stream_key(self.seed, f"{name}/jitter", step), position, images, self.jitter
+                stream_key(seed, f"{name}/jitter", step), position, images, self.jitter
             )
         images = augment_batch(
             key,
@@ -112,7 +113,6 @@ def make_feed(
     dataset: Dataset | Stream,
     crop_padding: int,
     cutout: int,
-    seed: int,
     dtype: str = "float32",
     jitter: tuple[float, ...] = (),
 ) -> Feed:
@@ -120,7 +120,7 @@ def make_feed(
     mean, std = (tuple(map(float, values)) for values in (dataset.mean, dataset.std))
     if isinstance(dataset, Stream) and dataset.crop == "resized":
         crop_padding = 0  # the crop is behind it
-    return Feed(mean, std, crop_padding, dataset.flip, cutout, jitter, seed, dtype)
+    return Feed(mean, std, crop_padding, dataset.flip, cutout, jitter, dtype)
 
 
 class Reader:

@@ -191,7 +191,7 @@ class _Lowered(NamedTuple):
 def _lower(problem: Problem, raw: Any, stage: int) -> _Lowered:
     config, mesh = problem.config, problem.mesh
     structure = problem.first_structure()
-    shapes = jax.eval_shape(lambda: problem.init(structure))
+    shapes = jax.eval_shape(lambda: problem.init(structure, config.seed))
     random = np.random.default_rng(config.seed)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     state = state.replace(

@@ -33,12 +33,14 @@ class RetrainState(struct.PyTreeNode):
     """Everything that retraining remembers.
 
     Attributes:
+      seed: uint32 [], of the run. Not static, so that runs share compiled programs.
       step: int32 [], updates done.
       params, batch_stats: of the network.
       opt: the optimiser's state.
       totals: sums over the training batches of the epoch so far.
     """
 
+    seed: jax.Array
     step: jax.Array
     params: Any
     batch_stats: Any
@@ -115,7 +117,6 @@ class Recipe:
       label_smoothing: of the loss.
       drop_path: rate at the end; it rises linearly from 0.
       auxiliary_weight: of the auxiliary head's loss.
-      seed: of the run.
     """
 
     network: nn.Module
@@ -124,19 +125,19 @@ class Recipe:
     label_smoothing: float
     drop_path: float
     auxiliary_weight: float
-    seed: int
 
 
 def init_state(
     network: nn.Module,
     optimiser: optax.GradientTransformation,
     image_shape: tuple[int, ...],
-    seed: int,
+    seed: jax.Array | int,
 ) -> RetrainState:
     """A fresh state for images of shape [h, w, c]."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = network.lazy_init(stream_key(seed, "retrain/init"), images, True)
     return RetrainState(
+        seed=jnp.asarray(seed, jnp.uint32),
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
@@ -155,7 +156,7 @@ def retrain_step(recipe: Recipe, state: RetrainState, batch: feed.Images) -> Ret
             batch.images,
             True,
             recipe.drop_path * state.step / recipe.total_steps,
-            rngs=_drop_path_key(recipe, state.step),
+            rngs=_drop_path_key(recipe, state),
             mutable=["batch_stats"],
         )
         loss = losses.training_loss(
@@ -176,10 +177,10 @@ def retrain_step(recipe: Recipe, state: RetrainState, batch: feed.Images) -> Ret
     )
 
 
-def _drop_path_key(recipe: Recipe, step: jax.Array) -> dict[str, jax.Array]:
+def _drop_path_key(recipe: Recipe, state: RetrainState) -> dict[str, jax.Array]:
     if not recipe.drop_path:
         return {}
-    key = stream_key(recipe.seed, "retrain/drop_path", step)
+    key = stream_key(state.seed, "retrain/drop_path", state.step)
     return {"drop_path": jax.random.fold_in(key, lax.axis_index(sharding.AXIS))}
 
 
@@ -222,7 +223,6 @@ class Retraining:
             label_smoothing=part.label_smoothing,
             drop_path=part.drop_path,
             auxiliary_weight=part.auxiliary_weight,
-            seed=config.seed,
         )
         schedule = Schedule(
             batch_size=part.batch_size,
@@ -261,21 +261,19 @@ class Retraining:
         )
         return channels
 
-    def _init(self) -> RetrainState:
-        return init_state(
-            self.recipe.network, self.recipe.optimiser, self.dataset.shape, self.config.seed
-        )
+    def _init(self, seed: jax.Array | int) -> RetrainState:
+        return init_state(self.recipe.network, self.recipe.optimiser, self.dataset.shape, seed)
 
     def start(self) -> tuple[RetrainState, loop.Progress]:
         """A fresh state on the devices."""
-        return sharding.run_once(self._init, self.mesh), loop.Progress(0, 0.0)
+        return sharding.run_once(self._init, self.mesh, self.config.seed), loop.Progress(0, 0.0)
 
     def resume(self, checkpoints: Checkpoints) -> tuple[RetrainState, loop.Progress] | None:
         """The newest checkpoint, or None."""
         saved = checkpoints.latest()
         if saved is None:
             return None
-        state = checkpoints.load(saved.step, jax.eval_shape(self._init), self.mesh)
+        state = checkpoints.load(saved.step, jax.eval_shape(self._init, 0), self.mesh)
         return state, loop.resumed(saved.metadata, self.mesh, self.display)
 
     def step_program(self) -> Any:
@@ -285,13 +283,12 @@ class Retraining:
             self.dataset,
             config.data.crop_padding,
             config.retrain.cutout,
-            config.seed,
             compute.dtype,
             config.retrain.color_jitter,
         )
 
         def step(state: RetrainState, raw: feed.Images | None, batch: feed.Batch) -> RetrainState:
-            augmented = batches.augmented(raw, batch, "retrain/augment", state.step)
+            augmented = batches.augmented(raw, batch, "retrain/augment", state.seed, state.step)
             return retrain_step(self.recipe, state, augmented)
 
         return feed.step_program(step, self.mesh, parts=1, donate=compute.donate)

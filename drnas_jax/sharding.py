@@ -86,10 +86,10 @@ def place_rows(tree: Any, mesh: Mesh, spec: PartitionSpec, size: int) -> Any:
     return jax.tree.map(one, tree)
 
 
-def run_once(function: Callable[[], Any], mesh: Mesh) -> Any:
-    """Runs a function compiled, once; a copy of what it gives lies on every device."""
+def run_once(function: Callable[[jax.Array], Any], mesh: Mesh, seed: int) -> Any:
+    """Runs a function of a seed compiled, once; a copy of what it gives lies on every device."""
     compiled = jax.jit(function, compiler_options=_OPTIONS_OF_ONE_RUN.get(platform(mesh)))
-    return replicate(compiled(), mesh)
+    return replicate(compiled(np.uint32(seed)), mesh)
 
 
 def data_parallel(

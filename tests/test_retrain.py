@@ -27,7 +27,7 @@ class Spy(nn.Module):
 
 @pytest.mark.parametrize(("drop_path", "keyed"), [(0.3, 1), (0.0, 0)])
 def test_drop_path_rises_linearly(drop_path, keyed):
-    recipe = Recipe(Spy(), optax.sgd(0.1), 10, 0.0, drop_path, 0.0, seed=0)
+    recipe = Recipe(Spy(), optax.sgd(0.1), 10, 0.0, drop_path, 0.0)
     state = init_state(recipe.network, recipe.optimiser, (4,), seed=0)
     batch = Images(jnp.ones((2, 4)), jnp.zeros(2, jnp.int32))
     mesh = sharding.make_mesh(jax.devices()[:1])

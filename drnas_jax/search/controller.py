@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -118,7 +119,8 @@ class _SearchPhase:
         self.probe = Probe(self.problem, structure)
 
     def start(self) -> tuple[SearchState, loop.Progress]:
-        state = run_once(lambda: self.problem.init(self.structure), self.mesh)
+        init = functools.partial(self.problem.init, self.structure)
+        state = run_once(init, self.mesh, self.problem.config.seed)
         return state, loop.Progress(0, 0.0)
 
     def resume(self, checkpoints: Checkpoints) -> tuple[SearchState, loop.Progress] | None:
@@ -134,7 +136,7 @@ class _SearchPhase:
             first, partial_channels=found["partial_channels"], operations=operations
         )
         self._enter(found["stage"], structure)
-        like = jax.eval_shape(lambda: self.problem.init(structure))
+        like = jax.eval_shape(lambda: self.problem.init(structure, 0))
         state = checkpoints.load(saved.step, like, self.mesh)
         return state, loop.resumed(found, self.mesh, self.display)
 

@@ -84,11 +84,10 @@ class Problem:
             alpha_optimiser=self.alpha_optimiser,
             alpha_clip=config.arch.clip,
             total_steps=self.epochs * self.steps,
-            seed=config.seed,
             sample_per_device=config.search.sample_per_device,
         )
 
-    def init(self, structure: Structure) -> SearchState:
+    def init(self, structure: Structure, seed: jax.Array | int) -> SearchState:
         """A fresh state, see `init_state`."""
         return init_state(
             structure,
@@ -97,7 +96,7 @@ class Problem:
             self.weight_optimiser,
             self.alpha_optimiser,
             self.image_shape,
-            self.config.seed,
+            seed,
         )
 
     def step_program(self, structure: Structure, frozen: bool) -> Any:
@@ -106,7 +105,7 @@ class Problem:
 
         def step(state: SearchState, raw: Images | None, *batches: Batch) -> SearchState:
             augmented = (
-                self.feed.augmented(raw, batch, name, state.step)
+                self.feed.augmented(raw, batch, name, state.seed, state.step)
                 for name, batch in zip(STREAMS, batches, strict=not frozen)
             )
             return search_step(recipe, state, *augmented, frozen=frozen)
@@ -182,7 +181,7 @@ def make_problem(
         weight_optimiser=optimise.weight_optimiser(part, steps, epochs),
         alpha_optimiser=optimise.alpha_optimiser(config.arch),
         mesh=mesh,
-        feed=make_feed(dataset, config.data.crop_padding, 0, config.seed, config.compute.dtype),
+        feed=make_feed(dataset, config.data.crop_padding, 0, config.compute.dtype),
         reader=Reader(dataset, schedule, mesh),
         classes=dataset.num_classes,
         image_shape=dataset.shape,

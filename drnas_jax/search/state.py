@@ -18,6 +18,7 @@ class SearchState(struct.PyTreeNode):
     """Everything that a search remembers, as arrays. What is static is a Structure beside it.
 
     Attributes:
+      seed: uint32 [], of the run. Not static, so that runs share compiled programs.
       step: int32 [], updates of the weights done, over all stages.
       params: the supernet's weights.
       batch_stats: its BatchNorm running averages.
@@ -27,6 +28,7 @@ class SearchState(struct.PyTreeNode):
       totals: sums over the training batches of the epoch so far (see `losses.totals`).
     """
 
+    seed: jax.Array
     step: jax.Array
     params: Any
     batch_stats: Any
@@ -43,7 +45,7 @@ def init_state(
     weight_optimiser: optax.GradientTransformation,
     alpha_optimiser: optax.GradientTransformation,
     image_shape: tuple[int, ...],
-    seed: int,
+    seed: jax.Array | int,
 ) -> SearchState:
     """A fresh state for a structure.
 
@@ -66,6 +68,7 @@ def init_state(
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = supernet.lazy_init(stream_key(seed, "init/weights"), images, mix, True)
     return SearchState(
+        seed=jnp.asarray(seed, jnp.uint32),
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],

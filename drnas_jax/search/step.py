@@ -35,7 +35,6 @@ class Recipe:
       weight_optimiser, alpha_optimiser: the two optimisers.
       alpha_clip: global norm to which alpha's gradient is clipped; 0: it is not.
       total_steps: of the whole search, for temperatures.
-      seed: of the run.
       sample_per_device: draw mixing weights per device, not once for all.
     """
 
@@ -46,7 +45,6 @@ class Recipe:
     alpha_optimiser: optax.GradientTransformation
     alpha_clip: float
     total_steps: int
-    seed: int
     sample_per_device: bool
 
 
@@ -70,9 +68,9 @@ def search_step(
     return update_weights(recipe, update_alpha(recipe, state, valid), train)
 
 
-def sample(recipe: Recipe, alpha: Mix, stream: str, step: jax.Array) -> Mix:
-    """Draws mixing weights, by cell type [e, o]; a fresh draw for every stream and step."""
-    return _draw(recipe, step, _keys(recipe, alpha, stream, step), alpha)
+def sample(recipe: Recipe, alpha: Mix, stream: str, seed: jax.Array, step: jax.Array) -> Mix:
+    """Draws mixing weights, by cell type [e, o]; a fresh draw for every seed, stream and step."""
+    return _draw(recipe, step, _keys(recipe, alpha, stream, seed, step), alpha)
 
 
 def _draw(recipe: Recipe, step: jax.Array, keys: dict[str, jax.Array], alpha: Mix) -> Mix:
@@ -83,8 +81,10 @@ def _draw(recipe: Recipe, step: jax.Array, keys: dict[str, jax.Array], alpha: Mi
     }
 
 
-def _keys(recipe: Recipe, alpha: Mix, stream: str, step: jax.Array) -> dict[str, jax.Array]:
-    keys = {name: stream_key(recipe.seed, f"search/{stream}/{name}", step) for name in alpha}
+def _keys(
+    recipe: Recipe, alpha: Mix, stream: str, seed: jax.Array, step: jax.Array
+) -> dict[str, jax.Array]:
+    keys = {name: stream_key(seed, f"search/{stream}/{name}", step) for name in alpha}
     if recipe.sample_per_device:
         return {name: jax.random.fold_in(key, lax.axis_index(AXIS)) for name, key in keys.items()}
     return keys
@@ -97,7 +97,7 @@ def update_alpha(recipe: Recipe, state: SearchState, batch: Images) -> SearchSta
     """
 
     def loss_of(alpha: Mix) -> jax.Array:
-        mix = sample(recipe, alpha, "alpha-sample", state.step)
+        mix = sample(recipe, alpha, "alpha-sample", state.seed, state.step)
         return _loss(recipe, state, batch, None, state.params, mix)[0]
 
     return _move_alpha(recipe, state, jax.grad(loss_of)(state.alpha))
@@ -105,7 +105,7 @@ def update_alpha(recipe: Recipe, state: SearchState, batch: Images) -> SearchSta
 
 def update_weights(recipe: Recipe, state: SearchState, batch: Images) -> SearchState:
     """Moves the weights along the gradient of the training loss under a fresh sample."""
-    mix = sample(recipe, state.alpha, "weight-sample", state.step)
+    mix = sample(recipe, state.alpha, "weight-sample", state.seed, state.step)
     loss_of = partial(_loss, recipe, state, batch, None)
     gradient, found = jax.grad(loss_of, has_aux=True)(state.params, mix)
     return _move_weights(recipe, state, batch, gradient, found)
@@ -119,7 +119,9 @@ def _update_one(
     choose = partial(jax.tree.map, partial(jnp.where, learn))
     batch = choose(train, valid)
     streams = ("weight-sample", "alpha-sample")
-    keys = choose(*(_keys(recipe, state.alpha, stream, state.step) for stream in streams))
+    keys = choose(
+        *(_keys(recipe, state.alpha, stream, state.seed, state.step) for stream in streams)
+    )
     mix, pull_mix = jax.vjp(partial(_draw, recipe, state.step, keys), state.alpha)
     loss_of = partial(_loss, recipe, state, batch, learn.astype(jnp.float32))
     loss, pull, found = jax.vjp(loss_of, state.params, mix, has_aux=True)

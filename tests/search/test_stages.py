@@ -26,7 +26,7 @@ def numbered(tiny):
     def shapes(partial_channels):
         first = first_structure(space, problem.config.search, problem.classes)
         structure = dataclasses.replace(first, cells=2, partial_channels=partial_channels)
-        return jax.eval_shape(lambda: problem.init(structure)), structure
+        return jax.eval_shape(lambda: problem.init(structure, 0)), structure
 
     def make(alpha, partial_channels=4):
         state, structure = shapes(partial_channels)
@@ -241,7 +241,7 @@ def test_the_pruned_supernet_is_really_smaller(tiny, compiled):
         program = lowered.compile() if compiled else lowered
         return program.cost_analysis()["flops"]
 
-    state = jax.eval_shape(lambda: problem.init(structure))
+    state = jax.eval_shape(lambda: problem.init(structure, 0))
     alpha = np.tile(np.array([1, 2, 0, 0, 3], np.float32), (EDGES, 1))
     alpha[::2, 2] = 9  # 1x1 convolutions stay on half the edges
     values = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)

@@ -73,7 +73,7 @@ def structure_of(problem):
 def start(problem):
     """A state of random numbers: an initialisation would take longer to compile."""
     rng = np.random.default_rng(0)
-    state = jax.eval_shape(lambda: problem.init(structure_of(problem)))
+    state = jax.eval_shape(lambda: problem.init(structure_of(problem), 0))
 
     def numbers(path, leaf):
         name = path[-1].key
@@ -159,7 +159,8 @@ def assert_replicated(state):
 
 
 def assert_moved_alike(one, other, before):
-    for a, b, c in zip(*map(jax.tree.leaves, (one, other, before)), strict=True):
+    states = (state.replace(seed=None) for state in (one, other, before))
+    for a, b, c in zip(*map(jax.tree.leaves, states), strict=True):
         moved = np.abs(np.asarray(a) - c).max()
         assert moved > 0
         # Sums over the batch run in another order, and numbers a thousand times as large as
@@ -198,7 +199,7 @@ def test_samples_of_the_devices(small, sample_per_device):
     recipe, state = problem.recipe(structure_of(problem)), start(problem)
 
     def draw(alpha):
-        return steps.sample(recipe, alpha, "weight-sample", 0)["cell"][None]
+        return steps.sample(recipe, alpha, "weight-sample", 0, 0)["cell"][None]
 
     mixes = np.asarray(data_parallel(draw, problem.mesh, (REPLICATED,), SHARDED)(state.alpha))
     different = {mix.tobytes() for mix in mixes}
@@ -264,7 +265,7 @@ def gradient_of(problem, state, stream, wanted):
     @jax.jit
     @functools.partial(jax.grad, argnums=("params", "alpha").index(wanted))
     def compute(params, alpha):
-        mix = steps.sample(recipe, alpha, stream, state.step)
+        mix = steps.sample(recipe, alpha, stream, 0, state.step)
         logits, _ = recipe.supernet.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images.images,
@@ -378,9 +379,10 @@ def recorded_draws(one_pass, count):
         regulariser=lambda alpha: jnp.zeros(()),
     )
     descent = optax.sgd(1e-3)
-    recipe = steps.Recipe(Sum(), one_pass, distribution, descent, descent, 0.0, 10, 0, False)
+    recipe = steps.Recipe(Sum(), one_pass, distribution, descent, descent, 0.0, 10, False)
     alpha = {"cell": jnp.ones((2, 3))}
     state = steps.SearchState(
+        seed=jnp.zeros((), jnp.uint32),
         step=jnp.zeros((), jnp.int32),
         params={"w": jnp.zeros(())},
         batch_stats={"mix": jnp.zeros((2, 3))},
@@ -421,7 +423,7 @@ def test_temperature_follows_the_whole_search(small):
     assert recipe.total_steps == sum(problem.config.search.epochs) * problem.steps
     told = recipe.distribution._replace(sample=lambda alpha, key, progress: 0 * alpha + progress)
     recipe = dataclasses.replace(recipe, distribution=told)
-    mix = steps.sample(recipe, {"cell": jnp.ones((2, 3))}, "x", recipe.total_steps // 4)
+    mix = steps.sample(recipe, {"cell": jnp.ones((2, 3))}, "x", 0, recipe.total_steps // 4)
     np.testing.assert_allclose(mix["cell"], 0.25, rtol=1e-6)
 
 

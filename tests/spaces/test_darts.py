@@ -44,6 +44,7 @@ def state_of(structure, alpha, fill):
         lambda path, leaf: fill([key.key for key in path], leaf.shape), shapes(structure)
     )
     return SearchState(
+        seed=jnp.zeros((), jnp.uint32),
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
