@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
             seed=0,  # all randomness of a run follows from it
+            seeds=1,  # if more: the command runs this seed and those after it, see README
             space="nasbench201",  # a file of drnas_jax/spaces
             stem="cifar",  # the network's first layers: 'cifar', or 'imagenet' (DARTS alone)
             genotype="",  # retrain this cell (a genotype.json, a published name or 'random')

@@ -141,6 +141,7 @@ class Config:
     """A whole run. Hashable, and equal when every field is."""
 
     seed: int
+    seeds: int
     space: str
     stem: str
     genotype: str
@@ -152,6 +153,11 @@ class Config:
     retrain: RetrainConfig
     compute: ComputeConfig
     nasbench201: NasBench201Config
+
+    def of_each_seed(self) -> "list[Config]":
+        """The runs that `seeds` asks for, each by itself."""
+        seeds = range(self.seed, self.seed + self.seeds)
+        return [dataclasses.replace(self, seed=seed, seeds=1) for seed in seeds]
 
 
 # Where things lie, what is evaluated, how the work is done: a run may go on with others of these,
@@ -266,8 +272,11 @@ def _check(config: Config) -> None:
     ):
         if not fraction < 1:
             raise UserError(f"config field {name} is {fraction}: expected less than 1")
-    if config.seed >= 2**32:  # JAX would drop the bits above
-        raise UserError(f"config field seed is {config.seed}: expected less than {2**32}")
+    if config.seeds < 1:
+        raise UserError(f"config field seeds is {config.seeds}: expected at least 1")
+    if config.seed + config.seeds > 2**32:  # JAX would drop the bits above
+        last = config.seed + config.seeds - 1
+        raise UserError(f"config field seed goes up to {last}: expected less than {2**32}")
     for name, value in _leaves(dataclasses.asdict(config)):
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float):

@@ -36,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_compilation_cache()
         open_workdir(workdir, config)
         with exit_at_once(), Display(quiet=not is_primary()) as display:
-            for phase in phases:
-                PHASES[phase](config, workdir, display)
-            from_primary(lambda: _report(workdir, display))
+            _run(config, phases, Path(workdir), display)
     except UserError as error:
         return _end(2, f"error: {error}")
     except ConnectionError as error:
@@ -50,10 +48,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _report(workdir: str, display: Display) -> None:
-    from drnas_jax.report import write_report  # here: plotly takes long to import
+def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display) -> None:
+    """The phases, and a report; several seeds one after the other, each in a workdir of its own."""
+    runs = config.of_each_seed()
+    workdirs = [workdir / f"seed{run.seed}" for run in runs] if len(runs) > 1 else [workdir]
+    for run, directory in zip(runs, workdirs, strict=True):
+        if len(runs) > 1:
+            display.message(f"seed {run.seed}: {directory}")
+            open_workdir(directory, run)
+        for phase in phases:
+            PHASES[phase](run, directory, display)
 
-    display.message(f"report: {write_report(workdir)}")
+    def write() -> None:
+        from drnas_jax.report import write_report  # here: plotly takes long to import
+
+        display.message(f"report: {write_report(workdirs, workdir / 'report.html')}")
+
+    from_primary(write)
 
 
 def _end(code: int, message: str) -> int:

@@ -6,6 +6,7 @@ It is written to DIR/report.html from what lies in DIR; further workdirs are com
 import html
 import json
 import os
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,12 +126,14 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     return values
 
 
-def write_report(directory: str | os.PathLike[str], others: Sequence[str] = ()) -> Path:
-    """Writes report.html into a workdir.
+def write_report(
+    workdirs: Sequence[str | os.PathLike[str]], file: str | os.PathLike[str] | None = None
+) -> Path:
+    """Writes a page about the first workdir, compared with the others.
 
     Args:
-      directory: the workdir.
-      others: further ones to compare with.
+      workdirs: one or more.
+      file: where to; None: report.html in the first.
 
     Returns:
       The file.
@@ -138,12 +141,12 @@ def write_report(directory: str | os.PathLike[str], others: Sequence[str] = ()) 
     Raises:
       UserError: one of them is no workdir, or damaged.
     """
-    paths = [Path(path).absolute() for path in (directory, *others)]
+    paths = [Path(path).absolute() for path in workdirs]
     root = os.path.commonpath([path.parent for path in paths])
     runs = [read_run(path, os.path.relpath(path, root)) for path in paths]
-    file = runs[0].directory / "report.html"
-    write_text(file, render(runs))
-    return file
+    page = Path(file or runs[0].directory / "report.html")
+    write_text(page, render(runs))
+    return page
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -331,7 +334,35 @@ def _comparison(runs: Sequence[Run]) -> str:
         if run.table
     }
     plot = _plot(figures.compare(true, "true accuracy of the mean's cell, %")) if true else ""
-    return _section("Comparison", _table(header, rows), plot)
+    return _section("Comparison", _table(header, rows), _over_seeds(runs), plot)
+
+
+def _over_seeds(runs: Sequence[Run]) -> str:
+    """Mean and standard deviation of runs that differ in their seed alone."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        others = {name: value for name, value in run.config.items() if name != "seed"}
+        groups.setdefault(json.dumps(others, sort_keys=True), []).append(run)
+    rows = []
+    for group in groups.values():
+        truths = [truth for run in group if (truth := run.truth())]
+        tested = [100 * run.result["test_accuracy"] for run in group if run.result]
+        true = [[truth[name].get("test_200") for truth in truths] for name in DATASETS]
+        values = [_mean(column) for column in (*true, tested)]
+        names = ", ".join(run.name for run in group)
+        rows.append((names, group[0].config["arch"]["name"], str(len(group)), *values))
+    header = ("workdirs", "distribution", "seeds", *(f"true, {name}" for name in DATASETS), "test")
+    words = "Mean and standard deviation in percent of the runs that differ in their seed alone:"
+    return _text(words) + _table(header, rows)
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """With the standard deviation of a sample."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.2f}{spread}"
 
 
 def _settings(run: Run) -> str:
@@ -355,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: python -m drnas_jax.report DIR [DIR ...]", file=sys.stderr)
         return 2
     try:
-        print(write_report(workdirs[0], workdirs[1:]))
+        print(write_report(workdirs))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

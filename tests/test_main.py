@@ -1,5 +1,7 @@
 """Bad input: exit code 2, one clear line, nothing overwritten."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 
 from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.genotype import Genotype, save
-from drnas_jax.main import main
+from drnas_jax.main import PHASES, main
 
 DIGITS = "--config=configs/digits.py:smoke"
 CELL = Genotype(
@@ -128,6 +130,25 @@ def test_genotype_with_an_unknown_operation(capsys, tmp_path):
     save(tmp_path / "cell.json", Genotype("nasbench201", (("cell", nodes),)), {})
     argv = [DIGITS, "--phases=retrain", f"--config.genotype={tmp_path / 'cell.json'}"]
     assert "conv_9x9" in refused(capsys, *argv, f"--workdir={tmp_path / 'run'}")
+
+
+def test_several_seeds(tmp_path, monkeypatch):
+    """Each has a workdir of its own, as if it had been run alone."""
+    called = []
+
+    def phase(config, workdir, display):
+        called.append((config.seed, config.seeds, workdir))
+
+    for name in ("search", "retrain"):
+        monkeypatch.setitem(PHASES, name, phase)
+    argv = ["", DIGITS, f"--workdir={tmp_path}", "--config.seed=5", "--config.seeds=2"]
+    assert main([*argv, "--phases=search,retrain"]) == 0
+    assert called == [(seed, 1, tmp_path / f"seed{seed}") for seed in (5, 5, 6, 6)]
+    page = (tmp_path / "report.html").read_text()
+    assert re.findall(r"<td>(seed\d)</td>", page) == ["seed5", "seed6"]
+    found = json.loads((tmp_path / "seed6/config.json").read_text())["config"]
+    assert (found["seed"], found["seeds"]) == (6, 1)
+    assert main([*argv[:-1], "--config.seeds=3"]) == 2  # another run's directory
 
 
 def test_workdir_in_the_place_of_a_file(capsys, tmp_path):

@@ -91,7 +91,7 @@ def sections(page):
 
 
 def test_a_page_tells_all(workdir, any_cell):
-    page = report.write_report(workdir).read_text()
+    page = report.write_report([workdir]).read_text()
     assert sections(page) == [
         "What was found", "The cell", "Search", "Exploration", "Mixing weights", "Retraining",
         "Settings",
@@ -104,13 +104,16 @@ def test_a_page_tells_all(workdir, any_cell):
 
 def test_others_are_compared(workdir, any_cell, tmp_path):
     other = make(tmp_path / "other", tmp_path, seed=7)
-    page = report.write_report(workdir, [other]).read_text()
+    page = report.write_report([workdir, other]).read_text()
     table = page[page.index("<h2>Comparison") :]
     rows = re.findall("<tr>(.*?)</tr>", table)[1:3]
     cells = [re.findall("<td>(.*?)</td>", row) for row in rows]
     assert [row[0] for row in cells] == ["run", "other"]
     assert [row[2] for row in cells] == ["0", "7"]
     assert cells[0][5] == "93.00 %"
+    # The same config but for the seed.
+    assert "<td>run, other</td><td>dirichlet</td><td>2</td><td>93.00 ± 0.00</td>" in table
+    assert "<td>87.65 ± 0.00</td>" in table
     assert not (other / "report.html").exists()
 
 
@@ -126,7 +129,7 @@ def test_insight_of_all_runs(workdir, any_cell, tmp_path):
                 for name, value in (("none", 0.1), ("nor_conv_3x3", 0.5))
             ]
             append_history(file, {**one, "hessian": 0.25 * one["epoch"], "ranked": ranked})
-    page = report.write_report(workdir, [other]).read_text()
+    page = report.write_report([workdir, other]).read_text()
     assert {"Curvature", "Agreement", "Comparison"} <= set(sections(page))
     for title in ("run, dirichlet", "other, dirichlet"):
         assert page.count(f'"name":"{title}"') == 3
@@ -136,7 +139,7 @@ def test_what_is_not_there_yet_is_left_out(workdir):
     for name in ("search/genotype.json", "result.json", "retrain/history.jsonl"):
         (workdir / name).unlink()
     (workdir / "search/history.jsonl").unlink()
-    page = report.write_report(workdir).read_text()
+    page = report.write_report([workdir]).read_text()
     assert sections(page) == ["What was found", "Search", "Settings"]
     assert "No epoch" in page
 
@@ -146,7 +149,7 @@ def test_text_of_a_workdir_is_no_html(workdir, any_cell):
     described = json.loads(file.read_text())
     described["config"]["data"]["name"] = "<script>alert(1)</script>"
     file.write_text(json.dumps(described))
-    page = report.write_report(workdir).read_text()
+    page = report.write_report([workdir]).read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
     assert "<cpu>" not in page
 
@@ -159,7 +162,7 @@ def test_mistakes_are_one_line(workdir, tmp_path, capsys):
     assert "usage" in capsys.readouterr().err
     (workdir / "result.json").write_text("{")
     with pytest.raises(UserError, match=r"result\.json is damaged"):
-        report.write_report(workdir)
+        report.write_report([workdir])
 
 
 # Runs in the page, and leaves what it finds in its title: the slider is dragged to its begin.
@@ -196,7 +199,7 @@ check();
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_in_a_browser(workdir, any_cell, tmp_path, width):
-    page = report.write_report(workdir).read_text()
+    page = report.write_report([workdir]).read_text()
     (tmp_path / "page.html").write_text(page.replace("</body>", SCRIPT))
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
