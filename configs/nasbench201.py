@@ -1,42 +1,85 @@
-"""DrNAS on the NAS-Bench-201 space with CIFAR-10.
+"""DrNAS on the NAS-Bench-201 space with CIFAR-10, and other methods under the same budget.
 
     python -m drnas_jax.main --config=configs/nasbench201.py --workdir=runs/nasbench201
 
 The paper's test accuracy of the found cell is 94.36 % (CIFAR-10; the best cell of the space has
 94.37 %). Set `nasbench201.table` to a CSV of the benchmark and the evaluation looks the true
-accuracy up. Variants, as in `--config=configs/nasbench201.py:plain`:
+accuracy up. A variant is a size, a method, or both: `--config=configs/nasbench201.py:cpu,darts`.
 
-| variant | what | expected time |
+| size | what | expected time |
 |---|---|---|
-| (none) | progressive: 50 + 50 epochs, K 4 to 2, operations 5 to 3 | not measured |
-| plain | 100 epochs of the whole supernet, K 1 | not measured |
-| cpu | a proxy: C 8, N 1, 16x16 pixels | within 30 minutes on 2 CPU cores |
+| (none) | the paper's: C 16, N 5, 32x32 pixels, 100 epochs in all | not measured |
+| cpu | a proxy: C 8, N 5, 12x12 pixels, 10 epochs | within 30 minutes on 2 CPU cores |
 | smoke | the same program on handwritten digits, no download | 1 minute on 2 CPU cores |
+
+| method | what |
+|---|---|
+| progressive | DrNAS in two stages, operations 5 to 3, K 4 to 2 (cpu and smoke: 2 to 1) |
+| plain | DrNAS in one stage: the whole supernet, K 1 |
+| kl | plain, with the Kullback-Leibler regulariser |
+| darts, snas, gdas | plain, with another mixing distribution: softmax, Gumbel-softmax, one-hot |
+| pcdarts | softmax with partial channels, K 4 |
+| random | alpha stays where it starts; of 100 random cells the best in the supernet |
+
+The method is progressive where none is given, but plain for cpu.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import base
-from drnas_jax.errors import check_choice
+from drnas_jax.errors import UserError, check_choice
+
+SIZES = ("full", "cpu", "smoke")
+METHODS: dict[str, dict[str, Any]] = {
+    "progressive": {},
+    "plain": {},
+    "kl": {"arch.regulariser": "kl"},
+    "darts": {"arch.name": "softmax"},
+    "snas": {"arch.name": "gumbel"},
+    "gdas": {"arch.name": "gdas"},
+    "pcdarts": {"arch.name": "softmax", "search.partial_channels": (4,)},
+    "random": {"arch.name": "gdas", "search.candidates": 100},
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The recipe, or one of its variants."""
-    check_choice("variant", variant or "progressive", ("progressive", "plain", "cpu", "smoke"))
+    size, method = _parse(variant)
     config = base.get_config()
-    if variant == "plain":
-        config.search.update(
-            dict(epochs=(100,), partial_channels=(1,), operations=(5,), warmup_epochs=(0,))
-        )
-    if variant in ("cpu", "smoke"):
-        config.data.update(dict(image_size=16, crop_padding=2))
-        config.arch.lr = 1e-3  # a tenth of the recipe's steps, so that alpha can move as far
-        config.search.update(
-            dict(channels=8, cells=1, epochs=(8, 8), partial_channels=(2, 1), warmup_epochs=(2, 2))
-        )
+    stages, epochs, warmup = 2, 50, 10
+    if method != "progressive":
+        stages, epochs, warmup = 1, 100, 0
+    if size == "cpu":
+        config.data.update(dict(image_size=12, crop_padding=1))
+        config.arch.lr = 4e-3  # a tenth of the recipe's steps, so that alpha can move as far
+        config.search.update(dict(channels=8, lr=0.1))
         config.retrain.update(dict(cells=1, epochs=5))
-    if variant == "smoke":
-        config.data.update(dict(name="digits", image_size=0, crop_padding=1))
-        config.search.update(dict(batch_size=32, epochs=(1, 1), warmup_epochs=(0, 0)))
-        config.retrain.update(dict(channels=8, batch_size=32, epochs=2))
+        epochs, warmup = 10 // stages, 5 // stages
+    if size == "smoke":
+        config.data.update(dict(name="digits", crop_padding=1))
+        config.search.update(dict(channels=8, cells=1, batch_size=32))
+        config.retrain.update(dict(channels=8, cells=1, batch_size=32, epochs=2))
+        epochs, warmup = 1, 0
+    if stages == 1:
+        config.search.update(dict(partial_channels=(1,), operations=(5,)))
+    elif size != "full":
+        config.search.partial_channels = (2, 1)
+    if method == "random":
+        warmup = epochs
+    config.search.update(dict(epochs=(epochs,) * stages, warmup_epochs=(warmup,) * stages))
+    config.update_from_flattened_dict(METHODS[method])
     return config
+
+
+def _parse(variant: str) -> tuple[str, str]:
+    """The size and the method that a variant's words name."""
+    words = variant.split(",") if variant else []
+    for word in words:
+        check_choice("variant", word, (*SIZES, *METHODS))
+    sizes, methods = ([word for word in words if word in known] for known in (SIZES, METHODS))
+    if len(sizes) > 1 or len(methods) > 1:
+        raise UserError(f"variant {variant!r} names two sizes or two methods: give one of each")
+    size = sizes[0] if sizes else "full"
+    return size, methods[0] if methods else "plain" if size == "cpu" else "progressive"

@@ -65,7 +65,7 @@ def evaluate(
         like = jax.eval_shape(
             lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), False)
         )
-        variables = checkpoints.load(saved.step, dict(like), mesh)
+        variables = checkpoints.load(saved, dict(like), mesh)
     display = display or Display(quiet=not is_primary())
     test = score(network, variables, dataset, config, mesh, display)
     searched = workdir / "search" / "genotype.json"

@@ -109,6 +109,8 @@ def run_phase(
         Interrupt() as interrupt,
         _Files(directory, progress.epochs_done, int(state.step)) as files,
     ):
+        if files.lost:
+            display.message(f"{directory / 'history.jsonl'} lacks {files.lost} epochs' lines")
         stop = _Stop(interrupt, phase.mesh)
         for epoch in range(progress.epochs_done, phase.epochs):
             state, program = phase.begin_epoch(state, epoch)
@@ -156,8 +158,9 @@ class _Files:
     def __init__(self, directory: Path, epochs_done: int, step: int):
         self._history = directory / "history.jsonl"
         self._tensorboard = None
+        self.lost = 0  # lines of epochs that are done
         if is_primary():
-            rewind_history(self._history, epochs_done)
+            self.lost = epochs_done - rewind_history(self._history, epochs_done)
             self._tensorboard = TensorBoard(directory, resume_step=step + 1)
 
     def __enter__(self) -> "_Files":

@@ -26,7 +26,7 @@ from drnas_jax.genotype import Genotype, from_json, load_genotype, to_json
 from drnas_jax.keys import stream_key
 from drnas_jax.metrics import Display
 from drnas_jax.nn import kernels
-from drnas_jax.workdir import open_workdir
+from drnas_jax.workdir import alone, open_workdir
 
 
 class RetrainState(struct.PyTreeNode):
@@ -79,7 +79,7 @@ def retrain(
     directory = workdir / "retrain"
     genotype = from_json(from_primary(lambda: to_json(choose_genotype(config, workdir), {})), "")
     phase = Retraining(config, genotype, display or Display(quiet=not is_primary()))
-    with Checkpoints(directory / "checkpoints") as checkpoints:
+    with alone(directory), Checkpoints(directory / "checkpoints") as checkpoints:
         state, progress = phase.resume(checkpoints) or phase.start()
         state, progress = loop.run_phase(
             phase, state, progress, directory, checkpoints, phase.display
@@ -269,11 +269,12 @@ class Retraining:
         return sharding.run_once(self._init, self.mesh, self.config.seed), loop.Progress(0, 0.0)
 
     def resume(self, checkpoints: Checkpoints) -> tuple[RetrainState, loop.Progress] | None:
-        """The newest checkpoint, or None."""
-        saved = checkpoints.latest()
-        if saved is None:
+        """From the newest checkpoint that is whole; None if there is none."""
+        like = jax.eval_shape(self._init, 0)
+        restored = checkpoints.restore(lambda _: like, self.mesh, self.display.message)
+        if restored is None:
             return None
-        state = checkpoints.load(saved.step, jax.eval_shape(self._init, 0), self.mesh)
+        saved, state = restored
         return state, loop.resumed(saved.metadata, self.mesh, self.display)
 
     def step_program(self) -> Any:

@@ -1,8 +1,11 @@
 """A run's directory: one config for all phases, so that a killed command is simply run again."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -50,6 +53,39 @@ def _open(directory: Path, config: Config) -> None:
             write_json(file, _description(config))
     except OSError as error:
         raise UserError(f"workdir {directory} can not be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keeps a second run out of a directory while this one writes to it. All processes call this.
+
+    The lock goes with its process, however that ends. Storage without locks goes without.
+
+    Raises:
+      UserError: another run is at work there.
+    """
+    with contextlib.ExitStack() as stack:
+        from_primary(lambda: stack.enter_context(_lock(directory)))
+        yield
+
+
+@contextlib.contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / ".lock", "w")  # noqa: SIM115 (below)
+    except OSError as error:
+        raise UserError(f"{directory} can not be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another run is at work in {directory}: wait for its end, or take a new --workdir"
+            ) from error
+        except OSError:
+            pass
+        yield
 
 
 def _read(file: Path) -> dict:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from drnas_jax.checkpoint import Checkpoints, Saved
+from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.errors import UserError
 from drnas_jax.sharding import make_mesh, replicate
 
@@ -60,8 +60,7 @@ def assert_equal(ours, theirs):
 def refused(directory, like=None):
     """The one line that reading the newest checkpoint is refused with."""
     with pytest.raises(UserError) as caught, Checkpoints(directory) as checkpoints:
-        saved = checkpoints.latest()
-        checkpoints.load(saved.step, like or state(), make_mesh())
+        checkpoints.load(checkpoints.latest(), like or state(), make_mesh())
     message = str(caught.value)
     assert "\n" not in message
     assert str(directory) in message and "new workdir" in message
@@ -80,8 +79,9 @@ def test_round_trip_from_two_devices(tmp_path, devices):
         checkpoints.save(33, replicate(state(), make_mesh(jax.devices()[:2])), metadata)
     mesh = make_mesh(jax.devices()[:devices])
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest() == Saved(33, metadata)
-        loaded = checkpoints.load(33, jax.eval_shape(state), mesh)
+        saved = checkpoints.latest()
+        assert (saved.step, saved.metadata) == (33, metadata)
+        loaded = checkpoints.load(saved, jax.eval_shape(state), mesh)
     assert_equal(loaded, state())
     for leaf in jax.tree.leaves(loaded):
         assert leaf.sharding.device_set == set(mesh.devices.flat)
@@ -93,20 +93,21 @@ def test_only_the_newest_two_are_kept(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["22", "33"]
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest().step == 33
-        assert_equal(checkpoints.load(22, state(), make_mesh()), state(22))
+        assert_equal(checkpoints.load(checkpoints.latest(), state(), make_mesh()), state(33))
 
 
 def test_the_newest_is_the_one_of_the_largest_number(tmp_path):
     save(tmp_path, 9, 10)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest() == Saved(10, {"epochs_done": 10, "seconds": 0.5})
+        assert checkpoints.latest()[:2] == (10, {"epochs_done": 10, "seconds": 0.5})
 
 
 def test_a_part(tmp_path):
     save(tmp_path, 4)
     part = {"params": jax.eval_shape(state)["params"]}
     with Checkpoints(tmp_path) as checkpoints:
-        assert_equal(checkpoints.load(4, part, make_mesh()), {"params": state(4)["params"]})
+        found = checkpoints.load(checkpoints.latest(), part, make_mesh())
+        assert_equal(found, {"params": state(4)["params"]})
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 2), (6,), (2, 3, 1)])
@@ -134,22 +135,41 @@ def newest_file(folder, which):
 @pytest.mark.parametrize(
     "which", ["largest", "_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt"]
 )
-@pytest.mark.parametrize("damage", ["half", "empty", "gone"])
+@pytest.mark.parametrize("damage", ["half", "empty", "gone", "flipped"])
 def test_damage_and_the_way_back(tmp_path, which, damage):
     save(tmp_path, 11, 22)
     file = newest_file(tmp_path / "22", which)
     content = file.read_bytes()
     if damage == "gone":
         file.unlink()
+    elif damage == "flipped":
+        middle = len(content) // 2
+        flipped = bytes([content[middle] ^ 1])
+        file.write_bytes(content[:middle] + flipped + content[middle + 1 :])
     else:
         file.write_bytes(content[: len(content) // 2] if damage == "half" else b"")
     message = refused(tmp_path)
     assert f"checkpoint 22 in {tmp_path}" in message
     assert "remove that folder to go back to the checkpoint before" in message
-    (tmp_path / "22").rename(tmp_path.parent / f"{tmp_path.name}-damaged")
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest().step == 11
-        assert_equal(checkpoints.load(11, state(), make_mesh()), state(11))
+    for _ in range(2):  # what was set aside once does not come back
+        told = []
+        with Checkpoints(tmp_path) as checkpoints:
+            saved, found = checkpoints.restore(lambda _: state(), make_mesh(), told.append)
+            assert saved.step == 11
+            assert_equal(found, state(11))
+            checkpoints.save(22, state(22), {"epochs_done": 22})
+        assert len(told) == 1 and "set aside as 22.damaged; 11 is whole" in told[0]
+        assert sorted(os.listdir(tmp_path)) == ["11", "22", "22.damaged"]
+        (newest_file(tmp_path / "22", "_CHECKPOINT_METADATA")).write_text("{}")
+
+
+def test_where_none_is_whole_nothing_is_set_aside(tmp_path):
+    save(tmp_path, 11, 22)
+    for step in ("11", "22"):
+        (tmp_path / step / "_CHECKPOINT_METADATA").write_text("{}")
+    with pytest.raises(UserError, match="checkpoint 22 in"), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.restore(lambda _: state(), make_mesh(), print)
+    assert sorted(os.listdir(tmp_path)) == ["11", "22"]
 
 
 # Writes a second checkpoint and is killed as soon as a file of it is there.
@@ -183,14 +203,52 @@ def test_a_save_that_was_killed_leaves_nothing(tmp_path):
     # It may as well be under way: one that only reads must leave it alone.
     before = sorted(os.listdir(tmp_path))
     with Checkpoints(tmp_path, cleanup=False) as checkpoints:
-        assert checkpoints.latest() == Saved(1, {"epochs_done": 1})
+        assert checkpoints.latest()[:2] == (1, {"epochs_done": 1})
     assert sorted(os.listdir(tmp_path)) == before
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest() == Saved(1, {"epochs_done": 1})
+        assert checkpoints.latest()[:2] == (1, {"epochs_done": 1})
         checkpoints.save(2, {"a": jnp.zeros(3)}, {"epochs_done": 2})
     assert sorted(os.listdir(tmp_path)) == ["1", "2"]
     with Checkpoints(tmp_path) as checkpoints:
-        assert_equal(checkpoints.load(2, {"a": jnp.ones(3)}, make_mesh()), {"a": jnp.zeros(3)})
+        found = checkpoints.load(checkpoints.latest(), {"a": jnp.ones(3)}, make_mesh())
+        assert_equal(found, {"a": jnp.zeros(3)})
+
+
+# Writes a checkpoint, then one that no file may be large enough for, as where a disk is full.
+FULL = """
+import resource, signal, sys
+import jax, jax.numpy as jnp
+from drnas_jax.checkpoint import Checkpoints
+from drnas_jax.errors import UserError
+
+directory = sys.argv[1]
+state = {"a": jax.random.normal(jax.random.key(0), (600, 600))}
+try:
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(1, state, {"epochs_done": 1})
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, -1))
+        checkpoints.save(2, state, {"epochs_done": 2})
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_save_that_fails_is_one_line_and_loses_nothing(tmp_path):
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout == (
+        f"checkpoint 2 could not be written to {tmp_path} (File too large): mend that and run the "
+        "same command again; it goes on from the checkpoint before\n"
+    )
+    expected = {"a": jax.random.normal(jax.random.key(0), (600, 600))}
+    with Checkpoints(tmp_path) as checkpoints:
+        saved, found = checkpoints.restore(lambda _: expected, make_mesh(), print)
+        assert saved.step == 1
+        assert_equal(found, expected)
+    assert sorted(os.listdir(tmp_path)) == ["1"]
 
 
 def test_files_of_others_do_not_disturb(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, nasbench201
 from drnas_jax import config as lib
 from drnas_jax.config import Config, Stage, differences, freeze, from_config_dict, to_dict
 from drnas_jax.errors import UserError
@@ -275,6 +275,27 @@ def test_a_recipe_loads(name, variant):
     values = importlib.import_module(f"configs.{name}").get_config(variant)
     assert isinstance(values, ConfigDict)
     from_config_dict(values)
+
+
+@pytest.mark.parametrize("size", nasbench201.SIZES)
+@pytest.mark.parametrize("method", nasbench201.METHODS)
+def test_a_method_changes_only_what_it_is(size, method):
+    """All methods of a size search the same supernet on the same images, for as many epochs."""
+    found = from_config_dict(nasbench201.get_config(f"{method},{size}"))
+    plain = from_config_dict(nasbench201.get_config(f"{size},plain"))
+    changes = {line.partition(":")[0] for line in differences(to_dict(plain), to_dict(found))}
+    assert changes <= {
+        "arch.name", "arch.regulariser", "search.candidates", "search.partial_channels",
+        "search.operations", "search.epochs", "search.warmup_epochs",
+    }  # fmt: skip
+    assert ("arch.name" in changes) == (method not in ("plain", "progressive", "kl"))
+    assert sum(found.search.epochs) >= sum(plain.search.epochs)
+
+
+def test_two_methods_are_refused():
+    for variant in ("darts,snas", "cpu,smoke", "cpu,cpu"):
+        with pytest.raises(UserError, match="names two sizes or two methods"):
+            nasbench201.get_config(variant)
 
 
 @pytest.mark.parametrize("name", RECIPES)

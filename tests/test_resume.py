@@ -123,7 +123,7 @@ def checkpoint(directory):
             found.metadata,
         )
         leaves = jax.tree_util.tree_leaves_with_path(checkpointer.load(step, abstract))
-    metadata = dict(found.custom_metadata)
+    metadata = dict(found.custom_metadata["metadata"])
     metadata.pop("seconds")
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, metadata
 

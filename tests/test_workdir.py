@@ -1,6 +1,8 @@
 """A run's directory belongs to one config."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from configs import base
 from drnas_jax.config import from_config_dict, to_dict
 from drnas_jax.errors import UserError
-from drnas_jax.workdir import open_workdir, version
+from drnas_jax.workdir import alone, open_workdir, version
 
 
 def config(**fields):
@@ -86,3 +88,38 @@ def test_a_folder_in_the_place_of_config_json(tmp_path):
 def test_version():
     assert version("jax") == jax.__version__
     assert version("no-such-package") is None
+
+
+def test_one_run_at_a_time(tmp_path):
+    directory = tmp_path / "search"
+    with alone(directory):
+        with (
+            pytest.raises(UserError, match=f"another run is at work in {directory}"),
+            alone(directory),
+        ):
+            raise AssertionError
+        with alone(tmp_path / "retrain"):
+            pass
+    with alone(directory):
+        pass
+
+
+def test_a_file_in_the_place_of_a_phase(tmp_path):
+    (tmp_path / "retrain").write_text("mine")
+    with (
+        pytest.raises(UserError, match=r"retrain can not be written \("),
+        alone(tmp_path / "retrain"),
+    ):
+        raise AssertionError
+    assert (tmp_path / "retrain").read_text() == "mine"
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path):
+    code = (
+        "import os, sys, pathlib; from drnas_jax.workdir import alone\n"
+        "with alone(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == -9 and (tmp_path / ".lock").exists()
+    with alone(tmp_path):
+        pass

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from drnas_jax import spaces
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype
-from drnas_jax.spaces.nasbench201 import describe
 
 DATASETS = ("cifar10", "cifar100", "imagenet16_120")
 _COLUMN = re.compile(rf"({'|'.join(DATASETS)})_((?:valid|test)_(?:12|200))")
@@ -91,7 +91,7 @@ class Table:
         return {**found, "rank": rank, "percentile": percentile}
 
     def _row(self, cell: str | Genotype) -> int:
-        arch = cell if isinstance(cell, str) else describe(cell)
+        arch = cell if isinstance(cell, str) else spaces.find(cell.space).describe(cell)
         if arch not in self.rows:
             raise UserError(f"{arch[:200]!r} is not in the NAS-Bench-201 table")
         return self.rows[arch]

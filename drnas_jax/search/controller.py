@@ -29,7 +29,7 @@ from drnas_jax.search.stages import advance
 from drnas_jax.search.state import SearchState
 from drnas_jax.sharding import replicate, run_once
 from drnas_jax.spaces import Structure
-from drnas_jax.workdir import open_workdir, version
+from drnas_jax.workdir import alone, open_workdir, version
 
 
 class SearchResult(NamedTuple):
@@ -67,7 +67,7 @@ def search(
     phase = _SearchPhase(
         problem, display or Display(quiet=not is_primary())
     )  # before any checkpoint is made
-    with Checkpoints(directory / "checkpoints") as checkpoints:
+    with alone(directory), Checkpoints(directory / "checkpoints") as checkpoints:
         state, progress = phase.resume(checkpoints) or phase.start()
         state, progress = loop.run_phase(
             phase, state, progress, directory, checkpoints, phase.display
@@ -124,21 +124,25 @@ class _SearchPhase:
         return state, loop.Progress(0, 0.0)
 
     def resume(self, checkpoints: Checkpoints) -> tuple[SearchState, loop.Progress] | None:
-        saved = checkpoints.latest()
-        if saved is None:
+        def like(metadata: Mapping[str, Any]) -> SearchState:
+            structure = self._structure(metadata)
+            return jax.eval_shape(lambda: self.problem.init(structure, 0))
+
+        restored = checkpoints.restore(like, self.mesh, self.display.message)
+        if restored is None:
             return None
-        found = saved.metadata
-        first = self.structure
+        saved, state = restored
+        self._enter(saved.metadata["stage"], self._structure(saved.metadata))
+        return state, loop.resumed(saved.metadata, self.mesh, self.display)
+
+    def _structure(self, metadata: Mapping[str, Any]) -> Structure:
         operations = tuple(
-            (kind, tuple(map(tuple, found["operations"][kind]))) for kind, _ in first.operations
+            (kind, tuple(map(tuple, metadata["operations"][kind])))
+            for kind, _ in self.structure.operations
         )
-        structure = dataclasses.replace(
-            first, partial_channels=found["partial_channels"], operations=operations
+        return dataclasses.replace(
+            self.structure, partial_channels=metadata["partial_channels"], operations=operations
         )
-        self._enter(found["stage"], structure)
-        like = jax.eval_shape(lambda: self.problem.init(structure, 0))
-        state = checkpoints.load(saved.step, like, self.mesh)
-        return state, loop.resumed(found, self.mesh, self.display)
 
     def metadata(self) -> dict[str, Any]:
         operations = {kind: list(map(list, kept)) for kind, kept in self.structure.operations}

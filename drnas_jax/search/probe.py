@@ -18,7 +18,7 @@ from drnas_jax.genotype import Genotype
 from drnas_jax.nn import kernels
 from drnas_jax.search.problem import Problem
 from drnas_jax.search.state import SearchState
-from drnas_jax.search.step import Mix, mean_logits
+from drnas_jax.search.step import Mix, logits_at, mean_logits
 from drnas_jax.sharding import replicate
 from drnas_jax.spaces import Structure
 
@@ -41,8 +41,6 @@ class Probe:
     ) -> list[float]:
         """Of single cells with the supernet's weights and the batch's statistics, 0 to 1.
 
-        The running averages are those of mixtures, not of a cell.
-
         Args:
           state: of the search.
           cells: of the supernet.
@@ -63,8 +61,8 @@ class Probe:
     def curvature(self, state: SearchState, epoch: int, batches: int) -> float:
         """The largest eigenvalue of the Hessian of the validation loss in alpha.
 
-        The loss is that of validation: at the mean mixing weights and the running averages, without
-        the regulariser. The Hessian is exact, built of a product with every unit vector.
+        The loss is that of validation, at the mean mixing weights, without the regulariser. The
+        Hessian is exact, built of a product with every unit vector.
 
         Args:
           state: of the search.
@@ -98,9 +96,7 @@ class Probe:
             given: tuple[SearchState, Mix], raw: Images | None, batch: Batch, weight: jax.Array
         ) -> losses.Totals:
             (state, mix), (images, labels) = given, problem.feed.plain(raw, batch)
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            logits, _ = recipe.supernet.apply(variables, images, mix, True, mutable=["batch_stats"])
-            return losses.totals(logits, labels, weight)
+            return losses.totals(logits_at(recipe, state, mix, images), labels, weight)
 
         return sum_program(totals, problem.mesh)
 

@@ -177,8 +177,18 @@ def _move_weights(
     )
 
 
-def mean_logits(recipe: Recipe, state: SearchState, images: jax.Array) -> jax.Array:
-    """Logits [b, classes] at the mean mixing weights and running averages (validation)."""
-    mix = {cell_type: recipe.distribution.mean(rows) for cell_type, rows in state.alpha.items()}
+def logits_at(recipe: Recipe, state: SearchState, mix: Mix, images: jax.Array) -> jax.Array:
+    """Logits [b, classes] at given mixing weights, normalised by the batch's own statistics.
+
+    The running averages are those of random mixtures, which fit neither a single cell nor, in a
+    deep supernet, the mean.
+    """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return cast(jax.Array, recipe.supernet.apply(variables, images, mix, False))
+    logits, _ = recipe.supernet.apply(variables, images, mix, True, mutable=["batch_stats"])
+    return cast(jax.Array, logits)
+
+
+def mean_logits(recipe: Recipe, state: SearchState, images: jax.Array) -> jax.Array:
+    """Logits at the mean mixing weights (validation), see `logits_at`."""
+    mix = {cell_type: recipe.distribution.mean(rows) for cell_type, rows in state.alpha.items()}
+    return logits_at(recipe, state, mix, images)

@@ -28,8 +28,14 @@ def test_curvature_is_the_largest_eigenvalue(small, devices, batches):  # noqa: 
     def loss(alpha):
         variables = {"params": state_here.params, "batch_stats": state_here.batch_stats}
         mix = {"cell": jax.nn.softmax(alpha.reshape(state_here.alpha["cell"].shape))}
-        logits = Small(problem.classes, None).apply(variables, images, mix, False)
-        return jnp.mean(cross_entropy(logits, labels))
+        parts = []
+        for at in range(0, len(images), 16 // devices):  # batch statistics of each device
+            part = slice(at, at + 16 // devices)
+            logits, _ = Small(problem.classes, None).apply(
+                variables, images[part], mix, True, mutable=["batch_stats"]
+            )
+            parts.append(jnp.mean(cross_entropy(logits, labels[part])))
+        return jnp.mean(jnp.stack(parts))
 
     expected = np.linalg.eigvalsh(jax.hessian(loss)(state_here.alpha["cell"].reshape(-1)))
     found = Probe(problem, structure_of(problem)).curvature(state, 0, batches)

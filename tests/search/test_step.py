@@ -427,11 +427,11 @@ def test_temperature_follows_the_whole_search(small):
     np.testing.assert_allclose(mix["cell"], 0.25, rtol=1e-6)
 
 
-def test_mean_logits_use_the_mean_and_the_running_averages(small):
+def test_mean_logits_use_the_mean_and_the_batch_statistics(small):
     problem = small()
     recipe, state = problem.recipe(structure_of(problem)), start(problem)
     images = batch().images
     mix = {"cell": jax.nn.softmax(state.alpha["cell"])}  # the mean of the Gumbel softmax
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    expected = recipe.supernet.apply(variables, images, mix, False)
+    expected, _ = recipe.supernet.apply(variables, images, mix, True, mutable=["batch_stats"])
     np.testing.assert_allclose(steps.mean_logits(recipe, state, images), expected, rtol=1e-6)
