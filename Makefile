@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+LICENCES := "Apache;BSD;MIT;MPL;Mozilla Public License;PSF;Python Software Foundation"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint clean
@@ -32,10 +33,11 @@ test-all: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)  ## style, format and types
+lint: $(STAMP)  ## style, format, types, and the licences of all that is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy drnas_jax
+	$(BIN)/pip-licenses --from=mixed --order=license --partial-match --allow-only=$(LICENCES)
 
 clean:  ## remove .venv, caches and build products; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
