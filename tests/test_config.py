@@ -286,7 +286,7 @@ def test_a_method_changes_only_what_it_is(size, method):
     changes = {line.partition(":")[0] for line in differences(to_dict(plain), to_dict(found))}
     assert changes <= {
         "arch.name", "arch.regulariser", "search.candidates", "search.partial_channels",
-        "search.operations", "search.epochs", "search.warmup_epochs",
+        "search.operations", "search.epochs", "search.warmup_epochs", "search.channels",
     }  # fmt: skip
     assert ("arch.name" in changes) == (method not in ("plain", "progressive", "kl"))
     assert sum(found.search.epochs) >= sum(plain.search.epochs)
