@@ -340,8 +340,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load(path: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file.items())
+        # NumPy leaves a file open that it opened itself and that turns out to be damaged.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays.items())
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise UserError(f"{path} can not be read as .npz: {error}") from error
 
