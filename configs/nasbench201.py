@@ -9,7 +9,7 @@ accuracy up. A variant is a size, a method, or both: `--config=configs/nasbench2
 | size | what | expected time |
 |---|---|---|
 | (none) | the paper's: C 16, N 5, 32x32 pixels, 100 epochs in all | not measured |
-| cpu | a proxy: C 8, N 5, 12x12 pixels, 10 epochs | 54 minutes on one CPU core |
+| cpu | a proxy: C 8, N 5, 12x12 pixels, 10 epochs | search: 54 minutes on one CPU core |
 | smoke | the same program on handwritten digits, no download | 1 minute on 2 CPU cores |
 
 | method | what |
@@ -21,7 +21,8 @@ accuracy up. A variant is a size, a method, or both: `--config=configs/nasbench2
 | pcdarts | softmax with partial channels, K 4 |
 | random | alpha stays where it starts; of 100 random cells the best in the supernet |
 
-At cpu all methods have about the same time; `pcdarts` has C 16 and twice the epochs, `random` 13.
+At cpu all methods are meant to take as long (not measured yet): `pcdarts` has C 16 and twice the
+epochs, `random` 13.
 The method is progressive where none is given, but plain for cpu.
 """
 

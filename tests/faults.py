@@ -21,17 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import small_run
+
 ROOT = Path(__file__).parents[1]
-FIELDS = {
-    "search.channels": 4,
-    "search.batch_size": 64,
-    "search.epochs": (1, 2),
-    "search.warmup_epochs": (0, 1),
-    "retrain.channels": 4,
-    "retrain.batch_size": 64,
-    "retrain.epochs": 2,
-    "checkpoint_steps": 4,
-}
+FIELDS = small_run.FIELDS | {"checkpoint_steps": 4}
 PHASES = ("search", "retrain")
 
 

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_resume import FIELDS, assert_same_bits, history
+from small_run import FIELDS
+from test_resume import assert_same_bits, history
 
 from drnas_jax import evaluate, load_genotype
 from drnas_jax.config import from_config_dict

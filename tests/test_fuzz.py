@@ -147,6 +147,8 @@ def test_a_workdir(folder, data):
             content = data.draw(changed(content))
         (workdir / name).write_bytes(content)
     try:
-        report.write_report([workdir])
+        page = report.write_report([workdir])
     except UserError as error:
         one_line(error)
+        return
+    assert page.read_text().startswith("<!DOCTYPE html>")

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_run import FIELDS
 
 from configs import digits
 from drnas_jax import loop, retrain, search, sharding
@@ -17,15 +18,6 @@ from drnas_jax.retrain import Retraining
 from drnas_jax.search.problem import Problem
 
 STEPS = 11  # in an epoch: 718 training images in batches of 64
-FIELDS = {
-    "search.channels": 4,
-    "search.batch_size": 64,
-    "search.epochs": (1, 2),
-    "search.warmup_epochs": (0, 1),
-    "retrain.channels": 4,
-    "retrain.batch_size": 64,
-    "retrain.epochs": 2,
-}
 # One stage with one compiled step.
 SHORT = FIELDS | {
     "search.epochs": (2,),

@@ -29,9 +29,11 @@ def _figure(height: int, xaxis: str, yaxis: str) -> go.Figure:
     return figure
 
 
-def _line(name: str, x: Sequence[int], y: Sequence[float], colour: int) -> go.Scatter:
+def _line(name: str, x: Sequence[int], y: Sequence[float], colour: int | None = None) -> go.Scatter:
+    """In one of our two colours, or (None) in the next of plotly's."""
     mode = "lines+markers" if len(x) < 30 else "lines"
-    return go.Scatter(x=x, y=y, name=name, mode=mode, line=dict(color=_LINES[colour]))
+    style = {} if colour is None else dict(color=_LINES[colour])
+    return go.Scatter(x=x, y=y, name=name, mode=mode, line=style)
 
 
 def _mark_stages(figure: go.Figure, history: History) -> None:
@@ -74,9 +76,7 @@ def compare(lines: Mapping[str, Mapping[int, float]], yaxis: str) -> go.Figure:
     """
     figure = _figure(360, "epoch", yaxis)
     for name, values in lines.items():
-        mode = "lines+markers" if len(values) < 30 else "lines"
-        x, y = list(values), list(values.values())
-        figure.add_trace(go.Scatter(x=x, y=y, name=name, mode=mode))
+        figure.add_trace(_line(name, list(values), list(values.values())))
     figure.update_layout(showlegend=True)
     return figure
 
