@@ -16,7 +16,7 @@ Variants, as in `--config=configs/cifar10.py:cpu`:
 
 from ml_collections import ConfigDict
 
-from configs import base
+from drnas_jax.configs import base
 from drnas_jax.errors import check_choice
 
 

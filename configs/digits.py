@@ -9,7 +9,7 @@ variant `:smoke` ends in about a minute.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from drnas_jax.configs import base
 from drnas_jax.errors import check_choice
 
 

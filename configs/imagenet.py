@@ -10,7 +10,7 @@ all phases on a few hundred images in 1.5 to 3 minutes on 2 CPU cores.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from drnas_jax.configs import base
 from drnas_jax.errors import check_choice
 
 

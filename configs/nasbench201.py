@@ -30,7 +30,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from drnas_jax.configs import base
 from drnas_jax.errors import UserError, check_choice
 
 SIZES = ("full", "cpu", "smoke")

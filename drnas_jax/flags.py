@@ -1,7 +1,9 @@
 """Command lines with a config: `--config=FILE[:VARIANT] --config.FIELD=VALUE`."""
 
 import ast
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -16,7 +18,8 @@ def parse(
     """Parses a command line.
 
     Args:
-      argv: with the program's name first.
+      argv: with the program's name first. A recipe of ours, `configs/NAME.py`, is found from any
+        folder.
       define: defines the program's own flags on a FlagValues.
 
     Returns:
@@ -25,7 +28,7 @@ def parse(
     Raises:
       UserError: an unknown flag or field, a value of the wrong type, or no config.
     """
-    values = flags.FlagValues()
+    argv, values = _found(argv), flags.FlagValues()
     try:
         flags.DEFINE_bool("help", False, "show this help", flag_values=values)
         config_flags.DEFINE_config_file(
@@ -33,10 +36,10 @@ def parse(
             None,
             "config file, FILE or FILE:VARIANT",
             flag_values=values,
-            sys_argv=list(argv),
+            sys_argv=argv,
         )
         define(values)
-        rest = values(list(argv))[1:]
+        rest = values(argv)[1:]
         if values.help:
             print(values.main_module_help() or values.get_help())
             raise SystemExit(0)
@@ -56,14 +59,22 @@ def parse(
             "configs/digits.py"
         ) from error
     except (SyntaxError, ImportError) as error:
-        raise UserError(
-            f"the config file can not be loaded ({_line(error)}): mend it, or run the command "
-            "where configs/ lies"
-        ) from error
+        raise UserError(f"the config file can not be loaded ({_line(error)}): mend it") from error
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"{_line(error)} (--help lists all)") from error
     except (flags.Error, ValueError) as error:
         raise UserError(_line(error)) from error
+
+
+def _found(argv: Sequence[str]) -> list[str]:
+    """The command line with the path of a recipe that came with the package, where it needs one."""
+
+    def path(match: re.Match[str]) -> str:
+        flag, name = match.groups()
+        ours = Path(__file__).parent / name
+        return match[0] if Path(name).exists() or not ours.exists() else f"{flag}{ours}"
+
+    return [re.sub(r"^(--config=|)(configs/\w+\.py)", path, word) for word in argv]
 
 
 def _line(error: object) -> str:

@@ -37,19 +37,20 @@ def tiny():
     return _tiny_problem
 
 
-def _tiny_problem(devices=1, *, arch=(), **search):
-    """A search of C 8, N 1 on 64 random 8x8 images of 4 classes, batch 16.
+def _tiny_problem(devices=1, *, classes=4, arch=(), compute=(), **search):
+    """A search of C 8, N 1 on 64 random 8x8 images, batch 16.
 
     Args:
       devices: how many.
-      arch: changed fields of config.arch, pairs.
+      classes: of the images.
+      arch, compute: changed fields of config.arch and config.compute, pairs.
       search: changed fields of config.search.
     """
     import jax
     import numpy as np
 
-    from configs import base
     from drnas_jax.config import from_config_dict
+    from drnas_jax.configs import base
     from drnas_jax.data import Dataset
     from drnas_jax.search.problem import make_problem
     from drnas_jax.sharding import make_mesh
@@ -57,9 +58,11 @@ def _tiny_problem(devices=1, *, arch=(), **search):
     config = base.get_config()
     config.data.crop_padding = 1
     config.arch.update(dict(arch))
-    config.search.update(dict(channels=8, cells=1, batch_size=16, **search))
+    config.compute.update(dict(compute))
+    config.search.update(dict(channels=8, cells=1, batch_size=16) | search)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 8, 8, 3), np.uint8)
-    labels = rng.integers(0, 4, 64).astype(np.int32)
-    dataset = Dataset("noise", images, labels, images[:8], labels[:8], tuple("abcd"), True)
+    labels = rng.integers(0, classes, 64).astype(np.int32)
+    names = tuple("abcd"[:classes])
+    dataset = Dataset("noise", images, labels, images[:8], labels[:8], names, True)
     return make_problem(from_config_dict(config), dataset, make_mesh(jax.devices()[:devices]))

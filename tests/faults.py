@@ -7,6 +7,7 @@ run, bit for bit, or in one clear line with nothing lost. Prints a table of faul
 
 import collections
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -25,6 +26,8 @@ import small_run
 
 ROOT = Path(__file__).parents[1]
 FIELDS = small_run.FIELDS | {"checkpoint_steps": 4}
+STREAMED = ("--config.data.memory_limit_mb=0", "--config.data.workers=2")
+DROP_BOUNDING, DAC_OVERRIDE = 24, 1  # Linux: prctl's option, and root's right to write anywhere
 PHASES = ("search", "retrain")
 
 
@@ -54,6 +57,8 @@ class Campaign:
         flags = ["--config=configs/digits.py", f"--workdir={workdir}", *fields, *more]
 
         def prepare() -> None:
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(DROP_BOUNDING, DAC_OVERRIDE, 0, 0, 0)
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -188,6 +193,19 @@ def _nothing_writable(campaign: Campaign, workdir: Path) -> str:
     return f"exit code {code} and one line; resumed"
 
 
+def _read_only(campaign: Campaign, workdir: Path) -> str:
+    workdir.mkdir(exist_ok=True)
+    modes = {path: path.stat().st_mode for path in (workdir, *workdir.rglob("*"))}
+    for path, mode in modes.items():
+        path.chmod(mode & ~0o222)
+    code, text = campaign.run(workdir)
+    for path, mode in modes.items():
+        path.chmod(mode)
+    assert code in (1, 2), text
+    _one_line(text, str(workdir))
+    return f"exit code {code} and one line; resumed"
+
+
 def _damaged(how: str) -> Callable[[Campaign, Path], str]:
     def fault(campaign: Campaign, workdir: Path) -> str:
         newest = campaign.checkpoint(workdir)
@@ -251,6 +269,38 @@ def _diverges(campaign: Campaign, workdir: Path) -> str:
     return "exit code 2 and one line"
 
 
+def _worker_killed(campaign: Campaign, workdir: Path) -> str:
+    whole, struck = campaign.root / "streamed", campaign.root / "struck"
+    if not whole.exists():
+        code, text = campaign.run(whole, None, *STREAMED)
+        assert code == 0, text
+    process = campaign.start(struck, None, *STREAMED)
+    while process.poll() is None and not _workers(process.pid):
+        time.sleep(0.05)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=campaign.moment())
+    for pid in _workers(process.pid)[:1]:
+        os.kill(pid, signal.SIGKILL)
+    text, _ = process.communicate(timeout=900)
+    if process.returncode:
+        assert process.returncode == 1, text
+        _one_line(text, "an input worker was killed", "the same command goes on")
+    code, again = campaign.run(struck, None, *STREAMED)
+    assert code == 0, again
+    assert _results(struck) == _results(whole)
+    shutil.rmtree(struck)
+    return "exit code 1 and one line; resumed" if process.returncode else "no longer needed"
+
+
+def _workers(pid: int) -> list[int]:
+    """The input workers of a run."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(pid)], stdout=subprocess.PIPE, text=True
+    )
+    lines = listed.stdout.splitlines()
+    return [int(line.split()[0]) for line in lines if "spawn_main" in line]
+
+
 FAULTS: dict[str, Callable[[Campaign, Path], str]] = {
     "SIGKILL": _signalled(signal.SIGKILL, 1),
     "disk full": _full,
@@ -262,9 +312,11 @@ FAULTS: dict[str, Callable[[Campaign, Path], str]] = {
     "bit flipped in a checkpoint": _damaged("flipped"),
     "nothing can be written": _nothing_writable,
     "history cut short": _cut_history,
+    "workdir read-only": _read_only,
     "clock set back": _clock_set_back,
     "two runs in one workdir": _twice,
     "loss not finite": _diverges,
+    "input worker killed": _worker_killed,
 }
 
 

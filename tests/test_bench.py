@@ -143,7 +143,7 @@ def test_a_mistake_is_one_line(capsys, argv, words):
     ],
 )
 def test_synthetic_images_are_like_the_data_set(name, size, shape, classes):
-    from configs import base
+    from drnas_jax.configs import base
 
     config = base.get_config()
     config.data.update(name=name, image_size=size)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, nasbench201
 from drnas_jax import config as lib
 from drnas_jax.config import Config, Stage, differences, freeze, from_config_dict, to_dict
+from drnas_jax.configs import base, nasbench201
 from drnas_jax.errors import UserError
 from drnas_jax.flags import parse
 

@@ -112,7 +112,7 @@ def test_run_again_when_all_is_done(whole):
 
 
 def test_checkpoint_and_genotype_from_elsewhere(whole, tmp_path):
-    from configs import digits
+    from drnas_jax.configs import digits
 
     config = digits.get_config()
     config.update_from_flattened_dict(FIELDS)

@@ -90,12 +90,15 @@ def test_no_config():
     ("text", "message"),
     [
         ("x = (", "broken.py, line 1"),
-        ("import no_such_module", "No module named 'no_such_module'): mend it, or run the command"),
+        ("import no_such_module", "No module named 'no_such_module'): mend it"),
         ("def get_config(): raise ValueError('no luck')", "ValueError: no luck"),
         ("def get_config(): return {'seed': 1}", "config field arch is missing"),
         ("def get_config(): return 3", "holds 3: expected a group"),
         ("def get_config(): return None", "no config"),
-        ("from configs import base\nget_config = base.get_config", "takes 0 positional arguments"),
+        (
+            "from drnas_jax.configs import base\nget_config = base.get_config",
+            "takes 0 positional arguments",
+        ),
         (
             "from drnas_jax.errors import check_choice\n"
             "def get_config(variant): check_choice('variant', variant, ('big', 'small'))",
@@ -108,6 +111,17 @@ def test_a_config_file_with_a_mistake(tmp_path, text, message):
     file.write_text(text)
     variant = ":large" if "variant" in text or "base" in text else ""
     assert message in refused(f"--config={file}{variant}")
+
+
+def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
+    here, _, _ = read("--config=configs/digits.py:smoke")
+    monkeypatch.chdir(tmp_path)
+    assert read("--config=configs/digits.py:smoke")[0] == here
+    assert read("--config", "configs/digits.py:smoke")[0] == here
+    assert "configs/digit.py" in refused("--config=configs/digit.py")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").write_text("x = (")  # the user's own comes first
+    assert "digits.py, line 1" in refused("--config=configs/digits.py")
 
 
 def test_help_lists_the_flags(capsys):

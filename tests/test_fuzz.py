@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import base
 from drnas_jax import report
 from drnas_jax.benchmarks import nasbench201 as benchmark
 from drnas_jax.config import Config, from_config_dict, to_dict
+from drnas_jax.configs import base
 from drnas_jax.errors import UserError
 from drnas_jax.flags import parse
 from drnas_jax.metrics import read_history

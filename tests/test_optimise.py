@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base
 from drnas_jax import optimise
 from drnas_jax.config import from_config_dict
+from drnas_jax.configs import base
 
 CONFIG = from_config_dict(base.get_config())
 STEPS = 7  # of an epoch

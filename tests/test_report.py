@@ -9,9 +9,9 @@ import subprocess
 import pytest
 from plotly.offline import get_plotlyjs
 
-from configs import nasbench201
 from drnas_jax import report, spaces
 from drnas_jax.config import from_config_dict, to_dict
+from drnas_jax.configs import nasbench201
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import save, to_json
 from drnas_jax.metrics import append_history, write_json

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from small_run import FIELDS
 
-from configs import digits
 from drnas_jax import loop, retrain, search, sharding
 from drnas_jax.checkpoint import ocp
+from drnas_jax.configs import digits
 from drnas_jax.interrupt import Interrupted
 from drnas_jax.metrics import Display, read_history
 from drnas_jax.retrain import Retraining

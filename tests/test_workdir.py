@@ -7,8 +7,8 @@ import sys
 import jax
 import pytest
 
-from configs import base
 from drnas_jax.config import from_config_dict, to_dict
+from drnas_jax.configs import base
 from drnas_jax.errors import UserError
 from drnas_jax.workdir import alone, open_workdir, version
 

@@ -72,6 +72,7 @@ def stream_batches(
 
     Raises:
       UserError: an image is unreadable, has no label or another size than the rest.
+      ChildProcessError: a worker was killed.
     """
     workers = _workers(stream)
     ring = Ring(_SLOTS * workers, (_CHUNK, *stream.shape))
@@ -106,6 +107,14 @@ def _read(source: Any, workers: int) -> Generator[Any, None, None]:
     try:
         for element in iterator:
             yield element.value
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):  # Grain's words for a worker that is gone
+            raise
+        reason = str(error).partition(". ")[0]
+        raise ChildProcessError(
+            f"an input worker was killed ({reason}); if memory ran out, set data.workers below "
+            f"{workers}"
+        ) from error
     finally:
         iterator.close()
 

@@ -10,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from configs import base
 from drnas_jax.config import DataConfig
+from drnas_jax.configs import base
 from drnas_jax.data import Dataset, Stream, load
 from drnas_jax.errors import UserError
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
-from configs import base
 from drnas_jax.config import DataConfig
+from drnas_jax.configs import base
 from drnas_jax.data import Dataset, Part, Schedule, Stream, load, read_labels, stream_batches
 from drnas_jax.data import stream as lib
 from drnas_jax.data.images import Example, UnreadableImage, centre_crop, random_resized_crop
@@ -301,7 +301,7 @@ def test_shares_of_labels_make_up_all(digits, monkeypatch):
 SCRIPT = """
 import sys
 import numpy as np
-from configs import base
+from drnas_jax.configs import base
 from drnas_jax.config import DataConfig
 from drnas_jax.data import Part, Schedule, load, stream_batches
 from drnas_jax.errors import UserError
@@ -328,6 +328,17 @@ ENDS = """
         except UserError as error:
             print(error)
         batches.close()
+"""
+KILLED = """
+    import multiprocessing, os, signal
+    batches = opened(2)
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    try:
+        for _ in range(300):
+            next(batches)
+    except ChildProcessError as error:
+        print(error)
 """
 RUNS_ON = """
     import multiprocessing, time
@@ -357,6 +368,17 @@ def test_an_early_end_and_an_error_leave_nothing_behind(folder):
     assert complaints == ""  # of Python, that shared memory is left over
     assert process.returncode == 0
     assert printed.count("is not an image") == printed.count("\n") == 1
+
+
+@pytest.mark.slow  # Grain looks for lost workers now and then, and waits for the others
+def test_a_killed_worker_is_an_error_and_leaves_nothing_behind(folder):
+    process = start(KILLED, folder)
+    printed, complaints = process.communicate(timeout=300)
+    assert complaints == ""
+    assert process.returncode == 0
+    assert printed.startswith("an input worker was killed")
+    assert "exit code -9" in printed
+    assert "data.workers below 2" in printed
 
 
 def running(pid):

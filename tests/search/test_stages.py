@@ -142,8 +142,9 @@ def copied_from(after, before):
     return np.array([place[number] for number in after])
 
 
-def test_widen_copies_channels_aligned(numbered):
-    state, structure = numbered(random_alpha(0), 4)
+@pytest.mark.parametrize("count", [5, 3, 1])
+def test_widen_copies_channels_aligned(numbered, count):
+    state, structure = prune(space, *numbered(random_alpha(0), 4), count)
     widened, wider = widen(space, state, structure, 2, seed=3)
     assert wider == dataclasses.replace(structure, partial_channels=2)
     before, after = apart(state, structure), apart(widened, wider)
@@ -170,7 +171,10 @@ def test_widen_copies_channels_aligned(numbered):
             np.testing.assert_array_equal(array, old[:, :, source][..., out])
         else:
             np.testing.assert_array_equal(array, old[out])
-    assert len(outputs) == len(inputs) == 3 * 2 * EDGES * 2
+    kept = [primitive for edge in structure.kept("cell") for primitive in edge]
+    convolutions = sum("conv" in primitive for primitive in kept)
+    assert convolutions
+    assert len(outputs) == len(inputs) == 3 * 2 * convolutions
     # Cells, edges, primitives, inputs and outputs: each copies in its own way. Two choices of
     # the 8 new channels in the last stage agree by chance once in 8**8.
     last = [tuple(c) for table in (outputs, inputs) for o, c in table.items() if o[0] == "cell_2"]

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base
 from drnas_jax import arch, spaces
 from drnas_jax.config import from_config_dict
+from drnas_jax.configs import base
 from drnas_jax.errors import UserError
 from drnas_jax.nn import kernels
 from drnas_jax.search import stages
@@ -107,12 +107,11 @@ def test_unknown_stem(space):
         check_image(space, "leaf", (64, 64))
 
 
-def random_mix(space, rng):
-    """Mixing weights of all operations."""
-    count = len(space.PRIMITIVES)
+def random_mix(structure, rng):
+    """Mixing weights of the operations that are kept."""
     return {
-        kind: rng.dirichlet(np.ones(count), len(edges)).astype(np.float32)
-        for kind, edges in space.EDGES.items()
+        kind: rng.dirichlet(np.ones(len(edges[0])), len(edges)).astype(np.float32)
+        for kind, edges in structure.operations
     }
 
 
@@ -122,7 +121,7 @@ def test_logits(space):
     module = space.supernet(structure, kernels.ACCELERATOR, None)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, *image_shape(space))).astype(np.float32)
-    mix = random_mix(space, rng)
+    mix = random_mix(structure, rng)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, mix, False))
     variables = jax.tree.map(
         lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype(leaf.dtype), shapes
@@ -146,13 +145,12 @@ def test_logits(space):
             assert differs == (space.PRIMITIVES[column] != "none"), (kind, edge, column)
 
 
-def evaluate(space, own, dtype):
-    """Logits, gradients in parameters and mixing weights, and statistics of one cell's supernet."""
-    structure = dataclasses.replace(whole(space), cells=1)
+def evaluate(space, own, dtype, structure):
+    """Logits, gradients in parameters and mixing weights, and statistics of a supernet."""
     module = space.supernet(structure, own, None)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, *image_shape(space))).astype(np.float32)
-    mix = random_mix(space, rng)
+    mix = random_mix(structure, rng)
     g = rng.normal(size=(len(x), CLASSES)).astype(np.float32)
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -181,8 +179,8 @@ FAST = ("darts", "gpu")  # to compile
 )
 def test_bfloat16_is_near_float32(space, platform):
     """Parameters, statistics and all gradients stay float32; they differ by bfloat16's rounding."""
-    own = kernels.for_platform(platform)
-    found, expected = (evaluate(space, own, dtype) for dtype in ("bfloat16", "float32"))
+    own, structure = kernels.for_platform(platform), dataclasses.replace(whole(space), cells=1)
+    found, expected = (evaluate(space, own, dtype, structure) for dtype in ("bfloat16", "float32"))
     for low, high in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert low.dtype == high.dtype == np.float32
     # 8 bits of mantissa, through some 20 layers: a hundredth, in the mean over many numbers.
@@ -190,6 +188,35 @@ def test_bfloat16_is_near_float32(space, platform):
         low, high = (np.concatenate([np.ravel(v) for v in jax.tree.leaves(t)]) for t in (low, high))
         assert np.linalg.norm(low - high) < 0.1 * np.linalg.norm(high)
     assert np.any(np.asarray(found[0]) != np.asarray(expected[0]))
+
+
+def random_structure(space, seed):
+    """Channels, cells, K, and on every edge the operations that are kept, all at random."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, len(space.PRIMITIVES) + 1))
+
+    def some():
+        columns = np.sort(rng.permutation(len(space.PRIMITIVES))[:count])
+        return tuple(space.PRIMITIVES[column] for column in columns)
+
+    kept = tuple((kind, tuple(some() for _ in edges)) for kind, edges in space.EDGES.items())
+    partial = int(rng.choice([1, 2, 4]))
+    channels, cells = partial * int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    return Structure(channels, cells, CLASSES, partial, kept, stem(space))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_all_kernels_agree_on_any_structure(space, seed):
+    structure = random_structure(space, seed)
+    expected = evaluate(space, kernels.PLAIN, np.float32, structure)
+    for platform in ("cpu", "gpu", "tpu"):
+        found = evaluate(space, kernels.for_platform(platform), np.float32, structure)
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            # A ReLU whose input is within rounding of 0 may flip, which moves few numbers much:
+            # so as a whole, and not number by number.
+            assert np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want) + 1e-6, structure
 
 
 def banks(tree, space):

@@ -1,0 +1,1 @@
+"""Recipes: one file each; `base.py` lists and explains all fields."""

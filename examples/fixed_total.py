@@ -1,0 +1,31 @@
+"""A mixing distribution of one's own: a Dirichlet whose total concentration never changes.
+
+Alpha then says which operations are strong, and never how sure the search is. To use it, copy this
+file to drnas_jax/arch/ and give `--config.arch.name=fixed_total`.
+"""
+
+import jax
+
+from drnas_jax.arch import base
+from drnas_jax.arch.dirichlet import sample_dirichlet
+from drnas_jax.config import ArchConfig
+
+
+def create(config: ArchConfig) -> base.MixingDistribution:
+    """Concentration softmax(alpha) times the number of operations."""
+    return base.MixingDistribution(
+        init=base.init,
+        sample=_sample,
+        mean=base.softmax,
+        concentration=_concentration,
+        regulariser=base.regulariser(config),
+    )
+
+
+def _concentration(alpha: jax.Array) -> jax.Array:
+    return base.softmax(alpha) * alpha.shape[-1] + 1e-4  # a sample needs positive ones
+
+
+def _sample(alpha: jax.Array, key: jax.Array, progress: jax.Array | float) -> jax.Array:
+    del progress  # no temperature
+    return sample_dirichlet(_concentration(alpha), key)

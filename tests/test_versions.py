@@ -1,0 +1,62 @@
+"""Installed by pip with the oldest and the newest versions that requirements.txt allows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from small_run import FIELDS
+
+ROOT = Path(__file__).parents[1]
+# All modules; then what is installed.
+IMPORT = """
+import importlib, importlib.metadata, json, pkgutil
+import drnas_jax
+for module in pkgutil.walk_packages(drnas_jax.__path__, "drnas_jax."):
+    importlib.import_module(module.name)
+found = importlib.metadata.distributions()
+print(json.dumps({one.metadata["Name"]: one.version for one in found}))
+"""
+
+
+def requirements():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def oldest(requirement):
+    (bound,) = requirement.specifier
+    assert bound.operator == ">="
+    if requirement.name == "tfp-nightly":  # of which old ones are not kept
+        return str(requirement)
+    return f"{requirement.name}=={bound.version}"
+
+
+def run(folder, *command):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["oldest", "newest"])
+def test_an_installed_package(which, tmp_path):
+    """The console command, away from the checkout: recipes come with the package."""
+    pip = (sys.executable, "-m", "pip", "index", "versions", "absl-py")
+    if subprocess.run(pip, capture_output=True).returncode:
+        pytest.skip("needs a package index")
+    run(tmp_path, sys.executable, "-m", "venv", "own")
+    programs = tmp_path / "own" / "bin"
+    wanted = [oldest(one) for one in requirements()] if which == "oldest" else []
+    run(tmp_path, str(programs / "pip"), "install", "-q", *wanted, str(ROOT))
+    installed = json.loads(run(tmp_path, str(programs / "python"), "-c", IMPORT))
+    print({one.name: installed[one.name] for one in requirements()})
+    flags = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    command = str(programs / "drnas")
+    run(tmp_path, command, "--config=configs/digits.py", "--workdir=run", *flags)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert 0.2 < result["test_accuracy"] <= 1
