@@ -66,3 +66,17 @@ def _tiny_problem(devices=1, *, classes=4, arch=(), compute=(), **search):
     names = tuple("abcd"[:classes])
     dataset = Dataset("noise", images, labels, images[:8], labels[:8], names, True)
     return make_problem(from_config_dict(config), dataset, make_mesh(jax.devices()[:devices]))
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """Puts pretended tools before the others: name, script -> PATH."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+
+    def add(name, script):
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+        return f"{folder}:{os.environ['PATH']}"
+
+    return add

@@ -1,0 +1,108 @@
+"""launch/tpu_vm.sh against a gcloud that pretends."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from launching import ENVIRONMENT, LAUNCH, PROGRAM, REQUIRED
+
+GCLOUD = """#!{python}
+import signal, sys, time
+from pathlib import Path
+
+folder = Path({folder!r})
+arguments = sys.argv[1:]
+verb = arguments[3]
+command = ([a[10:] for a in arguments if a.startswith("--command=")] or [""])[0]
+if "-m drnas_jax.main" in command:
+    verb = "run"
+elif "pkill -TERM" in command:
+    verb = "stop"
+    (folder / "stop").touch()
+with open(folder / "calls", "a") as calls:
+    print(verb, file=calls)
+
+
+def next_of(name):
+    first, _, rest = (folder / name).read_text().partition(" ")
+    (folder / name).write_text(rest)
+    return first
+
+
+if verb == "describe":
+    print(next_of("states"))
+elif verb == "run":
+    code = next_of("codes")
+    while code == "stop" and not (folder / "stop").exists():
+        time.sleep(0.05)
+    sys.exit(143 if code == "stop" else int(code))
+"""
+
+
+@pytest.fixture
+def pod(tools, tmp_path):
+    """Starts tpu_vm.sh with a gcloud that says what it is told: states, codes -> process."""
+    path = tools("gcloud", GCLOUD.format(python=sys.executable, folder=str(tmp_path)))
+
+    def start(states, codes, *options):
+        (tmp_path / "states").write_text(states)
+        (tmp_path / "codes").write_text(codes)
+        (tmp_path / "calls").touch()
+        return subprocess.Popen(
+            [LAUNCH / "tpu_vm.sh", *REQUIRED["tpu_vm"], "--poll=0", *options, "--", *PROGRAM],
+            env=ENVIRONMENT | {"PATH": path, "TMPDIR": str(tmp_path)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    start.calls = lambda: (tmp_path / "calls").read_text().split()
+    return start
+
+
+@pytest.mark.parametrize(
+    ("states", "codes", "options", "code", "calls"),
+    [
+        ("READY", "0", (), 0, "describe scp ssh run"),
+        ("READY", "2", (), 2, "describe scp ssh run"),
+        ("NONE CREATING READY", "0", (), 0, "describe create describe describe scp ssh run"),
+        (
+            "NONE ACTIVE",
+            "0",
+            ("--queued", "--delete"),
+            0,
+            "describe create describe scp ssh run delete",
+        ),
+        # A crash; its TPU is still there.
+        ("READY READY", "1 0", (), 0, "describe scp ssh run describe scp ssh run"),
+        ("READY", "1", ("--restarts=0",), 1, "describe scp ssh run"),
+        # Preempted: what the program returned, then its TPU.
+        (
+            *("READY PREEMPTED PREEMPTED NONE READY", "143 0", ("--spot",), 0),
+            "describe scp ssh run describe describe delete describe create describe scp ssh run",
+        ),
+        (
+            *("READY SUSPENDED NONE ACTIVE", "255 0", ("--queued",), 0),
+            "describe scp ssh run describe delete describe create describe scp ssh run",
+        ),
+        # Stopped by somebody: the TPU is well.
+        ("READY READY", "143", ("--delete",), 143, "describe scp ssh run describe delete"),
+        ("STOPPED", "", (), 2, "describe"),
+    ],
+)
+def test_tpu_vm_runs(pod, states, codes, options, code, calls):
+    process = pod(states, codes, *options)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert pod.calls() == calls.split()
+
+
+def test_tpu_vm_stops_the_program(pod):
+    process = pod("READY", "stop")
+    while "run" not in pod.calls():
+        time.sleep(0.05)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "the program writes a checkpoint" in err
+    assert pod.calls() == ["describe", "scp", "ssh", "run", "stop"]
