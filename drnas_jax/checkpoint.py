@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging as absl_logging
 from jax.sharding import Mesh, NamedSharding
 
 from drnas_jax.distributed import from_primary
@@ -224,13 +226,28 @@ def _digest_of_json(values: Any) -> int:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without Orbax's own reports of a failure, of several hundred lines."""
-    before = logging.root.manager.disable
+    """Without Orbax's own reports of a failure, of several hundred lines.
+
+    Its threads go on to report one after it was raised: then this lasts.
+    """
+    before, hook = logging.root.manager.disable, sys.unraisablehook
     logging.disable(logging.CRITICAL)
+    sys.unraisablehook = _unless_given_up
     try:
         yield
+    except BaseException:
+        absl_logging.set_verbosity(absl_logging.FATAL)
+        raise
+    else:
+        sys.unraisablehook = hook
     finally:
         logging.disable(before)
+
+
+def _unless_given_up(what: Any) -> None:
+    """An unraisablehook without what TensorStore's threads tell of a save that was given up."""
+    if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(what)
 
 
 def _cause(error: BaseException) -> str:

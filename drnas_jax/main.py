@@ -76,10 +76,21 @@ def _end(code: int, message: str) -> int:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX was told where (or not to)."""
+    """Keeps compiled programs in the user's cache folder, unless JAX was told where (or not to).
+
+    A program for the CPU is split over the cores at hand and rounds its sums accordingly, which its
+    key there does not tell: so each number of cores has a folder of its own.
+    """
     if jax.config.values.get("jax_compilation_cache_dir") is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "drnas_jax" / "xla"))
+        folder = root / "drnas_jax" / f"xla-{_cores()}"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:

@@ -63,6 +63,7 @@ class Campaign:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(self.root / "cache")
         if limit is not None:  # what the cache of programs can not write is no fault of ours
             environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         return subprocess.Popen(

@@ -1,6 +1,7 @@
 """Bad input: exit code 2, one clear line, nothing overwritten."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -197,3 +198,17 @@ def test_a_real_command_has_no_traceback(tmp_path, argv, line):
     assert done.stdout == ""
     assert done.stderr.startswith(line), done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="can not take cores away")
+def test_programs_are_kept_by_the_number_of_cores(tmp_path):
+    """Those compiled for other cores round otherwise, and JAX would take them."""
+    script = (
+        "import os, jax; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1]);"
+        "from drnas_jax.main import use_compilation_cache; use_compilation_cache();"
+        "print(jax.config.jax_compilation_cache_dir)"
+    )
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / "drnas_jax" / "xla-1")

@@ -108,6 +108,13 @@ def test_decode_leaves_pixels_alone():
     np.testing.assert_array_equal(decode(Example(pixels, 0, ""), 1), pixels)
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_of_several_frames_the_first_counts(kind):
+    frames = [Image.fromarray(np.full((6, 9, 3), level, np.uint8)) for level in (40, 200)]
+    example = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode(example, 3), np.full((6, 9, 3), 40))
+
+
 BROKEN = {
     "empty": b"",
     "text": b"no image",
