@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 LICENCES := "Apache;BSD;MIT;MPL;Mozilla Public License;PSF;Python Software Foundation"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all lint docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ lint: $(STAMP)  ## style, format, types, and the licences of all that is install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy drnas_jax
 	$(BIN)/pip-licenses --from=mixed --order=license --partial-match --allow-only=$(LICENCES)
+
+docs: $(STAMP)  ## the pages of docs/, as a site in build/docs
+	$(BIN)/mkdocs build --strict
 
 clean:  ## remove .venv, caches and build products; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

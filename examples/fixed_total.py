@@ -5,6 +5,7 @@ file to drnas_jax/arch/ and give `--config.arch.name=fixed_total`.
 """
 
 import jax
+import jax.numpy as jnp
 
 from drnas_jax.arch import base
 from drnas_jax.arch.dirichlet import sample_dirichlet
@@ -16,7 +17,7 @@ def create(config: ArchConfig) -> base.MixingDistribution:
     return base.MixingDistribution(
         init=base.init,
         sample=_sample,
-        mean=base.softmax,
+        mean=_mean,
         concentration=_concentration,
         regulariser=base.regulariser(config),
     )
@@ -24,6 +25,11 @@ def create(config: ArchConfig) -> base.MixingDistribution:
 
 def _concentration(alpha: jax.Array) -> jax.Array:
     return base.softmax(alpha) * alpha.shape[-1] + 1e-4  # a sample needs positive ones
+
+
+def _mean(alpha: jax.Array) -> jax.Array:
+    strengths = _concentration(alpha)
+    return strengths / jnp.sum(strengths, axis=-1, keepdims=True)
 
 
 def _sample(alpha: jax.Array, key: jax.Array, progress: jax.Array | float) -> jax.Array:

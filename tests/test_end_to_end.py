@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from small_run import FIELDS
+from small_run import FIELDS, environment
 from test_resume import assert_same_bits, history
 
 from drnas_jax import evaluate, load_genotype
@@ -26,15 +25,11 @@ def command(workdir, *more):
     return [sys.executable, "-m", "drnas_jax.main", *flags]
 
 
-def one_device():
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-
-
 def run(workdir, *more):
     done = subprocess.run(
         command(workdir, *more),
         cwd=ROOT,
-        env=one_device(),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=600,
@@ -85,7 +80,7 @@ def test_files_of_a_run(whole):
 
 def test_killed_and_run_again(whole, tmp_path):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(tmp_path), cwd=ROOT, env=one_device(), **quiet)
+    process = subprocess.Popen(command(tmp_path), cwd=ROOT, env=environment(), **quiet)
     deadline = time.monotonic() + 300
     while not read_history(tmp_path / "search/history.jsonl"):
         assert process.poll() is None and time.monotonic() < deadline

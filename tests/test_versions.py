@@ -1,14 +1,13 @@
 """Installed by pip with the oldest and the newest versions that requirements.txt allows."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from small_run import FIELDS
+from small_run import FIELDS, environment
 
 ROOT = Path(__file__).parents[1]
 # All modules; then what is installed.
@@ -36,8 +35,7 @@ def oldest(requirement):
 
 
 def run(folder, *command):
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
