@@ -35,7 +35,7 @@ CASES = {
 def test_steps_stay_finite(tiny, case):
     fields = dict(CASES[case])
     kept, alpha = fields.pop("kept", None), fields.pop("alpha", None)
-    problem = tiny(partial_channels=(2,), **fields)
+    problem = tiny(partial_channels=(2, 2), **fields)
     structure = first_structure(problem.space, problem.config.search, problem.classes)
     if kept:
         structure = dataclasses.replace(structure, operations=kept)
