@@ -294,12 +294,15 @@ def _worker_killed(campaign: Campaign, workdir: Path) -> str:
 
 
 def _workers(pid: int) -> list[int]:
-    """The input workers of a run."""
+    """The input workers of a run, but for those that are just being started.
+
+    To these the main process still writes what to do, and when they die it waits for ever.
+    """
     listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(pid)], stdout=subprocess.PIPE, text=True
+        ["ps", "-o", "pid=,etimes=,args=", "--ppid", str(pid)], stdout=subprocess.PIPE, text=True
     )
-    lines = listed.stdout.splitlines()
-    return [int(line.split()[0]) for line in lines if "spawn_main" in line]
+    found = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, age, words in found if "spawn_main" in words and int(age) >= 2]
 
 
 FAULTS: dict[str, Callable[[Campaign, Path], str]] = {
