@@ -8,7 +8,8 @@ import threading
 import time
 
 import pytest
-from test_end_to_end import ROOT, command, one_device
+from small_run import environment
+from test_end_to_end import ROOT, command
 
 from drnas_jax import main as program
 from drnas_jax.genotype import Genotype, save
@@ -116,7 +117,7 @@ def test_handlers_are_put_back():
 def stopped(workdir, phase, signum, *more):
     """Starts the command and sends it a signal in a phase; exit code and last line."""
     process = subprocess.Popen(
-        command(workdir, *more), cwd=ROOT, env=one_device(), stderr=subprocess.PIPE, text=True
+        command(workdir, *more), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 300
     # A phase notes signals from when its event file is there. Then it compiles, and makes a step.
