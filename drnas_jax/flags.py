@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from drnas_jax import configs
 from drnas_jax.config import Config, from_config_dict
 from drnas_jax.errors import UserError
 
@@ -71,8 +72,10 @@ def _found(argv: Sequence[str]) -> list[str]:
 
     def path(match: re.Match[str]) -> str:
         flag, name = match.groups()
-        ours = Path(__file__).parent / name
-        return match[0] if Path(name).exists() or not ours.exists() else f"{flag}{ours}"
+        ours = [
+            path for folder in configs.__path__ if (path := Path(folder, Path(name).name)).exists()
+        ]
+        return match[0] if Path(name).exists() or not ours else f"{flag}{ours[0]}"
 
     return [re.sub(r"^(--config=|)(configs/\w+\.py)", path, word) for word in argv]
 
