@@ -53,13 +53,15 @@ class Case(NamedTuple):
       program: a jitted (state, *arguments) -> state.
       state: the first one.
       arguments: the rest.
-      images: in a batch.
+      steps: of one run of the program (accelerators do several in one dispatch).
+      images: in the batch of a step.
       plain: makes the program of the plain kernels, which takes the same.
     """
 
     program: Any
     state: Any
     arguments: tuple[Any, ...]
+    steps: int
     images: int
     plain: Callable[[], Any]
 
@@ -77,6 +79,11 @@ def step_case(config: Config, stage: int) -> Case:
     stages = config.search.stages
     if not 1 <= stage <= len(stages):
         raise UserError(f"--stage is {stage}: the config has stages 1 to {len(stages)}")
+    # A share of a few synthetic images may be none: halves, whatever the config says.
+    halves = dataclasses.replace(
+        config.search, train_fraction=0.5, alpha_fraction=0.0, split_by_class=False
+    )
+    config = dataclasses.replace(config, search=halves)
     problem = make_problem(config, synthetic(config, config.search.batch_size))
     structure = problem.first_structure()
     state = sharding.run_once(functools.partial(problem.init, structure), problem.mesh, config.seed)
@@ -88,12 +95,13 @@ def step_case(config: Config, stage: int) -> Case:
     program = problem.step_program(structure, frozen=False)
     epoch = config.search.warmup_epochs[0]  # the first one that trains alpha
     batches = next(problem.reader.training(epoch, 0))
+    sizes = (problem.reader.dispatch, config.search.batch_size)
 
     def plain() -> Any:
         own = dataclasses.replace(problem, config=_with_kernels(config, "plain", remat="none"))
         return own.step_program(structure, frozen=False)
 
-    return Case(program, state, (problem.reader.raw, *batches), config.search.batch_size, plain)
+    return Case(program, state, (problem.reader.raw, *batches), *sizes, plain)
 
 
 def retrain_case(config: Config, stage: int) -> Case:
@@ -111,8 +119,8 @@ def retrain_case(config: Config, stage: int) -> Case:
 
     phase = make_phase(config)
     arguments = (phase.reader.raw, *next(phase.reader.training(0, 0)))
-    state = phase.start()[0]
-    return Case(phase.step_program(), state, arguments, config.retrain.batch_size, plain)
+    sizes = (phase.reader.dispatch, config.retrain.batch_size)
+    return Case(phase.step_program(), phase.start()[0], arguments, *sizes, plain)
 
 
 def bench_input(config: Config, steps: int) -> dict[str, Any]:
@@ -225,15 +233,15 @@ def bench_program(
         for run in runs:
             run.step()
     result, *others = [run.result() for run in runs]
+    seconds = result["step_s"]
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         (cases[0].state, *cases[0].arguments),
     )
     work = count_work(cases[0].plain().trace(*shapes).jaxpr.jaxpr)
-    result["gflop"] = round(2 * work.macs / 1e9, 2)
-    result["gbyte"] = round(work.bytes / 1e9, 2)
-    result["gflop_per_s"] = round(2 * work.macs / 1e9 / result["step_s"], 1)
-    result["gbyte_per_s"] = round(work.bytes / 1e9 / result["step_s"], 1)
+    for name, amount in (("gflop", 2 * work.macs), ("gbyte", work.bytes)):
+        of_a_step = amount / cases[0].steps / 1e9
+        result |= {name: round(of_a_step, 2), f"{name}_per_s": round(of_a_step / seconds, 1)}
     result |= _limits(config.compute.dtype) | _machine()
     if others:
         result["compare"] = {"kernels": compare, **others[0]}
@@ -264,7 +272,8 @@ class _Run:
         self._warm.append(time.perf_counter() - began)
 
     def result(self) -> dict[str, Any]:
-        step = statistics.median(self._warm[1:])  # the first one is cold
+        dispatch = statistics.median(self._warm[1:])  # the first one is cold
+        step = dispatch / self._case.steps
         memory = self._compiled.memory_analysis()
         return {
             "lower_s": round(self._lower_s, 2),

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from drnas_jax import compiler
 from drnas_jax.errors import UserError
 
 AXIS = "data"
@@ -17,11 +18,6 @@ REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(AXIS)
 STEPS = PartitionSpec(None, AXIS)  # batches of several steps
 
-# Level 1 compiles a third faster than the default and runs as fast (docs/benchmarks.md).
-_COMPILER_OPTIONS = {
-    "cpu": {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
-}
-_OPTIONS_OF_ONE_RUN = {"cpu": {"xla_backend_optimization_level": 0}}
 _MOST_STEPS_A_DISPATCH = 16
 
 
@@ -88,7 +84,7 @@ def place_rows(tree: Any, mesh: Mesh, spec: PartitionSpec, size: int) -> Any:
 
 def run_once(function: Callable[[jax.Array], Any], mesh: Mesh, seed: int) -> Any:
     """Runs a function of a seed compiled, once; a copy of what it gives lies on every device."""
-    compiled = jax.jit(function, compiler_options=_OPTIONS_OF_ONE_RUN.get(platform(mesh)))
+    compiled = jax.jit(function, compiler_options=compiler.options(platform(mesh), once=True))
     return replicate(compiled(np.uint32(seed)), mesh)
 
 
@@ -111,7 +107,7 @@ def data_parallel(
     sharded = jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
-    options = _COMPILER_OPTIONS.get(platform(mesh))
+    options = compiler.options(platform(mesh))
     return jax.jit(sharded, donate_argnums=donate, compiler_options=options)
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from drnas_jax import spaces
+from drnas_jax import compiler, spaces
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import PUBLISHED, Genotype
 from drnas_jax.losses import training_loss
@@ -219,10 +219,7 @@ def run(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             raise UserError(f"the file lacks {name!r}")
     x, y = jnp.asarray(values["x"], jnp.float32), jnp.asarray(values["y"], jnp.int32)
     mix = _select(_by_cell_type(values, "mix"), imported.masks)
-    # The programs run once, so their compilation is what takes time.
-    options: dict[str, Any] | None = None
-    if jax.default_backend() == "cpu":
-        options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    options = compiler.options(jax.default_backend(), once=True)
     program = jax.jit(partial(_evaluated_and_trained, imported.module), compiler_options=options)
     with jax.default_matmul_precision("highest"):
         evaluated, trained = program(imported.variables, mix, x, y)

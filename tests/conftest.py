@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # Before jax is imported, and inherited by the commands that tests start.
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()

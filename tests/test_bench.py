@@ -37,11 +37,15 @@ def one_device(monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
 
 
-@pytest.fixture
-def cell(tmp_path):
-    nodes = tuple(tuple(("skip_connect", i) for i in range(node)) for node in (1, 2, 3))
+def cell_of(tmp_path, primitive):
+    nodes = tuple(tuple((primitive, i) for i in range(node)) for node in (1, 2, 3))
     save(tmp_path / "cell.json", Genotype("nasbench201", (("cell", nodes),)), {})
     return f"--config.genotype={tmp_path / 'cell.json'}"
+
+
+@pytest.fixture
+def cell(tmp_path):
+    return cell_of(tmp_path, "skip_connect")
 
 
 def printed(capsys, *argv):
@@ -71,7 +75,10 @@ def check_times(result, images):
 # The second stage is pruned and widened; that it compiles another program is what is tested.
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_step(capsys, one_device, stage):
-    result = printed(capsys, "step", *TINY, FEW, f"--stage={stage}", "--steps=2")
+    fractions = ("--config.search.train_fraction=0.01", "--config.search.alpha_fraction=0.01")
+    result = printed(
+        capsys, "step", *TINY, FEW, *fractions, f"--stage={stage}", "--steps=2"
+    )  # fractions of the true data, which the synthetic images are too few for
     assert result["bench"] == "step"
     check_times(result, images=8)
 
@@ -89,6 +96,18 @@ def test_compare(capsys, one_device, cell):
     assert other.keys() == {"kernels"} | TIMES
     assert other["kernels"] == "plain"
     assert other["step_s"] > 0
+
+
+def test_work_is_that_of_one_step(capsys, monkeypatch, one_device, tmp_path):
+    """Accelerators do several steps in one dispatch."""
+    flags = [*TINY, cell_of(tmp_path, "nor_conv_1x1"), "--config.retrain.channels=32"]
+    work = []
+    for steps in (1, 2):
+        monkeypatch.setattr(sharding, "steps_per_dispatch", lambda mesh, n, steps=steps: steps)
+        work.append(printed(capsys, "retrain", *flags, "--steps=1"))
+    for name in ("gflop", "gbyte"):
+        assert work[0][name] == work[1][name] > 0
+    check_times(work[1], images=8)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from drnas_jax import torch_import
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import PUBLISHED
-from drnas_jax.nn.kernels import ACCELERATOR, PLAIN
+from drnas_jax.nn.kernels import GPU, PLAIN
 from drnas_jax.spaces import Structure, darts
 from drnas_jax.torch_names import darts_links, to_torch
 
@@ -152,7 +152,7 @@ def variables_of(module, *arguments):
 def test_darts_supernets_of_any_size_are_recognised(channels, cells, classes, partial, stem):
     operations = tuple((kind, (darts.PRIMITIVES,) * 14) for kind in darts.EDGES)
     structure = Structure(channels, cells, classes, partial, operations, stem)
-    module = darts.supernet(structure, ACCELERATOR, None)
+    module = darts.supernet(structure, GPU, None)
     mix = {kind: jnp.ones((14, 7)) for kind in darts.EDGES}
     side = 2 * darts.STEMS[stem]
     like = variables_of(module, jnp.zeros((1, side, side, 3)), mix, False)

@@ -111,7 +111,7 @@ class Cell(nn.Module):
             return []
         held = [edge for edge, kept in enumerate(self.operations) if name in kept]
         rows = [held.index(edge) for edge in edges]
-        own = {leaf: jnp.asarray(array)[np.array(rows)] for leaf, array in arrays[name].items()}
+        own = {leaf: jnp.stack([array[r] for r in rows]) for leaf, array in arrays[name].items()}
         y = mode.apply(self.kernels.conv, jax.nn.relu(x), _wide(own["kernel"]), 1)
         weights = jnp.stack([self._weight(mix, edge, name) for edge in edges])
         axis = self.kernels.channel_axis

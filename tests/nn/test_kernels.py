@@ -153,7 +153,7 @@ def test_choice():
     assert kernels.choose("plain", "cpu") == kernels.PLAIN
     assert kernels.choose("auto", "cpu", "cells") == kernels.CPU._replace(remat="cells")
     assert kernels.CPU.checkpointing("cells") == {"policy": None}
-    assert kernels.ACCELERATOR.checkpointing("cells") is None
+    assert kernels.GPU.checkpointing("cells") is None
     assert kernels.CPU._replace(remat="none").checkpointing("cells") is None
 
 

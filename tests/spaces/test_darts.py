@@ -18,7 +18,7 @@ from drnas_jax.nn.banks import Mode
 from drnas_jax.nn.blocks import AuxiliaryHead
 from drnas_jax.nn.darts_cell import Cell
 from drnas_jax.nn.darts_operations import Edge
-from drnas_jax.nn.kernels import ACCELERATOR, CPU, PLAIN
+from drnas_jax.nn.kernels import CPU, GPU, PLAIN
 from drnas_jax.search.stages import prune, widen
 from drnas_jax.search.state import SearchState
 from drnas_jax.spaces import Structure, darts
@@ -31,7 +31,7 @@ STRUCTURE = Structure(8, 5, 10, 4, EVERY)
 
 def shapes(structure, train=True):
     """The supernet's variables: shapes only, nothing is compiled."""
-    module = darts.supernet(structure, ACCELERATOR, None)
+    module = darts.supernet(structure, GPU, None)
     mix = {kind: jnp.ones((14, len(structure.kept(kind)[0]))) for kind in darts.EDGES}
     return jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), mix, train)
@@ -229,7 +229,7 @@ def pools_and_skips(x, own, keep=None):
     return jnp.split(own.transpose(out), 4, axis=-1)[:2]
 
 
-@pytest.mark.parametrize("own", [PLAIN, CPU, ACCELERATOR])
+@pytest.mark.parametrize("own", [PLAIN, CPU, GPU])
 def test_drop_path_drops_examples_of_an_edge_but_no_identity(own):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4, 4, 8)), jnp.float32)
     whole, skip = pools_and_skips(x, own)

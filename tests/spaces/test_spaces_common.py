@@ -54,7 +54,7 @@ def fresh(space, structure):
     return jax.eval_shape(
         lambda: init_state(
             structure,
-            space.supernet(structure, kernels.ACCELERATOR, None),
+            space.supernet(structure, kernels.GPU, None),
             distribution,
             optax.sgd(0.1, momentum=0.9),
             optax.adam(0.1),
@@ -118,7 +118,7 @@ def random_mix(structure, rng):
 def test_logits(space):
     """Finite, of the right shape, and dependent on every mixing weight but that of 'none'."""
     structure = whole(space)
-    module = space.supernet(structure, kernels.ACCELERATOR, None)
+    module = space.supernet(structure, kernels.GPU, None)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, *image_shape(space))).astype(np.float32)
     mix = random_mix(structure, rng)
