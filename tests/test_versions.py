@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from small_run import FIELDS, environment
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,9 @@ def test_an_installed_package(which, tmp_path):
     wanted = [oldest(one) for one in requirements()] if which == "oldest" else []
     run(tmp_path, str(programs / "pip"), "install", "-q", *wanted, str(ROOT))
     installed = json.loads(run(tmp_path, str(programs / "python"), "-c", IMPORT))
-    print({one.name: installed[one.name] for one in requirements()})
+    installed = {canonicalize_name(name): version for name, version in installed.items()}
+    for one in requirements():
+        assert installed[canonicalize_name(one.name)] in one.specifier, one
     flags = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     command = str(programs / "drnas")
     run(tmp_path, command, "--config=configs/digits.py", "--workdir=run", *flags)
