@@ -23,7 +23,7 @@ accuracy up. A variant is a size, a method, or both: `--config=configs/nasbench2
 
 The method is progressive where none is given, but plain for cpu. There alpha is frozen for the
 first 10 epochs, and all methods are meant to take about as long: `pcdarts` has C 16 and twice the
-epochs, `random` 20 (these two not measured yet).
+epochs, `random` 20.
 """
 
 from typing import Any
