@@ -14,6 +14,12 @@ def test_an_unknown_option_is_left_out(monkeypatch):
     assert compiler.options("cpu") is None
 
 
+def test_any_other_error_is_shown(monkeypatch):
+    monkeypatch.setattr(compiler, "_OPTIONS", {"cpu": {"xla_backend_optimization_level": "high"}})
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        compiler.options("cpu")
+
+
 @pytest.mark.parametrize("once", [False, True])
 def test_options_of_the_cpu_compile(once):
     options = compiler.options("cpu", once=once)
