@@ -22,18 +22,10 @@ _FIELDS = ("version", "space", "cells", "provenance")
 # Bounds on a file from anywhere, far above any cell that can be trained.
 MAX_BYTES = 1_000_000
 _MAX_CELLS = 8
+_MAX_INPUTS = 2  # of a cell: the cells before it
 _MAX_NODES = 32
 _MAX_PAIRS = 32
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-
-# Inputs of a cell, which are numbered before its nodes. A space that is not listed may have two;
-# its own file knows better.
-_CELL_INPUTS = {"nasbench201": 1}
-
-
-def cell_inputs(space: str) -> int:
-    """How many inputs a cell of the space has."""
-    return _CELL_INPUTS.get(space, 2)
 
 
 @dataclass(frozen=True)
@@ -51,6 +43,17 @@ class Genotype:
 
     space: str
     cells: tuple[tuple[str, Cell], ...]
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs a cell has: as few as its edges allow."""
+        reach = (
+            source - number
+            for _, cell in self.cells
+            for number, node in enumerate(cell)
+            for _, source in node
+        )
+        return max(reach, default=0) + 1
 
     def cell(self, cell_type: str) -> Cell:
         """The cell of one type, for instance 'normal'.
@@ -87,8 +90,8 @@ def to_json(genotype: Genotype, provenance: Mapping[str, Any]) -> dict[str, Any]
 def from_json(mapping: Any, source: str) -> Genotype:
     """Checks plain values and freezes them.
 
-    Only the structure is checked. Which operations there are, and how many nodes, is for the
-    space to say.
+    Only the structure is checked: a cell has at most two inputs. Which operations, nodes and
+    edges there are is for the space to say.
 
     Args:
       mapping: what `to_json` gives; `provenance` may be missing.
@@ -120,7 +123,7 @@ def from_cells(space: str, cells: Any, source: str) -> Genotype:
         tuple(
             (
                 _check_name(f"{source}: a cell type", cell_type),
-                _check_cell(f"{source}: cells.{cell_type}", cell, cell_inputs(space)),
+                _check_cell(f"{source}: cells.{cell_type}", cell),
             )
             for cell_type, cell in cells.items()
         ),
@@ -185,10 +188,10 @@ def _check_list(place: str, value: Any, most: int) -> list | tuple:
     return value
 
 
-def _check_cell(place: str, value: Any, cell_inputs: int) -> Cell:
+def _check_cell(place: str, value: Any) -> Cell:
     return tuple(
         tuple(
-            _check_pair(f"{place}[{i}][{j}]", pair, cell_inputs + i)
+            _check_pair(f"{place}[{i}][{j}]", pair, _MAX_INPUTS + i)
             for j, pair in enumerate(_check_list(f"{place}[{i}]", node, _MAX_PAIRS))
         )
         for i, node in enumerate(_check_list(place, value, _MAX_NODES))

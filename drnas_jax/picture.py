@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from drnas_jax.genotype import Cell, Genotype, cell_inputs
+from drnas_jax.genotype import Cell, Genotype
 
 _UNIT = 1.1  # inches between nodes
 _RISE = 0.45  # height of an arc for each node that it passes, in units
@@ -23,7 +23,7 @@ def draw(genotype: Genotype) -> str:
 
     Works for every space; the same genotype gives the same text.
     """
-    inputs = cell_inputs(genotype.space)
+    inputs = genotype.inputs
     most = max(len(cell) for _, cell in genotype.cells) + inputs
     height = _RISE * most * len(genotype.cells)
     figure = Figure(figsize=(_UNIT * (most + 1), _UNIT * height), layout="constrained")

@@ -37,10 +37,9 @@ names = st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,63}", fullmatch=True)
 @st.composite
 def genotypes(draw):
     space = draw(st.sampled_from(["darts", "nasbench201"]) | names)
-    inputs = 1 if space == "nasbench201" else 2
 
     def node(i):
-        return st.lists(st.tuples(names, st.integers(0, inputs + i - 1)), min_size=1, max_size=4)
+        return st.lists(st.tuples(names, st.integers(0, i + 1)), min_size=1, max_size=4)
 
     cells = [
         (name, tuple(tuple(draw(node(i))) for i in range(draw(st.integers(1, 5)))))
@@ -136,8 +135,8 @@ def set_in(values, path, value):
         (["cells", "cell", 1, 0, 0], 7, r"cells.cell\[1\]\[0\]\[0\] is 7: expected a name"),
         (["cells", "cell", 1, 0, 0], "__import__('os')", r"\[1\]\[0\]\[0\] is .*: expected a name"),
         (["cells", "cell", 1, 0, 0], "a" * 65, r"\[1\]\[0\]\[0\] is .*: expected a name"),
-        (["cells", "cell", 1, 1, 1], 2, r"cells.cell\[1\]\[1\]\[1\] is 2: .*from 0 to 1"),
-        (["cells", "cell", 1, 1, 1], -1, r"\[1\] is -1: expected an integer from 0 to 1"),
+        (["cells", "cell", 1, 1, 1], 3, r"cells.cell\[1\]\[1\]\[1\] is 3: .*from 0 to 2"),
+        (["cells", "cell", 1, 1, 1], -1, r"\[1\] is -1: expected an integer from 0 to 2"),
         (["cells", "cell", 1, 1, 1], True, r"\[1\] is True: expected an integer"),
         (["cells", "cell", 1, 1, 1], 1.0, r"\[1\] is 1.0: expected an integer"),
     ],
@@ -163,12 +162,11 @@ def test_provenance_may_be_missing():
     assert from_json(values, "here") == NASBENCH201
 
 
-def test_darts_has_two_cell_inputs():
-    cell = [[["skip_connect", 1]], [["skip_connect", 2]]]
-    values = {"version": 1, "space": "darts", "cells": {"normal": cell}}
-    from_json(values, "here")
-    with pytest.raises(UserError, match="from 0 to 0"):
-        from_json({**values, "space": "nasbench201"}, "here")
+def test_inputs_are_as_few_as_the_edges_allow():
+    assert NASBENCH201.inputs == 1
+    assert {genotype.inputs for genotype in PUBLISHED.values()} == {2}
+    chain = Genotype("chain", (("cell", ((("none", 0),), (("none", 1),), (("none", 2),))),))
+    assert chain.inputs == 1
 
 
 def test_cell_by_type():

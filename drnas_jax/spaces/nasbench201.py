@@ -308,9 +308,10 @@ def _operations(genotype: Genotype) -> list[str]:
             f"the genotype is of the space {genotype.space!r}: expected 'nasbench201'; "
             f"set --config.space={genotype.space} or take another genotype"
         )
-    pairs = [pair for node in genotype.cell("cell") for pair in node]
-    if [source for _, source in pairs] != [source for _, source in PAIRS]:
-        raise UserError(f"a NAS-Bench-201 cell has the edges {EDGES['cell']}, not {pairs}")
+    cell = genotype.cell("cell")
+    if [[source for _, source in node] for node in cell] != [[*range(n)] for n in range(1, NODES)]:
+        raise UserError(f"a NAS-Bench-201 cell has the edges {EDGES['cell']}, not those of {cell}")
+    pairs = [pair for node in cell for pair in node]
     for name, _ in pairs:
         check_choice("NAS-Bench-201 operation", name, PRIMITIVES)
     return [name for name, _ in pairs]

@@ -273,6 +273,13 @@ def test_parse_rejects(bad):
         (PUBLISHED["drnas_cifar10"], "of the space 'darts': expected 'nasbench201'"),
         (Genotype("nasbench201", (("normal", ()),)), "expected 'nasbench201'"),
         (Genotype("nasbench201", (("cell", ((("none", 0),),)),)), "has the edges"),
+        (
+            Genotype(
+                "nasbench201",
+                (("cell", tuple(tuple(("none", s) for s in node) for node in ((0,), (0, 1, 0), (1, 2)))),),
+            ),
+            "has the edges",
+        ),
         (genotype("none", "none", "none", "none", "none", "max_pool_3x3"), "'max_pool_3x3'.*none"),
     ],
 )
