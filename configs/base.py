@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
                 donate=True,  # a step's result takes the memory of the state before
             ),
             nasbench201=dict(
-                table="",  # CSV of true accuracies; empty: not looked up
+                table="",  # CSV of true accuracies; empty: the one in nasbench201/ beside data.dir
             ),
         )
     )

@@ -23,16 +23,21 @@ def draw(
       space: of the supernet.
       structure: whose operations are meant.
       concentration: by cell type [e, o], positive.
-      distribution: its name. A cell of the Dirichlet has each edge's largest weight in a sample;
-        one of the others, each edge's operation drawn by its mean weight (for a softmax, which is
-        not random itself, that is the usual reading).
+      distribution: its name. A cell of the Dirichlet is that of a sample. Of the others (a softmax
+        is not random itself) each edge's operation is drawn by its mean weight, and edges compare
+        by the mean weight of what was drawn, equal ones at random.
       rng: what it is drawn with.
     """
 
     def sample(row: np.ndarray) -> np.ndarray:
         if distribution == "dirichlet":
             return rng.dirichlet(row)
-        return np.log(row) + rng.gumbel(size=row.shape)  # its maximum is a draw by the mean
+        mean = row / row.sum()
+        scores = np.log(mean) + rng.gumbel(size=row.shape)
+        drawn = int(np.argmax(scores))  # by the mean; the maximum itself tells nothing of it
+        strength = np.zeros_like(mean)
+        strength[drawn] = mean[drawn] * np.exp(1e-9 * scores[drawn])
+        return strength
 
     rows = {
         kind: np.stack([sample(np.asarray(row, np.float64)) for row in concentration[kind]])

@@ -6,6 +6,7 @@ A streamed one is read by worker processes, and a batch is its images, as uint8.
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
@@ -134,25 +135,35 @@ class Reader:
     Attributes:
       raw: images and labels of a data set in memory, a copy on every device; of a streamed one
         None. The first argument of every program after the state.
-      skipped: the unreadable images that this process replaced so far.
+      skipped: which unreadable images were left out or replaced in this process so far, each once.
     """
 
     def __init__(self, dataset: Dataset | Stream, schedule: Schedule, mesh: Mesh):
         self._dataset, self._schedule, self._mesh = dataset, schedule, mesh
         self.raw: Images | None = None
-        self.skipped: list[str] = []
+        self.skipped: dict[str, None] = {}  # in the order of their finding
+        self._whole = schedule.steps  # how many steps whole dispatches must make
         if isinstance(dataset, Dataset):
+            self.skipped.update(dict.fromkeys(dataset.skipped))
             arrays = dataset.split(schedule.held_split)
             self.raw = sharding.place(Images(*arrays), mesh, REPLICATED)
         self._at = 0  # the request that the open iterator gives next
         self._open: Iterator[tuple[Any, Any]] | None = None
+
+    def go_on(self, step: int) -> None:
+        """Training begins after this step of the phase.
+
+        What is left of its epoch must be whole dispatches too, also where the steps before it ran
+        on other devices, one by one.
+        """
+        self._whole = math.gcd(self._schedule.steps, step)
 
     @property
     def dispatch(self) -> int:
         """Steps that run in one dispatch."""
         if self.raw is None:
             return 1
-        return sharding.steps_per_dispatch(self._mesh, self._schedule.steps)
+        return sharding.steps_per_dispatch(self._mesh, self._whole)
 
     def training(self, epoch: int, done: int) -> Iterator[tuple[Batch, ...]]:
         """The batches [steps, b] of each dispatch of an epoch, after `done` steps."""
@@ -211,7 +222,7 @@ class Reader:
         waiting: collections.deque[tuple[Any, Any]] = collections.deque()
         try:
             for request, read in reader:
-                self.skipped += read.skipped
+                self.skipped.update(dict.fromkeys(read.skipped))
                 batch, weight = Images(read.images, read.labels), None
                 if request.weight is None:
                     batch = sharding.place_rows(_with_step(batch), mesh, STEPS, size)

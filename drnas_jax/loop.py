@@ -94,6 +94,7 @@ def run_phase(
       Interrupted: a signal came, to any process; a checkpoint was written first.
     """
     began = time.monotonic()
+    phase.reader.go_on(int(state.step))
     if int(state.step):
         display.message(f"{phase.name}: goes on after step {int(state.step)}")
 
@@ -228,10 +229,14 @@ def _due(phase: Phase, epoch: int, done: int, steps: int) -> bool:
 
 
 def report_skipped(reader: Reader, display: Display) -> None:
-    """Tells how many unreadable images were left out since the run was started, if any."""
-    skipped = int(total(len(reader.skipped)))
+    """Tells how many unreadable images were left out since the run was started, if any.
+
+    Of a data set in memory every process knows all; of a streamed one it knows those it read.
+    """
+    found = len(reader.skipped)
+    skipped = found if reader.raw is not None else int(total(found))
     if skipped:
-        example = f", for instance: {reader.skipped[0]}" if reader.skipped else ""
+        example = f", for instance: {next(iter(reader.skipped))}" if found else ""
         display.message(f"unreadable images left out so far: {skipped}{example}")
 
 

@@ -9,6 +9,7 @@ import jax
 from absl import flags, logging
 
 from drnas_jax import distributed
+from drnas_jax.benchmarks import nasbench201
 from drnas_jax.config import Config
 from drnas_jax.distributed import from_primary, is_primary
 from drnas_jax.errors import UserError, check_choice
@@ -65,7 +66,7 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
     def write() -> None:
         from drnas_jax.report import write_report  # here: plotly takes long to import
 
-        display.message(f"report: {write_report(workdirs, workdir / 'report.html')}")
+        display.message(f"report: {write_report([workdir])}")
 
     from_primary(write)
 
@@ -111,6 +112,7 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
         raise UserError("no workdir: give --workdir=DIR, a directory for this run's files")
     for phase in values.phases or [""]:
         check_choice("phase", phase, PHASES)
+    nasbench201.locate(config.nasbench201.table, config.data.dir)  # now, not after the search
     distributed.initialize(
         values.coordinator, values.num_processes, values.process_id, values.distributed
     )

@@ -84,20 +84,36 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, _to_json(values, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON file that holds an object; None if there is no file.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+    except ValueError as error:  # also what decoding raises
+        raise UserError(
+            f"{path} is damaged ({error}): restore it, or take a new workdir"
+        ) from error
+    return values
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one atomic step; its folder is made where there is none."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, text.encode())
+    _replace(pathlib.Path(path), text.encode())
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Writes an array as a .npy file in one atomic step; its folder is made where there is none."""
     buffer = io.BytesIO()
     np.save(buffer, array)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, buffer.getvalue())
+    _replace(pathlib.Path(path), buffer.getvalue())
 
 
 def _read_lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
@@ -137,6 +153,7 @@ def _plain(value: Any) -> Any:
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

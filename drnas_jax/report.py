@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -19,12 +19,13 @@ from drnas_jax import spaces
 from drnas_jax.analysis import figures
 from drnas_jax.analysis.exploration import explore
 from drnas_jax.analysis.ranking import agreement
-from drnas_jax.benchmarks import nasbench201
-from drnas_jax.benchmarks.nasbench201 import DATASETS, Table
+from drnas_jax.benchmarks.nasbench201 import DATASETS
+from drnas_jax.config import differences
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import Genotype, from_cells, load_genotype
-from drnas_jax.metrics import read_history, write_text
+from drnas_jax.genotype import from_cells
+from drnas_jax.metrics import write_text
 from drnas_jax.picture import draw
+from drnas_jax.runs import Run, of_each_seed, read_run
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 0 auto;
@@ -37,102 +38,13 @@ svg { max-width: 100%; height: auto; }
 """
 
 
-class Run(NamedTuple):
-    """What lies in a workdir.
-
-    Attributes:
-      directory: the workdir.
-      name: what the page calls it.
-      described: its config.json.
-      search, retrain: the lines of both histories.
-      genotype: what the search found, or None.
-      result: its result.json, or None.
-      table: NAS-Bench-201's, where the run can be judged by one.
-    """
-
-    directory: Path
-    name: str
-    described: Mapping[str, Any]
-    search: list[dict[str, Any]]
-    retrain: list[dict[str, Any]]
-    genotype: Genotype | None
-    result: Mapping[str, Any] | None
-    table: Table | None
-
-    @property
-    def title(self) -> str:
-        """As a figure's legend calls it."""
-        return f"{self.name}, {self.config['arch']['name']}"
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """As plain values."""
-        return self.described["config"]
-
-    def truth(self) -> Mapping[str, Any] | None:
-        """What the table says of the cell."""
-        if self.table is None or self.genotype is None:
-            return None
-        return self.table.query(self.genotype)
-
-    def true_accuracy(self, cell: Genotype) -> float:
-        """CIFAR-10 test accuracy of a cell after 200 epochs, in percent, by the table."""
-        assert self.table is not None
-        return self.table.accuracy(cell, "cifar10", "test", 200)
-
-
-def read_run(directory: str | os.PathLike[str], name: str) -> Run:
-    """Reads a workdir, of a run that may still go on.
-
-    Args:
-      directory: the workdir.
-      name: what the page shall call it.
-
-    Raises:
-      UserError: it is no workdir, or a file in it is damaged.
-    """
-    directory = Path(directory)
-    described = _read_json(directory / "config.json")
-    if described is None or not isinstance(described.get("config"), dict):
-        raise UserError(f"{directory} is no workdir: there is no config.json of a run in it")
-    config = described["config"]
-    found = directory / "search" / "genotype.json"
-    genotype = load_genotype(found) if found.exists() else None
-    table = None
-    if config["space"] == "nasbench201":
-        file = nasbench201.locate(config["nasbench201"]["table"], config["data"]["dir"])
-        table = nasbench201.load(file) if file else None
-    return Run(
-        directory=directory,
-        name=name,
-        described=described,
-        search=read_history(directory / "search" / "history.jsonl"),
-        retrain=read_history(directory / "retrain" / "history.jsonl"),
-        genotype=genotype,
-        result=_read_json(directory / "result.json"),
-        table=table,
-    )
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
-    try:
-        values = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file} is damaged: it holds no JSON object")
-    return values
-
-
 def write_report(
     workdirs: Sequence[str | os.PathLike[str]], file: str | os.PathLike[str] | None = None
 ) -> Path:
     """Writes a page about the first workdir, compared with the others.
 
     Args:
-      workdirs: one or more.
+      workdirs: one or more; one of several seeds stands for those of its seeds.
       file: where to; None: report.html in the first.
 
     Returns:
@@ -141,10 +53,10 @@ def write_report(
     Raises:
       UserError: one of them is no workdir, or damaged.
     """
-    paths = [Path(path).absolute() for path in workdirs]
+    page = Path(file or Path(workdirs[0]) / "report.html").absolute()
+    paths = [path for given in workdirs for path in of_each_seed(Path(given).absolute())]
     root = os.path.commonpath([path.parent for path in paths])
     runs = [read_run(path, os.path.relpath(path, root)) for path in paths]
-    page = Path(file or runs[0].directory / "report.html")
     write_text(page, render(runs))
     return page
 
@@ -339,12 +251,15 @@ def _comparison(runs: Sequence[Run]) -> str:
 
 def _over_seeds(runs: Sequence[Run]) -> str:
     """Mean and standard deviation of runs that differ in their seed alone."""
-    groups: dict[str, list[Run]] = {}
+    groups: list[list[Run]] = []
     for run in runs:
-        others = {name: value for name, value in run.config.items() if name != "seed"}
-        groups.setdefault(json.dumps(others, sort_keys=True), []).append(run)
+        known = (group for group in groups if _differ_in_seeds(group[0].config, run.config))
+        if group := next(known, None):
+            group.append(run)
+        else:
+            groups.append([run])
     rows = []
-    for group in groups.values():
+    for group in groups:
         truths = [truth for run in group if (truth := run.truth())]
         tested = [100 * run.result["test_accuracy"] for run in group if run.result]
         true = [[truth[name].get("test_200") for truth in truths] for name in DATASETS]
@@ -354,6 +269,11 @@ def _over_seeds(runs: Sequence[Run]) -> str:
     header = ("workdirs", "distribution", "seeds", *(f"true, {name}" for name in DATASETS), "test")
     words = "Mean and standard deviation in percent of the runs that differ in their seed alone:"
     return _text(words) + _table(header, rows)
+
+
+def _differ_in_seeds(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two configs give runs that differ in their seed at most."""
+    return not differences({**one, "seed": 0}, {**other, "seed": 0})
 
 
 def _mean(values: Sequence[float | None]) -> str:
@@ -387,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         print(write_report(workdirs))
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

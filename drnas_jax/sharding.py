@@ -112,7 +112,7 @@ def data_parallel(
 
 
 def steps_per_dispatch(mesh: Mesh, steps: int) -> int:
-    """How many steps to scan over in one dispatch: a divisor of the steps of an epoch.
+    """How many steps to scan over in one dispatch: a divisor of these steps.
 
     One on the CPU, where a dispatch costs little and convolutions in a loop are slow.
     """

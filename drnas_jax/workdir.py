@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import importlib.metadata
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax
 from drnas_jax.config import Config, differences, to_dict
 from drnas_jax.distributed import from_primary
 from drnas_jax.errors import UserError
-from drnas_jax.metrics import write_json
+from drnas_jax.metrics import read_json, write_json
 
 _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orbax-checkpoint")
 
@@ -21,7 +20,8 @@ _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orb
 def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
     """Makes a workdir for a config, or checks that it was made with the same one.
 
-    Writes `config.json`: the resolved config, versions and devices. All processes call this.
+    Writes `config.json`: the resolved config, versions and devices. Fields that may change
+    (`config.FREE`) are written anew. All processes call this.
 
     Raises:
       UserError: it was made with another config, can not be written, its config.json is damaged, or
@@ -42,13 +42,16 @@ def _open(directory: Path, config: Config) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            changed = differences(_read(file)["config"], to_dict(config))
+            described = _read(file)
+            changed = differences(described["config"], to_dict(config))
             if changed:
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
                 raise UserError(
                     f"workdir {directory} was made with another config, {changed[0]}{more}: "
                     "take a new --workdir, or the config it was made with"
                 )
+            if described["config"] != to_dict(config):  # where things lie, which may change
+                write_json(file, {**described, "config": to_dict(config)})
         else:
             write_json(file, _description(config))
     except OSError as error:
@@ -89,13 +92,10 @@ def _lock(directory: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> dict:
-    try:
-        values = json.loads(file.read_bytes())
-        if isinstance(values["config"], dict):
-            return values
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{file} is damaged: restore it, or take a new --workdir")
+    values = read_json(file) or {}
+    if isinstance(values.get("config"), dict):
+        return values
+    raise UserError(f"{file} is damaged: restore it, or take a new workdir")
 
 
 def _description(config: Config) -> dict:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from drnas_jax import spaces
 from drnas_jax.analysis.exploration import explore
-from drnas_jax.report import read_run
+from drnas_jax.runs import read_run
 
 
 def main(workdir: str, out: str) -> None:

@@ -48,6 +48,18 @@ def test_draws_follow_the_concentration(space):
     assert names == {space.PRIMITIVES[2]}
 
 
+@pytest.mark.parametrize("distribution", ["dirichlet", "softmax"])
+def test_a_node_takes_the_edges_that_are_surest(distribution):
+    space = spaces.find("darts")
+    structure, rng = structure_of(space), np.random.default_rng(0)
+    strong = flat(structure)
+    sure = [space.EDGES["normal"].index(name) for name in ("5<-1", "5<-3")]
+    strong["normal"][sure, 4] = 1e6
+    for _ in range(20):
+        node = draw(space, structure, strong, distribution, rng).cell("normal")[3]
+        assert node == ((space.PRIMITIVES[4], 1), (space.PRIMITIVES[4], 3))
+
+
 def test_a_pruned_operation_is_no_cell_of_the_supernet(space):
     structure = structure_of(space)
     cell = draw(space, structure, flat(structure), "softmax", np.random.default_rng(0))

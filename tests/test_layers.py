@@ -25,6 +25,7 @@ ROOMS = (
     ("evaluate",),
     ("torch_names",),
     ("torch_import",),
+    ("runs",),
     ("report",),
     ("", "main", "bench", "plan"),  # "": the package itself, what a library user imports
 )

@@ -20,7 +20,7 @@ def test_lines_that_are_gone_are_told_of(tmp_path, lines, lost):
         epochs=3,
         steps=4,
         mesh=mesh,
-        reader=SimpleNamespace(close=lambda: closed.append(True)),
+        reader=SimpleNamespace(go_on=lambda step: None, close=lambda: closed.append(True)),
     )
     display = SimpleNamespace(message=told.append)
     state = SimpleNamespace(step=12)  # all epochs are done

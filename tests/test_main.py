@@ -77,6 +77,7 @@ def refused(capsys, *argv):
         ([DIGITS, "--config.genotype=no/such.json", "--phases=retrain"], ["no/such.json"]),
         ([DIGITS, "--config.genotype=drnas_cifar10", "--phases=retrain"], ["'darts'"]),
         ([DIGITS, "--phases=retrain"], ["no genotype", "--config.genotype"]),
+        ([DIGITS, "--config.nasbench201.table=no/such.csv"], ["no/such.csv"]),
         ([DIGITS, "--phases=evaluate"], ["no checkpoint", "retrain phase"]),
         ([DIGITS, "--phases=evaluate", "--config.checkpoint=no/such"], ["no/such"]),
     ],

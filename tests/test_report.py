@@ -10,6 +10,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from drnas_jax import report, spaces
+from drnas_jax.benchmarks.nasbench201 import Table
 from drnas_jax.config import from_config_dict, to_dict
 from drnas_jax.configs import nasbench201
 from drnas_jax.errors import UserError
@@ -68,6 +69,7 @@ def make(directory, root, seed=0):
         trained = {"epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.2 * epoch}
         append_history(directory / "retrain/history.jsonl", trained)
     result = {
+        "genotype": to_json(cell("nor_conv_3x3"), {}),
         "params": 12345, "macs": 67890, "search_seconds": 61.0, "retrain_seconds": 7.0,
         "test_accuracy": 0.8765, "test_top5": 0.99, "seed": seed,
     }  # fmt: skip
@@ -83,7 +85,7 @@ def any_cell(monkeypatch):
         assert (dataset, split, epochs) == ("cifar10", "test", 200)
         return 10.0 * SPACE.describe(cell).count("nor_conv_3x3")
 
-    monkeypatch.setattr(report.Table, "accuracy", accuracy)
+    monkeypatch.setattr(Table, "accuracy", accuracy)
 
 
 def sections(page):
@@ -115,6 +117,34 @@ def test_others_are_compared(workdir, any_cell, tmp_path):
     assert "<td>run, other</td><td>dirichlet</td><td>2</td><td>93.00 ± 0.00</td>" in table
     assert "<td>87.65 ± 0.00</td>" in table
     assert not (other / "report.html").exists()
+
+
+def test_several_seeds_stand_for_their_runs(workdir, any_cell, tmp_path):
+    described = json.loads((workdir / "config.json").read_text())
+    described["config"].update(seed=3, seeds=2)
+    write_json(tmp_path / "runs/config.json", described)
+    for seed in (3, 4):
+        make(tmp_path / f"runs/seed{seed}", tmp_path, seed)
+    file = tmp_path / "runs/seed4/config.json"
+    file.write_text(file.read_text().replace('"workers": 0', '"workers": 7'))  # of no matter
+    assert report.write_report([tmp_path / "runs"]) == tmp_path / "runs/report.html"
+    page = (tmp_path / "runs/report.html").read_text()
+    assert "<td>seed3, seed4</td><td>dirichlet</td><td>2</td><td>93.00 ± 0.00</td>" in page
+
+
+def test_the_cell_is_the_one_that_was_evaluated(workdir, any_cell):
+    """Not another that was searched here."""
+    result = json.loads((workdir / "result.json").read_text())
+    write_json(workdir / "result.json", {**result, "genotype": to_json(cell("none"), {})})
+    page = report.write_report([workdir]).read_text()
+    assert "10.00 %" in page and "93.00 %" not in page and "none~0" in page
+
+
+def test_a_table_that_is_gone_is_told_of(workdir, tmp_path, capsys):
+    (tmp_path / "table.csv").unlink()
+    page = report.write_report([workdir]).read_text()
+    assert "true test accuracy" not in page
+    assert "table.csv" in capsys.readouterr().err
 
 
 def test_insight_of_all_runs(workdir, any_cell, tmp_path):

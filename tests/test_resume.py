@@ -12,10 +12,14 @@ from small_run import FIELDS
 from drnas_jax import loop, retrain, search, sharding
 from drnas_jax.checkpoint import ocp
 from drnas_jax.configs import digits
+from drnas_jax.errors import UserError
+from drnas_jax.feed import Reader
 from drnas_jax.interrupt import Interrupted
 from drnas_jax.metrics import Display, read_history
 from drnas_jax.retrain import Retraining
+from drnas_jax.search.probe import Probe
 from drnas_jax.search.problem import Problem
+from drnas_jax.workdir import alone
 
 STEPS = 11  # in an epoch: 718 training images in batches of 64
 # One stage with one compiled step.
@@ -232,9 +236,21 @@ def test_goes_on_with_other_devices(config, on_devices, tmp_path):
 
 
 @pytest.mark.parametrize("hessian", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_candidates_and_what_is_measured_beside(tmp_path, config, on_devices, hessian):
+def test_candidates_and_what_is_measured_beside(tmp_path, config, on_devices, monkeypatch, hessian):
     """The best candidate is the result; what is measured beside leaves the search as it is."""
     on_devices(1)
+    judge, close, events = Probe.accuracies, Reader.close, []
+
+    def judging(*args):
+        with pytest.raises(UserError, match="another run"), alone(tmp_path / "alone/search"):
+            raise AssertionError
+        events.append("judged")
+        return judge(*args)
+
+    def closing(reader):
+        events.append("closed")
+        close(reader)
+
     config.update_from_flattened_dict(
         SHORT
         | {
@@ -244,10 +260,14 @@ def test_candidates_and_what_is_measured_beside(tmp_path, config, on_devices, he
             "search.candidate_batches": 2,
         }
     )
-    alone = search(config, tmp_path / "alone", display := Listener())
+    with monkeypatch.context() as patch:
+        patch.setattr(Probe, "accuracies", judging)
+        patch.setattr(Reader, "close", closing)
+        plain = search(config, tmp_path / "alone", display := Listener())
+    assert events[-2:] == ["judged", "closed"]
     config.update_from_flattened_dict({"search.ranked_cells": 5, "search.hessian_batches": hessian})
     beside = search(config, tmp_path / "beside", Display(quiet=True))
-    assert alone.genotype == beside.genotype
+    assert plain.genotype == beside.genotype
     assert any("the best of 6 different ones" in text for text in display.messages)
     measured = ("ranked", "hessian")
     assert history(tmp_path / "alone/search") == [

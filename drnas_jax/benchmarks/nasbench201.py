@@ -118,10 +118,10 @@ def locate(table: str, data_dir: str) -> Path | None:
       UserError: the one that is named does not exist.
     """
     if table:
-        if not Path(table).is_file():
+        if not Path(table).expanduser().is_file():
             raise UserError(f"nasbench201.table is {table!r}, and there is no such file")
-        return Path(table)
-    beside = Path(data_dir).absolute().parent / "nasbench201" / "nasbench201.csv"
+        return Path(table).expanduser()
+    beside = Path(data_dir).expanduser().absolute().parent / "nasbench201" / "nasbench201.csv"
     return beside if data_dir and beside.is_file() else None
 
 

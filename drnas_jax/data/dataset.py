@@ -2,14 +2,12 @@
 
 import dataclasses
 import functools
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from drnas_jax.config import DataConfig
 from drnas_jax.data.images import UnreadableImage, centre_crop, decode, fit
-from drnas_jax.data.sources import Source, Split, open_source
+from drnas_jax.data.sources import Source, Split, in_threads, open_source
 from drnas_jax.errors import UserError
 
 _CHUNK = 256  # examples a thread decodes at a time
@@ -29,7 +27,7 @@ class Dataset:
       classes: their names.
       flip: whether augmentation may mirror the images.
       statistics: mean and standard deviation of each channel in 0..1; None: to be computed.
-      skipped: unreadable images that were left out.
+      skipped: which unreadable images were left out.
     """
 
     name: str
@@ -40,7 +38,7 @@ class Dataset:
     classes: tuple[str, ...]
     flip: bool
     statistics: tuple[np.ndarray, np.ndarray] | None = None
-    skipped: int = 0
+    skipped: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of the 'train' or 'test' split."""
@@ -203,7 +201,7 @@ def _first_size(source: Source, config: DataConfig) -> tuple[int, int]:
         except UnreadableImage:
             if config.corrupt == "error":
                 raise
-    raise UserError(f"data set {source.title} has no readable image")
+    raise _nothing_readable(source, "train")
 
 
 def _given_statistics(config: DataConfig, source: Source) -> tuple[np.ndarray, np.ndarray] | None:
@@ -220,38 +218,39 @@ def _given_statistics(config: DataConfig, source: Source) -> tuple[np.ndarray, n
 
 def _decode(
     config: DataConfig, source: Source, name: str, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """All images, uint8 [n, *shape], and labels, int32 [n], of a split; and how many were bad."""
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """All images, uint8 [n, *shape], and labels, int32 [n], of a split; and which were bad."""
     split = split_of(source, name)
     size = len(split)
     images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int32)
-    good = np.ones(size, bool)
+    bad: dict[int, str] = {}
 
     def fill(start: int) -> None:
         for i in range(start, min(start + _CHUNK, size)):
             try:
                 example = split[i]
                 image = decode(example, source.channels)
-            except UnreadableImage:
+            except UnreadableImage as error:
                 if config.corrupt == "error":
                     raise
-                good[i] = False
+                bad[i] = str(error)
                 continue
             images[i] = sized(image, config.image_size, shape, source.title)
             labels[i] = example.label
 
-    _in_threads(fill, range(0, size, _CHUNK))
-    if not good.all():
+    list(in_threads(fill, range(0, size, _CHUNK)))
+    if bad:
+        good = np.setdiff1d(np.arange(size), list(bad))
         images, labels = images[good], labels[good]
-    if not len(labels) or labels.min() < 0:
+    if not len(labels):
+        raise _nothing_readable(source, name)
+    if labels.min() < 0:
         raise UserError(f"data set {source.title} has no labels in its {name} split")
-    return images, labels, int(size - good.sum())
+    return images, labels, tuple(bad[i] for i in sorted(bad))
 
 
-def _in_threads(function, arguments) -> None:
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(function, arguments):  # stops at the first error
-            pass
+def _nothing_readable(source: Source, name: str) -> UserError:
+    return UserError(f"data set {source.title} has no readable image in its {name} split")
 
 
 def _sample(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> np.ndarray:
@@ -273,7 +272,9 @@ def _sample(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> 
                 raise
             good[i] = False
 
-    _in_threads(fill, range(count))
+    list(in_threads(fill, range(count)))
+    if not good.any():
+        raise _nothing_readable(source, "train")
     return images[good]
 
 

@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from drnas_jax.errors import UserError
 
 # Letters and figures: a mirror image is no longer the same class (or no character at all).
 _CHARACTERS = ("binary_alpha_digits", "cmaterdb", "emnist", "kmnist", "mnist", "omniglot", "svhn")
+_CHUNK = 256  # examples a thread reads at a time
 _TEST_FRACTION = 0.2  # held out of a source that has no test split of its own
 
 
@@ -190,11 +193,26 @@ def _folder(config: DataConfig) -> Source:
 def _channels(*splits: Split) -> int:
     """3 if any image has colours, else 1. An unreadable one is reported when it is needed."""
     for split in splits:
-        for i in range(len(split)):
-            with contextlib.suppress(UnreadableImage):
-                if has_colours(split[i]):
-                    return 3
+
+        def coloured(start: int, split: Split = split) -> bool:
+            for i in range(start, min(start + _CHUNK, len(split))):
+                with contextlib.suppress(UnreadableImage):
+                    if has_colours(split[i]):
+                        return True
+            return False
+
+        if any(in_threads(coloured, range(0, len(split), _CHUNK))):
+            return 3
     return 1
+
+
+def in_threads(function: Callable[[int], Any], arguments: Iterable[int]) -> Iterator[Any]:
+    """The results of calls in several threads, in order; an error, or an end, cancels the rest."""
+    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+    try:
+        yield from pool.map(function, arguments)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _tfds(config: DataConfig) -> Source:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from drnas_jax.config import Config, freeze
 from drnas_jax.counting import count_parameters
 from drnas_jax.distributed import from_primary, is_primary
 from drnas_jax.genotype import Genotype, load_genotype, save, to_json
-from drnas_jax.metrics import Display, write_text
+from drnas_jax.metrics import Display, read_json, write_text
 from drnas_jax.picture import draw
 from drnas_jax.search.probe import Probe
 from drnas_jax.search.problem import Problem, make_problem
@@ -67,21 +66,22 @@ def search(
     phase = _SearchPhase(
         problem, display or Display(quiet=not is_primary())
     )  # before any checkpoint is made
-    with alone(directory), Checkpoints(directory / "checkpoints") as checkpoints:
-        state, progress = phase.resume(checkpoints) or phase.start()
-        state, progress = loop.run_phase(
-            phase, state, progress, directory, checkpoints, phase.display
-        )
-    began = time.monotonic()
-    with contextlib.closing(problem.reader):
-        genotype = phase.result(state)
-    seconds = progress.seconds + time.monotonic() - began
+    with alone(directory):
+        with Checkpoints(directory / "checkpoints") as checkpoints:
+            state, progress = phase.resume(checkpoints) or phase.start()
+            state, progress = loop.run_phase(
+                phase, state, progress, directory, checkpoints, phase.display
+            )
+        began = time.monotonic()
+        with contextlib.closing(problem.reader):
+            genotype = phase.result(state)
+        seconds = progress.seconds + time.monotonic() - began
 
-    def write() -> None:
-        write_text(directory / "genotype.svg", draw(genotype))
-        save(file, genotype, _provenance(config, seconds))
+        def write() -> None:
+            write_text(directory / "genotype.svg", draw(genotype))
+            save(file, genotype, _provenance(config, seconds))
 
-    from_primary(write)
+        from_primary(write)
     return SearchResult(genotype, seconds)
 
 
@@ -90,10 +90,13 @@ def _result(file: Path) -> SearchResult:
 
 
 def search_seconds(file: Path) -> float | None:
-    """How long the search took that wrote this genotype.json, or None if nothing says."""
-    if not file.exists():
-        return None
-    seconds = json.loads(file.read_bytes()).get("provenance", {}).get("search_seconds")
+    """How long the search took that wrote this genotype.json, or None if nothing says.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    provenance = (read_json(file) or {}).get("provenance")
+    seconds = provenance.get("search_seconds") if isinstance(provenance, dict) else None
     return float(seconds) if isinstance(seconds, int | float) else None
 
 

@@ -69,7 +69,7 @@ def test_damage_is_named(tmp_path, lines, message):
         load(write(tmp_path, *lines))
 
 
-def test_locate(tmp_path):
+def test_locate(tmp_path, monkeypatch):
     beside = tmp_path / "nasbench201" / "nasbench201.csv"
     data_dir = str(tmp_path / "tfds")
     assert locate("", data_dir) is None
@@ -78,6 +78,9 @@ def test_locate(tmp_path):
     beside.write_text(HEADER)
     assert locate("", data_dir) == beside
     assert locate(str(beside), "") == beside
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("", "~/tfds") == beside
+    assert locate("~/nasbench201/nasbench201.csv", "") == beside
     with pytest.raises(UserError, match="nowhere.csv"):
         locate("nowhere.csv", data_dir)
 

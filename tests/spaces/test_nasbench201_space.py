@@ -266,6 +266,11 @@ def test_parse_rejects(bad):
     assert len(str(raised.value)) < 500
 
 
+# The right edges, not all at the right nodes.
+NODES = tuple(tuple(("none", source) for source in node) for node in ((0,), (0, 1, 0), (1, 2)))
+MISPLACED = Genotype("nasbench201", (("cell", NODES),))
+
+
 @pytest.mark.parametrize("function", [space.describe, lambda g: network(g)])
 @pytest.mark.parametrize(
     "wrong, message",
@@ -273,13 +278,7 @@ def test_parse_rejects(bad):
         (PUBLISHED["drnas_cifar10"], "of the space 'darts': expected 'nasbench201'"),
         (Genotype("nasbench201", (("normal", ()),)), "expected 'nasbench201'"),
         (Genotype("nasbench201", (("cell", ((("none", 0),),)),)), "has the edges"),
-        (
-            Genotype(
-                "nasbench201",
-                (("cell", tuple(tuple(("none", s) for s in node) for node in ((0,), (0, 1, 0), (1, 2)))),),
-            ),
-            "has the edges",
-        ),
+        (MISPLACED, "has the edges"),
         (genotype("none", "none", "none", "none", "none", "max_pool_3x3"), "'max_pool_3x3'.*none"),
     ],
 )
