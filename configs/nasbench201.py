@@ -3,8 +3,9 @@
     python -m drnas_jax.main --config=configs/nasbench201.py --workdir=runs/nasbench201
 
 The paper's test accuracy of the found cell is 94.36 % (CIFAR-10; the best cell of the space has
-94.37 %). Set `nasbench201.table` to a CSV of the benchmark and the evaluation looks the true
-accuracy up. A variant is a size, a method, or both: `--config=configs/nasbench201.py:cpu,darts`.
+94.37 %). Report and evaluation look the true accuracy up in a CSV of the benchmark: the one that
+`nasbench201.table` names, or nasbench201/nasbench201.csv beside the data directory. A variant is a
+size, a method, or both: `--config=configs/nasbench201.py:cpu,darts`.
 
 | size | what | expected time |
 |---|---|---|

@@ -12,6 +12,11 @@ from drnas_jax import configs
 from drnas_jax.config import Config, from_config_dict
 from drnas_jax.errors import UserError
 
+_CONFIG_HELP = """\
+  --config: FILE or FILE:VARIANT, for instance configs/digits.py:smoke
+  --config.FIELD: sets a field of it; configs/base.py explains all
+"""
+
 
 def parse(
     argv: Sequence[str], define: Callable[[flags.FlagValues], None]
@@ -42,7 +47,7 @@ def parse(
         define(values)
         rest = values(argv)[1:]
         if values.help:
-            print(values.main_module_help() or values.get_help())
+            print(_CONFIG_HELP + (values.main_module_help() or values.get_help()))
             raise SystemExit(0)
         if values.config is None:
             raise UserError("no config: give --config=FILE, for instance configs/digits.py")

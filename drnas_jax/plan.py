@@ -1,10 +1,10 @@
 """Plan: `python -m drnas_jax.plan --config=FILE --topology=v5e:4x4 [--stage=I]`, without a TPU.
 
 Compiles the search step of every stage for the TPUs of a topology and prints what it needs. Memory
-is what the compiler allots. Of a step's time there are two estimates, of which the truth lies
-between: the roofline, from the multiply-adds of the program's convolutions and matrix products and
-the bytes that these and its pools move, at the chip's published rates; and the sum of the
-compiler's own estimates for its instructions, which is cautious.
+is what the compiler allots. Of a step's time there are two estimates, neither confirmed on a TPU:
+the roofline, from the multiply-adds of the program's convolutions and matrix products and the bytes
+that these and its pools move, at the chip's published rates; and the sum of the compiler's own
+estimates for its instructions, which is cautious.
 """
 
 import concurrent.futures

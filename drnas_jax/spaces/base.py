@@ -50,7 +50,7 @@ class Space(Protocol):
       PRIMITIVES: the operations of the space, in the order of alpha's columns.
       EDGES: edge names of each cell type, in the order of alpha's rows.
       CHANNEL_AXES: of each primitive with parameters: its arrays' channel axes and their labels
-        (see `drnas_jax.nn.operations`).
+        (see `drnas_jax.nn.banks.CONV_CHANNEL_AXES`).
       STEMS: the kinds of first layers, with what a side of the image is divided by on its way
         through such a network.
     """
