@@ -4,8 +4,8 @@
 
 The paper's top-1 test error of the found cell is 23.7 % (5.7M parameters). Mind that the published
 cell counts 624M multiply-adds at C 48, above the 600M of the mobile setting.
-`--config.genotype=drnas_imagenet --phases=retrain,evaluate` retrains it. The variant `:smoke` is for
-a data set of a few hundred images: all phases in 1.5 to 3 minutes on 2 CPU cores.
+`--config.genotype=drnas_imagenet --phases=retrain,evaluate` retrains it. The variant `:smoke` is
+for a data set of a few hundred images: all phases in 1.5 to 3 minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -93,18 +93,10 @@ def run_phase(
       UserError: the training loss is not finite.
       Interrupted: a signal came, to any process; a checkpoint was written first.
     """
-    began = time.monotonic()
+    saver = _Saver(phase, checkpoints, progress.seconds)
     phase.reader.go_on(int(state.step))
     if int(state.step):
         display.message(f"{phase.name}: goes on after step {int(state.step)}")
-
-    def passed() -> float:
-        return progress.seconds + time.monotonic() - began
-
-    def save(state: Any, epochs_done: int) -> None:
-        now = {"epochs_done": epochs_done, "seconds": passed(), "devices": phase.mesh.size}
-        checkpoints.save(int(state.step), state, {**now, **phase.metadata()})
-
     with (
         contextlib.closing(phase.reader),
         Interrupt() as interrupt,
@@ -120,7 +112,7 @@ def run_phase(
                 phase.epochs * phase.steps,
                 int(state.step),
             )
-            state, rate = _run_epoch(phase, program, state, epoch, save, display, stop)
+            state, rate = _run_epoch(phase, program, state, epoch, saver, display, stop)
             step = int(state.step)
             train = losses.averages(jax.device_get(state.totals))
             _check_finite(
@@ -133,10 +125,31 @@ def run_phase(
                 files.append(line | {"images_per_second": rate}, step)
                 report_skipped(phase.reader, display)
                 state = state.replace(totals=replicate(losses.zero_totals(), phase.mesh))
-            save(state, epoch + finished)
+            saver.save(state, epoch + finished)
             if signum := stop.now():
                 raise Interrupted(signum)
-    return state, Progress(phase.epochs, passed())
+    return state, Progress(phase.epochs, saver.seconds)
+
+
+class _Saver:
+    """Writes the checkpoints of a phase, which took some seconds before."""
+
+    def __init__(self, phase: Phase, checkpoints: Checkpoints, seconds: float):
+        self._phase, self._checkpoints = phase, checkpoints
+        self._began = time.monotonic() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of the phase so far."""
+        return time.monotonic() - self._began
+
+    def save(self, state: Any, epochs_done: int) -> None:
+        now = {
+            "epochs_done": epochs_done,
+            "seconds": self.seconds,
+            "devices": self._phase.mesh.size,
+        }
+        self._checkpoints.save(int(state.step), state, {**now, **self._phase.metadata()})
 
 
 class _Stop:
@@ -183,7 +196,7 @@ def _run_epoch(
     program: Callable[..., Any],
     state: Any,
     epoch: int,
-    save: Callable[[Any, int], None],
+    saver: _Saver,
     display: Display,
     stop: _Stop,
 ) -> tuple[Any, float]:
@@ -213,7 +226,7 @@ def _run_epoch(
         if stop.soon():
             break
         if _due(phase, epoch, done, len(labels)) and done < phase.steps:
-            save(state, epoch)
+            saver.save(state, epoch)
     jax.block_until_ready(state)
     rate = images / max(time.monotonic() - began, 1e-9)
     report(rate)
