@@ -62,7 +62,7 @@ class Checkpoints:
             )
         except (ValueError, OSError) as error:
             raise UserError(
-                f"the checkpoints in {directory} can not be read ({_first_line(error)}): mend "
+                f"the checkpoints in {directory} cannot be read ({_first_line(error)}): fix "
                 "that, or take a new workdir"
             ) from error
 
@@ -157,7 +157,7 @@ class Checkpoints:
         except (ValueError, OSError) as error:
             raise UserError(
                 f"checkpoint {step} could not be written to {self._checkpointer.directory} "
-                f"({_cause(error)}): mend that and run the same command again; it goes on from "
+                f"({_cause(error)}): fix that and run the same command again; it goes on from "
                 "the checkpoint before"
             ) from error
 
@@ -194,12 +194,12 @@ class Checkpoints:
 
     def _unfit(self, step: int, reason: str) -> "_Unfit":
         return _Unfit(
-            f"checkpoint {step} in {self._checkpointer.directory} can not be restored ({reason})"
+            f"checkpoint {step} in {self._checkpointer.directory} cannot be restored ({reason})"
         )
 
 
 class _Unfit(UserError):
-    """A checkpoint that can not be restored, and the reason."""
+    """A checkpoint that cannot be restored, and the reason."""
 
     def __init__(self, reason: str):
         self.reason = reason

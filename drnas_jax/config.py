@@ -325,5 +325,5 @@ def _check_stages(search: SearchConfig) -> None:
         values = getattr(search, field)
         if list(values) != sorted(values, reverse=True):
             raise UserError(
-                f"search.{field} is {values}: a later stage can not have {rule} than the one before"
+                f"search.{field} is {values}: a later stage cannot have {rule} than the one before"
             )

@@ -40,7 +40,7 @@ def initialize(
 
     Raises:
       UserError: only some of the three are given, or they do not fit.
-      ConnectionError: JAX can not tell where they are, or this one can not be their coordinator.
+      ConnectionError: JAX cannot tell where they are, or this one cannot be their coordinator.
         When the others do not come in time, the process ends: with 1 and a line that says so.
     """
     given = (coordinator, num_processes, process_id)

@@ -1,10 +1,10 @@
-"""The one kind of error a user can mend."""
+"""The one kind of error a user can fix."""
 
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in the command, the config or a file that the user can mend.
+    """A mistake in the command, the config or a file that the user can fix.
 
     `drnas_jax.main` prints it as one line and exits with code 2; the library raises it as it is.
     The message names the value, what was expected, and what to do.

@@ -121,7 +121,7 @@ def true_accuracy(config: Config, genotype: Genotype) -> dict[str, Any] | None:
     """What the NAS-Bench-201 table says of a genotype; None without a table, or elsewhere.
 
     Raises:
-      UserError: the table that the config names can not be read.
+      UserError: the table that the config names cannot be read.
     """
     path = nasbench201.locate(config.nasbench201.table, config.data.dir)
     if path is None or genotype.space != "nasbench201":

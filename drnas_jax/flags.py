@@ -61,11 +61,11 @@ def parse(
     except OSError as error:
         reason = _line(str(error.__cause__ or error).splitlines()[-1])
         raise UserError(
-            f"the config can not be read ({reason}): give --config=FILE, for instance "
+            f"the config cannot be read ({reason}): give --config=FILE, for instance "
             "configs/digits.py"
         ) from error
     except (SyntaxError, ImportError) as error:
-        raise UserError(f"the config file can not be loaded ({_line(error)}): mend it") from error
+        raise UserError(f"the config file cannot be loaded ({_line(error)}): fix it") from error
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"{_line(error)} (--help lists all)") from error
     except (flags.Error, ValueError) as error:

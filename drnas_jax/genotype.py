@@ -160,7 +160,7 @@ def load_genotype(path_or_name: str | os.PathLike[str]) -> Genotype:
         with open(name, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{name} can not be read: {error.strerror}") from error
+        raise UserError(f"{name} cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
         raise UserError(f"{name} is larger than {MAX_BYTES} bytes: not a genotype.json")
     try:

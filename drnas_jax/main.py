@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the phases in order. Each starts from what lies in the workdir.
 
     Returns:
-      0; 2 after a mistake that the user can mend (one line says which); 1 when the processes of a
+      0; 2 after a mistake that the user can fix (one line says which); 1 when the processes of a
       run do not find each other, or the system refuses to read or write; 128 + the signal's
       number when a signal ended the run.
     """
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConnectionError as error:
         return _end(1, f"error: {error}")
     except OSError as error:
-        return _end(1, f"error: {error}: mend that; the same command goes on from the checkpoint")
+        return _end(1, f"error: {error}: fix that; the same command goes on from the checkpoint")
     except Interrupted as stop:
         return _end(128 + stop.signum, f"{stop}; the same command goes on from the checkpoint")
     except KeyboardInterrupt:

@@ -241,7 +241,7 @@ def _compile(problem: Problem, rate: float, stage: int, lowered: _Lowered) -> Pl
     limit = next(name for name, seconds in times.items() if seconds == roofline)
     try:
         cautious = max(count_cycles(compiled.as_text() or "") / lowered.steps / rate, roofline)
-    except jax.errors.JaxRuntimeError:  # a program that this jaxlib can not read, of a newer libtpu
+    except jax.errors.JaxRuntimeError:  # a program that this jaxlib cannot read, of a newer libtpu
         cautious = None
     seconds = (roofline, cautious)
     fits, took = memory <= chip.memory, time.monotonic() - began

@@ -91,7 +91,7 @@ def choose_genotype(config: Config, workdir: Path) -> Genotype:
     """The genotype that the config names ('random': drawn by the seed), or that was searched here.
 
     Raises:
-      UserError: there is none, or it can not be read.
+      UserError: there is none, or it cannot be read.
     """
     if config.genotype == "random":
         return spaces.random_genotype(config.space, config.seed)

@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     with archive.open(f"{name}.npy", "w") as file:
                         np.lib.format.write_array(file, value)
         except OSError as error:
-            raise UserError(f"{parts[2]} can not be written: {error.strerror}") from error
+            raise UserError(f"{parts[2]} cannot be written: {error.strerror}") from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -341,7 +341,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays.items())
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f"{path} can not be read as .npz: {error}") from error
+        raise UserError(f"{path} cannot be read as .npz: {error}") from error
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
     (`config.FREE`) are written anew. All processes call this.
 
     Raises:
-      UserError: it was made with another config, can not be written, its config.json is damaged, or
+      UserError: it was made with another config, cannot be written, its config.json is damaged, or
         it is not on storage that all processes share.
     """
     directory = Path(workdir)
@@ -55,7 +55,7 @@ def _open(directory: Path, config: Config) -> None:
         else:
             write_json(file, _description(config))
     except OSError as error:
-        raise UserError(f"workdir {directory} can not be written ({error.strerror})") from error
+        raise UserError(f"workdir {directory} cannot be written ({error.strerror})") from error
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def _lock(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         file = open(directory / ".lock", "w")  # noqa: SIM115 (below)
     except OSError as error:
-        raise UserError(f"{directory} can not be written ({error.strerror})") from error
+        raise UserError(f"{directory} cannot be written ({error.strerror})") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -64,7 +64,7 @@ class Campaign:
 
         environment = small_run.environment()
         environment["JAX_COMPILATION_CACHE_DIR"] = str(self.root / "cache")
-        if limit is not None:  # what the cache of programs can not write is no fault of ours
+        if limit is not None:  # what the cache of programs cannot write is no fault of ours
             environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         return subprocess.Popen(
             [sys.executable, "-m", "drnas_jax.main", *flags],

@@ -126,7 +126,7 @@ def test_what_was_not_saved(tmp_path):
 
 
 def newest_file(folder, which):
-    """Files of a checkpoint that it can not do without."""
+    """Files of a checkpoint that it cannot do without."""
     if which == "largest":
         return max((path for path in folder.rglob("*") if path.is_file()), key=os.path.getsize)
     return folder / which
@@ -240,7 +240,7 @@ def test_a_save_that_fails_is_one_line_and_loses_nothing(tmp_path):
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout == (
-        f"checkpoint 2 could not be written to {tmp_path} (File too large): mend that and run the "
+        f"checkpoint 2 could not be written to {tmp_path} (File too large): fix that and run the "
         "same command again; it goes on from the checkpoint before\n"
     )
     expected = {"a": jax.random.normal(jax.random.key(0), (600, 600))}
@@ -261,6 +261,6 @@ def test_files_of_others_do_not_disturb(tmp_path):
 
 def test_a_file_in_the_place_of_the_directory(tmp_path):
     (tmp_path / "retrain").write_text("mine")
-    with pytest.raises(UserError, match="retrain/checkpoints can not be read"):
+    with pytest.raises(UserError, match="retrain/checkpoints cannot be read"):
         Checkpoints(tmp_path / "retrain" / "checkpoints")
     assert (tmp_path / "retrain").read_text() == "mine"

@@ -90,7 +90,7 @@ def test_no_config():
     ("text", "message"),
     [
         ("x = (", "broken.py, line 1"),
-        ("import no_such_module", "No module named 'no_such_module'): mend it"),
+        ("import no_such_module", "No module named 'no_such_module'): fix it"),
         ("def get_config(): raise ValueError('no luck')", "ValueError: no luck"),
         ("def get_config(): return {'seed': 1}", "config field arch is missing"),
         ("def get_config(): return 3", "holds 3: expected a group"),

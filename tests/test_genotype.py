@@ -274,5 +274,5 @@ def test_a_file_without_permission(tmp_path):
     path = tmp_path / "g.json"
     path.write_text("{}")
     path.chmod(0)
-    with pytest.raises(UserError, match="can not be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         load_genotype(path)

@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_is_kept(capsys, tmp_path):
     ("argv", "line"),
     [
         ([DIGITS, "--config.arch.name=beta"], "error: unknown arch.name 'beta'"),
-        (["--config=no/such.py"], "error: the config can not be read ([Errno 2] No such file"),
+        (["--config=no/such.py"], "error: the config cannot be read ([Errno 2] No such file"),
     ],
 )
 def test_a_real_command_has_no_traceback(tmp_path, argv, line):
@@ -201,7 +201,7 @@ def test_a_real_command_has_no_traceback(tmp_path, argv, line):
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="can not take cores away")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot take cores away")
 def test_programs_are_kept_by_the_number_of_cores(tmp_path):
     """Those compiled for other cores round otherwise, and JAX would take them."""
     script = (

@@ -76,7 +76,7 @@ def test_command_writes_what_run_returns(tmp_path, monkeypatch):
     [
         ([], "usage"),
         (["walk", "a", "b"], "usage"),
-        (["run", "none.npz", "out.npz"], "none.npz can not be read"),
+        (["run", "none.npz", "out.npz"], "none.npz cannot be read"),
     ],
 )
 def test_command_mistakes_are_one_line(arguments, message, capsys):

@@ -81,14 +81,14 @@ def test_a_damaged_config_json_is_kept(tmp_path, content):
 @pytest.mark.parametrize("place", ["taken", "taken/below"])
 def test_a_file_in_its_place(tmp_path, place):
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(UserError, match=f"workdir .*{place} can not be written"):
+    with pytest.raises(UserError, match=f"workdir .*{place} cannot be written"):
         open_workdir(tmp_path / place, config())
     assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_a_folder_in_the_place_of_config_json(tmp_path):
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(UserError, match=r"can not be written \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"):
         open_workdir(tmp_path, config())
 
 
@@ -114,7 +114,7 @@ def test_one_run_at_a_time(tmp_path):
 def test_a_file_in_the_place_of_a_phase(tmp_path):
     (tmp_path / "retrain").write_text("mine")
     with (
-        pytest.raises(UserError, match=r"retrain can not be written \("),
+        pytest.raises(UserError, match=r"retrain cannot be written \("),
         alone(tmp_path / "retrain"),
     ):
         raise AssertionError

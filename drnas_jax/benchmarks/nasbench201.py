@@ -129,13 +129,13 @@ def load(path: str | os.PathLike[str]) -> Table:
     """Reads the CSV.
 
     Raises:
-      UserError: it can not be read, a column is missing, or a line has no proper number, too few
+      UserError: it cannot be read, a column is missing, or a line has no proper number, too few
         fields, or a cell that another line has; it names the file and the line.
     """
     try:
         return _load(path)
     except (OSError, csv.Error) as error:
-        raise UserError(f"{path} can not be read as a NAS-Bench-201 table: {error}") from error
+        raise UserError(f"{path} cannot be read as a NAS-Bench-201 table: {error}") from error
 
 
 def convert(nats_bench: str | os.PathLike[str], table: str | os.PathLike[str]) -> int:

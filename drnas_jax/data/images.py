@@ -32,7 +32,7 @@ _REDUCED = {
 
 
 class UnreadableImage(UserError):
-    """An image that can not be decoded; the message says which."""
+    """An image that cannot be decoded; the message says which."""
 
 
 class Example(NamedTuple):
@@ -61,7 +61,7 @@ def decode(example: Example, channels: int, reduction: int = 1) -> np.ndarray:
       uint8 [h, w] or, in RGB, [h, w, 3].
 
     Raises:
-      UnreadableImage: OpenCV can not read it.
+      UnreadableImage: OpenCV cannot read it.
     """
     if isinstance(example.image, np.ndarray):
         return example.image
@@ -75,7 +75,7 @@ def has_colours(example: Example) -> bool:
     """Whether the file of an example holds more than gray.
 
     Raises:
-      UnreadableImage: OpenCV can not read it.
+      UnreadableImage: OpenCV cannot read it.
     """
     return _decode(example, cv2.IMREAD_ANYCOLOR).ndim == 3
 
@@ -87,7 +87,7 @@ def _decode(example: Example, flag: int) -> np.ndarray:
         image = None
     if image is None:
         raise UnreadableImage(
-            f"{example.name} is not an image that OpenCV can read: mend or remove it, or set "
+            f"{example.name} is not an image that OpenCV can read: fix or remove it, or set "
             "data.corrupt to 'skip'"
         )
     return image

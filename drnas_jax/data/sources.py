@@ -109,9 +109,7 @@ class _Files:
         try:
             data = self.files[i].read_bytes()
         except OSError as error:
-            raise UnreadableImage(
-                f"can not read image {self.files[i]}: {error.strerror}"
-            ) from error
+            raise UnreadableImage(f"cannot read image {self.files[i]}: {error.strerror}") from error
         return Example(data, int(self.labels[i]), str(self.files[i]))
 
 
@@ -222,7 +220,7 @@ def _tfds(config: DataConfig) -> Source:
     if builder.info.file_format.value != "array_record":
         raise UserError(
             f"TFDS data set {_title(config)} is prepared as {builder.info.file_format.value}, "
-            "which can not be read at random: prepare it as array_record in another data.dir, "
+            "which cannot be read at random: prepare it as array_record in another data.dir, "
             f"with {_prepare_command(config)}"
         )
     features = dict(builder.info.features.items())

@@ -176,7 +176,7 @@ def read_rows(
         else:
             raise UserError(f"a whole batch of {stream.source.title} is unreadable: {reason}")
         if example.label < 0:
-            raise UserError(f"{example.name} has no label, so it can not be trained on")
+            raise UserError(f"{example.name} has no label, so it cannot be trained on")
         images[i], labels[i] = pixels.reshape(stream.shape), example.label
     if request.weight is not None:
         weight *= request.weight[rows]

@@ -103,7 +103,7 @@ class Probe:
     @functools.cached_property
     def _hessian_program(self) -> Callable[..., Any]:
         problem, structure = self._problem, self._structure
-        # The other kernels have gradients of their own, which can not be differentiated again.
+        # The other kernels have gradients of their own, which cannot be differentiated again.
         supernet = problem.space.supernet(structure, kernels.PLAIN, None)
         recipe = dataclasses.replace(problem.recipe(structure), supernet=supernet)
 

@@ -99,7 +99,7 @@ def test_real_table():
 def test_unreadable_files(tmp_path):
     long = write(tmp_path, HEADER, f"0,{'a' * 200_000},90,1")
     for path in (tmp_path, tmp_path / "nowhere.csv", long):
-        with pytest.raises(UserError, match="can not be read as a NAS-Bench-201 table"):
+        with pytest.raises(UserError, match="cannot be read as a NAS-Bench-201 table"):
             load(path)
 
 

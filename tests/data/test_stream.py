@@ -1,4 +1,4 @@
-"""Streams: the same batches however they are read, and what can not be read."""
+"""Streams: the same batches however they are read, and what cannot be read."""
 
 import dataclasses
 from pathlib import Path
@@ -136,7 +136,7 @@ def test_padded_images_are_those_in_memory(folder, size):
         np.testing.assert_array_equal(batch.labels, labels[request.numbers])
 
 
-# What can not be read
+# What cannot be read
 
 
 def train_request(stream, numbers):
