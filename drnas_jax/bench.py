@@ -120,7 +120,7 @@ def retrain_case(config: Config, stage: int) -> Case:
     phase = make_phase(config)
     arguments = (phase.reader.raw, *next(phase.reader.training(0, 0)))
     sizes = (phase.reader.dispatch, config.retrain.batch_size)
-    return Case(phase.step_program(), phase.start()[0], arguments, *sizes, plain)
+    return Case(phase.step_program(), phase.start(), arguments, *sizes, plain)
 
 
 def bench_input(config: Config, steps: int) -> dict[str, Any]:
@@ -162,8 +162,7 @@ def _schedule(config: Config, dataset: Dataset | data.Stream, steps: int) -> dat
 
 def _augmentation_rate(config: Config, dataset: Dataset, mesh: Mesh, steps: int) -> float:
     """Images a second, in the second of two epochs."""
-    augmentation = (config.data.crop_padding, config.retrain.cutout)
-    batches, seed = feed.make_feed(dataset, *augmentation), jnp.uint32(config.seed)
+    batches, seed = feed.make_feed(dataset, config.data.crop_padding, 0), jnp.uint32(config.seed)
 
     def augment(raw: feed.Images, batch: jax.Array, step: jax.Array) -> feed.Images:
         return jax.lax.map(lambda rows: batches.augmented(raw, rows, "bench", seed, step), batch)

@@ -255,7 +255,15 @@ def _check(config: Config) -> None:
     if len(arch.temperature) != 2 or min(arch.temperature) <= 0:
         raise UserError(f"arch.temperature is {arch.temperature}: expected two positive numbers")
     _check_search(search)
-    for phase, part in (("search", search), ("retrain", retrain)):
+    for phase, part, epochs in (
+        ("search", search, sum(search.epochs)),
+        ("retrain", retrain, retrain.epochs),
+    ):
+        if part.lr_warmup_epochs and part.lr_warmup_epochs >= epochs:
+            raise UserError(
+                f"{phase}.lr_warmup_epochs is {part.lr_warmup_epochs}: expected less than the "
+                f"{epochs} epochs"
+            )
         check_choice(f"{phase}.lr_schedule", part.lr_schedule, ("cosine", "linear"))
         for field in ("channels", "cells", "batch_size"):
             if getattr(part, field) < 1:

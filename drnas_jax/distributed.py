@@ -50,7 +50,7 @@ def initialize(
     elif None in given:
         raise UserError(
             "--coordinator, --num_processes and --process_id belong together: give all three, or "
-            "none where the launcher tells (TPU, Slurm, Open MPI)"
+            "none where the launcher tells (TPU, Slurm, Open MPI 4)"
         )
     elif not 0 <= process_id < num_processes:  # type: ignore[operator]
         raise UserError(
@@ -85,12 +85,23 @@ def _not_found(reason: str) -> str:
 
 
 def launched(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher that JAX knows has started several processes, or this is a TPU host."""
+    """Whether a launcher that JAX knows has started several processes, or this is a TPU host.
+
+    Raises:
+      UserError: Open MPI has, in a version that JAX does not know.
+    """
     if environment.get("JAX_COORDINATOR_ADDRESS"):
         return True
-    for steps, needed in (("SLURM_NTASKS", "SLURM_STEP_NODELIST"), ("OMPI_COMM_WORLD_SIZE", "")):
-        if int(environment.get(steps) or 1) > 1 and (not needed or needed in environment):
+    if int(environment.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_NODELIST" in environment:
+        return True
+    if int(environment.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
+        if "OMPI_MCA_orte_hnp_uri" in environment:
             return True
+        raise UserError(
+            "JAX finds the processes of Open MPI up to version 4 alone: give each "
+            "--coordinator=HOST:PORT --num_processes=$OMPI_COMM_WORLD_SIZE "
+            "--process_id=$OMPI_COMM_WORLD_RANK"
+        )
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 

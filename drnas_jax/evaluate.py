@@ -42,7 +42,7 @@ def evaluate(
       display: what a person sees; None: the default one on standard error.
 
     Raises:
-      UserError: there is no checkpoint, or it does not fit the config.
+      UserError: there is no checkpoint, retraining has not ended, or it does not fit the config.
     """
     config = freeze(config)
     workdir = open_workdir(workdir, config)
@@ -59,6 +59,12 @@ def evaluate(
         saved = checkpoints.latest()
         if saved is None or "genotype" not in saved.metadata:
             raise UserError(f"{directory} holds no checkpoint of retraining")
+        if not config.checkpoint and saved.metadata["epochs_done"] < config.retrain.epochs:
+            raise UserError(
+                f"retraining has done {saved.metadata['epochs_done']} of {config.retrain.epochs} "
+                "epochs: run it to its end, or name its checkpoints by "
+                f"--config.checkpoint={directory}"
+            )
         genotype = from_json(saved.metadata["genotype"], str(directory))
         network, counts = _network(saved.metadata, genotype, dataset, mesh, config.compute.kernels)
         shape = dataset.shape

@@ -150,6 +150,11 @@ class Reader:
         self._at = 0  # the request that the open iterator gives next
         self._open: Iterator[tuple[Any, Any]] | None = None
 
+    @property
+    def images(self) -> int:
+        """Training images of the data set."""
+        return self._dataset.count
+
     def go_on(self, step: int) -> None:
         """Training begins after this step of the phase.
 

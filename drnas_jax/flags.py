@@ -56,7 +56,8 @@ def parse(
         raise
     except (AttributeError, LookupError) as error:
         raise UserError(
-            f"unknown config field: {_line(error.args[0])} (configs/base.py lists all)"
+            "unknown config field, or a fault in the config file: "
+            f"{_line(error.args[0] if error.args else repr(error))} (configs/base.py lists all)"
         ) from error
     except OSError as error:
         reason = _line(str(error.__cause__ or error).splitlines()[-1])

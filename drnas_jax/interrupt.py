@@ -11,7 +11,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has written a checkpoint; `signum` says by which signal."""
+    """The run was asked to stop, and nothing is unsaved; `signum` says by which signal."""
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -19,7 +19,11 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """Notes signals while it is entered. Outside the main thread it notes none."""
+    """Notes signals while it is entered. Outside the main thread it notes none.
+
+    Who enters it asks for `signum` and raises Interrupted; it is raised at the end where a signal
+    came after the last question.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -31,7 +35,29 @@ class Interrupt:
                 self._old[signum] = signal.signal(signum, self._note)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._put_back()
+        if kind is None and self.signum is not None:
+            raise Interrupted(self.signum)
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Within it signals do what they did before it was entered: there is nothing to save.
+
+        Raises:
+          Interrupted: one was noted already.
+        """
+        noting = {signum: signal.getsignal(signum) for signum in self._old}
+        self._put_back()
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+        try:
+            yield
+        finally:
+            for signum, handler in noting.items():
+                signal.signal(signum, handler)
+
+    def _put_back(self) -> None:
         for signum, handler in self._old.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from drnas_jax import losses
-from drnas_jax.checkpoint import Checkpoints
+from drnas_jax.checkpoint import Checkpoints, Saved
 from drnas_jax.distributed import Agreement, is_primary, total
 from drnas_jax.errors import UserError
 from drnas_jax.feed import Reader
@@ -37,6 +37,7 @@ class Phase(Protocol):
       checkpoint_steps: a checkpoint after so many steps, besides those of each epoch; 0: none.
       reader: of the batches.
       mesh: the devices.
+      display: what a person sees.
     """
 
     epochs: int
@@ -44,10 +45,21 @@ class Phase(Protocol):
     checkpoint_steps: int
     reader: Reader
     mesh: jax.sharding.Mesh
+    display: Display
 
     @property
     def name(self) -> str:
         """For a person; may tell the stage."""
+
+    def start(self) -> Any:
+        """A fresh state on the devices."""
+
+    def restore(self, checkpoints: Checkpoints) -> tuple[Saved, Any] | None:
+        """The newest checkpoint that is whole, and its state; None if there is none.
+
+        Raises:
+          UserError: it is of something else than this phase.
+        """
 
     def begin_epoch(self, state: Any, epoch: int) -> tuple[Any, Callable[..., Any]]:
         """The state for an epoch (from 0; a new stage changes it) and its compiled step."""
@@ -59,27 +71,64 @@ class Phase(Protocol):
         """What is static beside the state, in JSON values: a checkpoint carries it."""
 
 
-def resumed(found: Mapping[str, Any], mesh: jax.sharding.Mesh, display: Display) -> Progress:
-    """The progress that a checkpoint's metadata tell of; says if the devices were others."""
-    if found["devices"] != mesh.size:
-        display.message(
-            f"begun on {found['devices']} devices, goes on with {mesh.size}: the result may differ "
-            "in rounding, and in more where batch statistics or mixing samples are per device"
+def run(phase: Phase, directory: Path) -> tuple[Any, Progress]:
+    """Runs a phase from its newest checkpoint, or from its start, to its end.
+
+    Writes a checkpoint after each epoch and where a signal asks for one. All processes run this
+    together; process 0 writes the files.
+
+    Args:
+      phase: what to run.
+      directory: of its checkpoints, history.jsonl and event files.
+
+    Returns:
+      The state at the end.
+
+    Raises:
+      UserError: the training loss is not finite, or the checkpoint is of other data.
+      Interrupted: a signal came, to any process; a checkpoint was written first, if anything had
+        been done since the last one.
+    """
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        restored = phase.restore(checkpoints)
+        if restored is None:
+            return run_epochs(phase, phase.start(), Progress(0, 0.0), directory, checkpoints)
+        saved, state = restored
+        progress = resumed(saved.metadata, phase)
+        phase.display.message(f"{phase.name}: goes on after step {int(state.step)}")
+        return run_epochs(phase, state, progress, directory, checkpoints)
+
+
+def resumed(found: Mapping[str, Any], phase: Phase) -> Progress:
+    """The progress that a checkpoint's metadata tell of; says what is other than it was.
+
+    Raises:
+      UserError: the data are others.
+    """
+    images, steps = phase.reader.images, phase.steps
+    if (found["images"], found["steps"]) != (images, steps):
+        raise UserError(
+            f"{phase.name} was begun with {found['images']} training images, {found['steps']} "
+            f"steps an epoch, but the data have {images} now, {steps} steps: put back the images "
+            "that it was begun with, or take a new workdir"
+        )
+    if found["devices"] != phase.mesh.size:
+        phase.display.message(
+            f"begun on {found['devices']} devices, goes on with {phase.mesh.size}: the result may "
+            "differ in rounding, and in more where batch statistics or samples are per device"
+        )
+    if found["jax"] != jax.__version__:
+        phase.display.message(
+            f"begun with jax {found['jax']}, goes on with {jax.__version__}: the result may differ "
+            "in rounding"
         )
     return Progress(found["epochs_done"], found["seconds"])
 
 
-def run_phase(
-    phase: Phase,
-    state: Any,
-    progress: Progress,
-    directory: Path,
-    checkpoints: Checkpoints,
-    display: Display,
+def run_epochs(
+    phase: Phase, state: Any, progress: Progress, directory: Path, checkpoints: Checkpoints
 ) -> tuple[Any, Progress]:
-    """Runs the remaining epochs, with a checkpoint after each and where a signal asks for one.
-
-    All processes run this together; process 0 writes the files.
+    """The epochs that remain; see `run`.
 
     Args:
       phase: what to run.
@@ -87,69 +136,37 @@ def run_phase(
       progress: what lies behind it.
       directory: of history.jsonl and the event files.
       checkpoints: of this phase.
-      display: what a person sees.
-
-    Raises:
-      UserError: the training loss is not finite.
-      Interrupted: a signal came, to any process; a checkpoint was written first.
     """
-    saver = _Saver(phase, checkpoints, progress.seconds)
     phase.reader.go_on(int(state.step))
-    if int(state.step):
-        display.message(f"{phase.name}: goes on after step {int(state.step)}")
     with (
         contextlib.closing(phase.reader),
         Interrupt() as interrupt,
         _Files(directory, progress.epochs_done, int(state.step)) as files,
     ):
+        work = _Work(phase, directory, checkpoints, progress.seconds, _Stop(interrupt, phase.mesh))
         if files.lost:
-            display.message(f"{directory / 'history.jsonl'} lacks {files.lost} epochs' lines")
-        stop = _Stop(interrupt, phase.mesh)
+            phase.display.message(f"{directory / 'history.jsonl'} lacks {files.lost} epochs' lines")
         for epoch in range(progress.epochs_done, phase.epochs):
-            state, program = phase.begin_epoch(state, epoch)
-            display.start(
-                f"{phase.name}, epoch {epoch + 1}/{phase.epochs}",
-                phase.epochs * phase.steps,
-                int(state.step),
-            )
-            state, rate = _run_epoch(phase, program, state, epoch, saver, display, stop)
-            step = int(state.step)
-            train = losses.averages(jax.device_get(state.totals))
-            _check_finite(
-                train["loss"], f"step {step} ({phase.name}, epoch {epoch + 1})", directory
-            )
-            finished = step == (epoch + 1) * phase.steps
+            with _ended_at_once(interrupt):
+                state, program = phase.begin_epoch(state, epoch)
+            state, rate = work.train(program, state, epoch)
+            averages = work.averages(state, epoch)
+            finished = int(state.step) == (epoch + 1) * phase.steps
             if finished:
-                display.finish()
-                line = phase.end_epoch(state, epoch, train)
-                files.append(line | {"images_per_second": rate}, step)
-                report_skipped(phase.reader, display)
+                phase.display.finish()
+                line = phase.end_epoch(state, epoch, averages)
+                files.append(line | {"images_per_second": rate}, int(state.step))
+                report_skipped(phase.reader, phase.display)
                 state = state.replace(totals=replicate(losses.zero_totals(), phase.mesh))
-            saver.save(state, epoch + finished)
-            if signum := stop.now():
+            work.save(state, epoch + finished)
+            if signum := work.stop.now():
                 raise Interrupted(signum)
-    return state, Progress(phase.epochs, saver.seconds)
+    return state, Progress(phase.epochs, work.seconds)
 
 
-class _Saver:
-    """Writes the checkpoints of a phase, which took some seconds before."""
-
-    def __init__(self, phase: Phase, checkpoints: Checkpoints, seconds: float):
-        self._phase, self._checkpoints = phase, checkpoints
-        self._began = time.monotonic() - seconds
-
-    @property
-    def seconds(self) -> float:
-        """Of the phase so far."""
-        return time.monotonic() - self._began
-
-    def save(self, state: Any, epochs_done: int) -> None:
-        now = {
-            "epochs_done": epochs_done,
-            "seconds": self.seconds,
-            "devices": self._phase.mesh.size,
-        }
-        self._checkpoints.save(int(state.step), state, {**now, **self._phase.metadata()})
+def _ended_at_once(interrupt: Interrupt) -> contextlib.AbstractContextManager[None]:
+    """While a step is compiled there is nothing to save; but several processes end together."""
+    return interrupt.suspended() if jax.process_count() == 1 else contextlib.nullcontext()
 
 
 class _Stop:
@@ -191,46 +208,84 @@ class _Files:
             self._tensorboard.scalars(scalars, step)
 
 
-def _run_epoch(
-    phase: Phase,
-    program: Callable[..., Any],
-    state: Any,
-    epoch: int,
-    saver: _Saver,
-    display: Display,
-    stop: _Stop,
-) -> tuple[Any, float]:
-    """The state after the epoch, or after a signal; and training images per second."""
-    began = reported = time.monotonic()
-    images = seen = 0
-    done = int(state.step) - epoch * phase.steps
-    # Simulated devices of one CPU share its threads: with several steps in flight, the collectives
-    # of one can wait for threads that those of another hold, for ever.
-    blocking = platform(phase.mesh) == "cpu"
+class _Work:
+    """A phase at work in a directory, which took some seconds before."""
 
-    def report(rate: float) -> None:
+    def __init__(
+        self,
+        phase: Phase,
+        directory: Path,
+        checkpoints: Checkpoints,
+        seconds: float,
+        stop: _Stop,
+    ):
+        self.stop, self._phase, self._directory = stop, phase, directory
+        self._checkpoints, self._began = checkpoints, time.monotonic() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of the phase so far."""
+        return time.monotonic() - self._began
+
+    def save(self, state: Any, epochs_done: int) -> None:
+        """Writes a checkpoint."""
+        now = {
+            "epochs_done": epochs_done,
+            "seconds": self.seconds,
+            "devices": self._phase.mesh.size,
+            "jax": jax.__version__,
+            "images": self._phase.reader.images,
+            "steps": self._phase.steps,
+        }
+        self._checkpoints.save(int(state.step), state, {**now, **self._phase.metadata()})
+
+    def averages(self, state: Any, epoch: int) -> dict[str, float]:
+        """Training loss and accuracy of the epoch so far; UserError if the loss is not finite."""
         averages = losses.averages(jax.device_get(state.totals))
-        display.update(int(state.step), averages["loss"], averages["accuracy"], rate)
+        if not np.isfinite(averages["loss"]):
+            raise UserError(
+                f"the training loss is {averages['loss']} at step {int(state.step)} "
+                f"({self._phase.name}, epoch {epoch + 1}): lower the learning rate and start in a "
+                f"new workdir; the last good checkpoint is in {self._directory / 'checkpoints'}"
+            )
+        return averages
 
-    for batches in phase.reader.training(epoch, done):
-        state = program(state, phase.reader.raw, *batches)
-        if blocking:
-            jax.block_until_ready(state)
-        labels = jax.tree.leaves(batches[0])[-1]  # or example numbers: [steps, b]
-        images += labels.size
-        done += len(labels)
-        since = time.monotonic() - reported
-        if since > _REPORT_EVERY:
-            report((images - seen) / since)
-            reported, seen = time.monotonic(), images
-        if stop.soon():
-            break
-        if _due(phase, epoch, done, len(labels)) and done < phase.steps:
-            saver.save(state, epoch)
-    jax.block_until_ready(state)
-    rate = images / max(time.monotonic() - began, 1e-9)
-    report(rate)
-    return state, rate
+    def train(self, program: Callable[..., Any], state: Any, epoch: int) -> tuple[Any, float]:
+        """The state after the epoch, or after a signal; and training images per second."""
+        phase, display = self._phase, self._phase.display
+        title = f"{phase.name}, epoch {epoch + 1}/{phase.epochs}"
+        display.start(title, phase.epochs * phase.steps, int(state.step))
+        began = reported = time.monotonic()
+        images = seen = 0
+        done = int(state.step) - epoch * phase.steps
+        # Simulated devices of one CPU share its threads: with several steps in flight, the
+        # collectives of one can wait for threads that those of another hold, for ever.
+        blocking = platform(phase.mesh) == "cpu"
+
+        def report(rate: float) -> None:
+            averages = losses.averages(jax.device_get(state.totals))
+            display.update(int(state.step), averages["loss"], averages["accuracy"], rate)
+
+        for batches in phase.reader.training(epoch, done):
+            state = program(state, phase.reader.raw, *batches)
+            if blocking:
+                jax.block_until_ready(state)
+            labels = jax.tree.leaves(batches[0])[-1]  # or example numbers: [steps, b]
+            images += labels.size
+            done += len(labels)
+            since = time.monotonic() - reported
+            if since > _REPORT_EVERY:
+                report((images - seen) / since)
+                reported, seen = time.monotonic(), images
+            if self.stop.soon():
+                break
+            if _due(phase, epoch, done, len(labels)) and done < phase.steps:
+                self.averages(state, epoch)
+                self.save(state, epoch)
+        jax.block_until_ready(state)
+        rate = images / max(time.monotonic() - began, 1e-9)
+        report(rate)
+        return state, rate
 
 
 def _due(phase: Phase, epoch: int, done: int, steps: int) -> bool:
@@ -251,14 +306,6 @@ def report_skipped(reader: Reader, display: Display) -> None:
     if skipped:
         example = f", for instance: {next(iter(reader.skipped))}" if found else ""
         display.message(f"unreadable images left out so far: {skipped}{example}")
-
-
-def _check_finite(loss: float, where: str, directory: Path) -> None:
-    if not np.isfinite(loss):
-        raise UserError(
-            f"the training loss is {loss} at {where}: lower the learning rate and start in a new "
-            f"workdir; the last good checkpoint is in {directory / 'checkpoints'}"
-        )
 
 
 def evaluate(

@@ -112,11 +112,25 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
         raise UserError("no workdir: give --workdir=DIR, a directory for this run's files")
     for phase in values.phases or [""]:
         check_choice("phase", phase, PHASES)
+    _check_phases(config, values.phases)
     nasbench201.locate(config.nasbench201.table, config.data.dir)  # now, not after the search
     distributed.initialize(
         values.coordinator, values.num_processes, values.process_id, values.distributed
     )
     return config, [phase for phase in PHASES if phase in values.phases], values.workdir
+
+
+def _check_phases(config: Config, phases: Sequence[str]) -> None:
+    """Raises UserError where a phase would be run whose result the config does without."""
+    for field, value, idle, needed in (
+        ("genotype", config.genotype, "search", "retrain,evaluate"),
+        ("checkpoint", config.checkpoint, "retrain", "evaluate"),
+    ):
+        if value and idle in phases:
+            raise UserError(
+                f"config.{field} is {value!r}, so the {idle} phase would be for nothing: give "
+                f"--phases={needed}"
+            )
 
 
 if __name__ == "__main__":

@@ -295,9 +295,9 @@ def count_cycles(program: str) -> int:
 
 
 def table(config: Config, devices: Sequence[Any], plans: Sequence[Plan]) -> rich.table.Table:
-    """A line a stage, in Markdown."""
+    """A line a stage, in Markdown; 'read/s' are images, of which a step reads two batches."""
     chip, batch = CHIPS[devices[0].device_kind], config.search.batch_size
-    head = ("stage", "K", "operations", "batch", "a chip", "memory, GB", "step, s", "images/s")
+    head = ("stage", "K", "operations", "batch", "a chip", "memory, GB", "step, s", "read/s")
     out = rich.table.Table(*head, "fits", "limit", "compiled in, s", box=rich.box.MARKDOWN)
     for plan in plans:
         seconds, images = "", ""

@@ -16,7 +16,7 @@ from flax import struct
 from jax import lax
 
 from drnas_jax import data, feed, loop, losses, optimise, sharding, spaces
-from drnas_jax.checkpoint import Checkpoints
+from drnas_jax.checkpoint import Checkpoints, Saved
 from drnas_jax.config import Config, freeze
 from drnas_jax.counting import count_macs, count_parameters, widest_channels
 from drnas_jax.data import Dataset, Part, Schedule, Stream
@@ -79,11 +79,8 @@ def retrain(
     directory = workdir / "retrain"
     genotype = from_json(from_primary(lambda: to_json(choose_genotype(config, workdir), {})), "")
     phase = Retraining(config, genotype, display or Display(quiet=not is_primary()))
-    with alone(directory), Checkpoints(directory / "checkpoints") as checkpoints:
-        state, progress = phase.resume(checkpoints) or phase.start()
-        state, progress = loop.run_phase(
-            phase, state, progress, directory, checkpoints, phase.display
-        )
+    with alone(directory):
+        state, progress = loop.run(phase, directory)
     return RetrainResult(int(state.step), progress.seconds)
 
 
@@ -185,7 +182,7 @@ def _drop_path_key(recipe: Recipe, state: RetrainState) -> dict[str, jax.Array]:
 
 
 class Retraining:
-    """Retraining as `loop.run_phase` runs it.
+    """Retraining as `loop.run` runs it.
 
     Args:
       config: of the run.
@@ -264,18 +261,22 @@ class Retraining:
     def _init(self, seed: jax.Array | int) -> RetrainState:
         return init_state(self.recipe.network, self.recipe.optimiser, self.dataset.shape, seed)
 
-    def start(self) -> tuple[RetrainState, loop.Progress]:
-        """A fresh state on the devices."""
-        return sharding.run_once(self._init, self.mesh, self.config.seed), loop.Progress(0, 0.0)
+    def start(self) -> RetrainState:
+        """See Phase.start."""
+        return sharding.run_once(self._init, self.mesh, self.config.seed)
 
-    def resume(self, checkpoints: Checkpoints) -> tuple[RetrainState, loop.Progress] | None:
-        """From the newest checkpoint that is whole; None if there is none."""
-        like = jax.eval_shape(self._init, 0)
-        restored = checkpoints.restore(lambda _: like, self.mesh, self.display.message)
-        if restored is None:
-            return None
-        saved, state = restored
-        return state, loop.resumed(saved.metadata, self.mesh, self.display)
+    def restore(self, checkpoints: Checkpoints) -> tuple[Saved, RetrainState] | None:
+        """See Phase.restore."""
+
+        def like(metadata: Mapping[str, Any]) -> RetrainState:
+            if metadata["genotype"] != to_json(self.genotype, {}):
+                raise UserError(
+                    "the retraining in this workdir was begun with another genotype: give that one "
+                    "again, or take a new --workdir"
+                )
+            return jax.eval_shape(self._init, 0)
+
+        return checkpoints.restore(like, self.mesh, self.display.message)
 
     def step_program(self) -> Any:
         """A jitted (state, raw, batch [steps, b]) -> state."""

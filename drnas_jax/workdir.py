@@ -18,7 +18,7 @@ _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orb
 
 
 def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
-    """Makes a workdir for a config, or checks that it was made with the same one.
+    """Makes a workdir for a config, or checks that what was done in it was done with the same one.
 
     Writes `config.json`: the resolved config, versions and devices. Fields that may change
     (`config.FREE`) are written anew. All processes call this.
@@ -44,18 +44,28 @@ def _open(directory: Path, config: Config) -> None:
         if file.exists():
             described = _read(file)
             changed = differences(described["config"], to_dict(config))
-            if changed:
+            if changed and _begun(directory):
                 more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
                 raise UserError(
                     f"workdir {directory} was made with another config, {changed[0]}{more}: "
                     "take a new --workdir, or the config it was made with"
                 )
-            if described["config"] != to_dict(config):  # where things lie, which may change
+            if changed:
+                write_json(file, _description(config))
+            elif described["config"] != to_dict(config):  # where things lie, which may change
                 write_json(file, {**described, "config": to_dict(config)})
         else:
             write_json(file, _description(config))
     except OSError as error:
         raise UserError(f"workdir {directory} cannot be written ({error.strerror})") from error
+
+
+def _begun(directory: Path) -> bool:
+    """Whether anything was done in a workdir, or in those of its seeds."""
+    names = ("search", "retrain", "result.json")
+    return any((directory / name).exists() for name in names) or any(
+        _begun(seed) for seed in directory.glob("seed*")
+    )
 
 
 @contextlib.contextmanager

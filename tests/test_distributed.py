@@ -25,7 +25,7 @@ from drnas_jax.errors import UserError
         ({"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
         ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
         ({"SLURM_NTASKS": "2"}, False),  # the job's script itself, without srun
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1;tcp://n1:1"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({"JAX_COORDINATOR_ADDRESS": "n1:1234"}, True),
         ({"JAX_COORDINATOR_ADDRESS": ""}, False),
@@ -36,6 +36,11 @@ from drnas_jax.errors import UserError
 def test_launched(monkeypatch, environment, several):
     monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
     assert distributed.launched(environment) == several
+
+
+def test_open_mpi_5_is_not_known_to_jax():
+    with pytest.raises(UserError, match=r"--process_id=\$OMPI_COMM_WORLD_RANK"):
+        distributed.launched({"OMPI_COMM_WORLD_SIZE": "2"})
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,9 @@ def test_config_flags_and_the_rest():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.seedd=1", "unknown config field: 'seedd' Did you mean \"seed\""),
-        ("--config.search.epoch=1", "unknown config field: 'epoch' Did you mean \"epochs\""),
-        ("--config.serch.epochs=1", "unknown config field: 'serch' Did you mean \"search\""),
+        ("--config.seedd=1", "the config file: 'seedd' Did you mean \"seed\""),
+        ("--config.search.epoch=1", "the config file: 'epoch' Did you mean \"epochs\""),
+        ("--config.serch.epochs=1", "the config file: 'serch' Did you mean \"search\""),
         ("--config.seed.more=1", "seed.more"),
         ("--config.search.epochs[0]=1", "search.epochs[0]"),
         ("--config.search.epochs[9]=1", "unknown config field"),

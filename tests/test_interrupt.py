@@ -26,12 +26,33 @@ def send(signum):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_noted(signum):
     before = signal.getsignal(signum)
-    with Interrupt() as interrupt:
+    with pytest.raises(Interrupted) as stop, Interrupt() as interrupt:
         assert interrupt.signum is None
         send(signum)
         assert interrupt.signum == signum
         assert signal.getsignal(signum) != before
+    assert stop.value.signum == signum  # since nobody else has raised it
     assert signal.getsignal(signum) == before
+
+
+def test_where_it_is_suspended_a_signal_does_what_it_did_before():
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt() as interrupt:
+        noting = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), interrupt.suspended():
+            assert signal.getsignal(signal.SIGINT) == before
+            send(signal.SIGINT)
+        assert interrupt.signum is None and signal.getsignal(signal.SIGINT) == noting
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_signal_noted_before_it_is_suspended():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted), Interrupt() as interrupt:
+        send(signal.SIGTERM)
+        with interrupt.suspended():
+            raise AssertionError
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -43,7 +64,7 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_a_second_sigterm_does_not():
-    with Interrupt() as interrupt:
+    with pytest.raises(Interrupted), Interrupt() as interrupt:
         send(signal.SIGTERM)
         send(signal.SIGTERM)
         assert interrupt.signum == signal.SIGTERM
@@ -89,12 +110,15 @@ def test_where_nothing_is_to_be_saved_a_signal_ends_the_process(signum):
     # Also in a callback of the garbage collector, where an exception would only be printed.
     script = """if True:
         import gc, os, sys
-        from drnas_jax.interrupt import Interrupt, exit_at_once
+        from drnas_jax.interrupt import Interrupt, Interrupted, exit_at_once
         signum = int(sys.argv[1])
         with exit_at_once():
-            with Interrupt() as interrupt:
-                os.kill(os.getpid(), signum)
-                assert interrupt.signum == signum
+            try:
+                with Interrupt() as interrupt:
+                    os.kill(os.getpid(), signum)
+                    assert interrupt.signum == signum
+            except Interrupted:
+                pass
             gc.callbacks.append(lambda *_: os.kill(os.getpid(), signum))
             gc.collect()
         print("still here")
@@ -119,9 +143,9 @@ def stopped(workdir, phase, signum, *more):
     process = subprocess.Popen(
         command(workdir, *more), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
     )
+    # After so many steps there is a checkpoint, and the next steps are under way.
     deadline = time.monotonic() + 300
-    # A phase notes signals from when its event file is there. Then it compiles, and makes a step.
-    while not list(workdir.glob(f"{phase}/events*")):
+    while not list(workdir.glob(f"{phase}/checkpoints/[0-9]*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signum)
@@ -133,15 +157,16 @@ def test_real_runs(tmp_path):
     nodes = tuple(tuple(("skip_connect", i) for i in range(node)) for node in (1, 2, 3))
     save(tmp_path / "cell.json", Genotype("nasbench201", (("cell", nodes),)), {})
     retrain = ("--phases=retrain", f"--config.genotype={tmp_path / 'cell.json'}")
-    for phase, signum, code, more in (
-        ("search", signal.SIGTERM, 143, ()),
-        ("retrain", signal.SIGINT, 130, retrain),
+    for phase, signum, code, more, steps in (
+        ("search", signal.SIGTERM, 143, (), 11),
+        ("retrain", signal.SIGINT, 130, retrain, 22),
     ):
         name = signal.Signals(signum).name
         message = f"stopped by {name}; the same command goes on from the checkpoint"
         workdir = tmp_path / phase
+        more = (*more, "--config.checkpoint_steps=1")
         assert stopped(workdir, phase, signum, *more) == (code, message)
-        assert [path.name for path in (workdir / phase / "checkpoints").iterdir()] == ["1"]
-        assert read_history(workdir / phase / "history.jsonl") == []
+        done = max(int(path.name) for path in (workdir / phase / "checkpoints").iterdir())
+        assert len(read_history(workdir / phase / "history.jsonl")) == done // steps
         assert not (workdir / "search/genotype.json").exists()
         assert not (workdir / "result.json").exists()

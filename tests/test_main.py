@@ -74,6 +74,9 @@ def refused(capsys, *argv):
         ([DIGITS, "--config.search.operations=(3,5)"], ["(3, 5)"]),
         ([DIGITS, "--config.search.operations=(4,3)"], ["4", "all 5 operations"]),
         ([DIGITS, "--config.data.image_size=10"], ["10x10", "4"]),
+        ([DIGITS, "--config.genotype=random"], ["'random'", "--phases=retrain,evaluate"]),
+        ([DIGITS, "--config.checkpoint=x", "--phases=retrain"], ["'x'", "--phases=evaluate"]),
+        ([DIGITS, "--config.search.lr_warmup_epochs=4"], ["lr_warmup_epochs is 4", "4 epochs"]),
         ([DIGITS, "--config.genotype=no/such.json", "--phases=retrain"], ["no/such.json"]),
         ([DIGITS, "--config.genotype=drnas_cifar10", "--phases=retrain"], ["'darts'"]),
         ([DIGITS, "--phases=retrain"], ["no genotype", "--config.genotype"]),
@@ -98,6 +101,7 @@ def test_no_workdir(capsys):
 def test_workdir_of_another_config(capsys, tmp_path):
     argv = [DIGITS, f"--workdir={tmp_path}", "--phases=retrain"]
     refused(capsys, *argv)  # no genotype yet, but the workdir has its config now
+    (tmp_path / "search").mkdir()
     before = files(tmp_path)
     line = refused(capsys, *argv, "--config.search.lr=0.5")
     assert "search.lr: 0.025 there, 0.5 here" in line

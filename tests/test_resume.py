@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from small_run import FIELDS
 
-from drnas_jax import loop, retrain, search, sharding
+from drnas_jax import evaluate, loop, retrain, search, sharding
 from drnas_jax.checkpoint import ocp
 from drnas_jax.configs import digits
 from drnas_jax.errors import UserError
 from drnas_jax.feed import Reader
+from drnas_jax.genotype import Genotype, save
 from drnas_jax.interrupt import Interrupted
 from drnas_jax.metrics import Display, read_history
 from drnas_jax.retrain import Retraining
@@ -201,16 +202,6 @@ def test_checkpoints_within_an_epoch(config, on_devices, tmp_path):
     assert steps_kept(whole / "search") == [11, 22]  # without checkpoint_steps
 
 
-@pytest.mark.parametrize("begun_on", [1, 2, 8])
-def test_other_devices_are_told_of(begun_on):
-    display = Listener()
-    found = {"devices": begun_on, "epochs_done": 3, "seconds": 1.5}
-    mesh = sharding.make_mesh(jax.devices()[:2])
-    assert loop.resumed(found, mesh, display) == loop.Progress(3, 1.5)
-    told = [text.split(":")[0] for text in display.messages]
-    assert told == [f"begun on {begun_on} devices, goes on with 2"] * (begun_on != 2)
-
-
 @pytest.mark.slow
 def test_goes_on_with_other_devices(config, on_devices, tmp_path):
     config.update_from_flattened_dict(
@@ -244,8 +235,9 @@ def test_candidates_and_what_is_measured_beside(tmp_path, config, on_devices, mo
     def judging(*args):
         with pytest.raises(UserError, match="another run"), alone(tmp_path / "alone/search"):
             raise AssertionError
+        found = judge(*args)
         events.append("judged")
-        return judge(*args)
+        return found
 
     def closing(reader):
         events.append("closed")
@@ -280,3 +272,24 @@ def test_candidates_and_what_is_measured_beside(tmp_path, config, on_devices, mo
         assert ("hessian" in line) == bool(hessian)
         if hessian:
             assert np.isfinite(line["hessian"])
+
+
+def test_a_retraining_that_has_not_ended(config, on_devices, tmp_path):
+    """It is not judged, and goes on with its own genotype alone."""
+    on_devices(1)
+    config.genotype = str(tmp_path / "cell.json")
+    save(config.genotype, cell_of("nor_conv_1x1"), {})
+    with pytest.raises(Interrupted):
+        retrain(config, tmp_path / "run", Stopper(3, signal.SIGTERM))
+    with pytest.raises(UserError, match="retraining has done 0 of 2 epochs: run it to its end"):
+        evaluate(config, tmp_path / "run", Listener())
+    assert not (tmp_path / "run/result.json").exists()
+    save(config.genotype, cell_of("nor_conv_3x3"), {})
+    with pytest.raises(UserError, match="was begun with another genotype"):
+        retrain(config, tmp_path / "run", Listener())
+    assert [path.name for path in (tmp_path / "run/retrain/checkpoints").iterdir()] == ["3"]
+
+
+def cell_of(name):
+    nodes = tuple(tuple((name, source) for source in range(node)) for node in (1, 2, 3))
+    return Genotype("nasbench201", (("cell", nodes),))

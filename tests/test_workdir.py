@@ -53,11 +53,24 @@ def test_where_things_lie_is_written_anew(tmp_path):
 )
 def test_another_config_is_refused(tmp_path, fields, message):
     file = open_workdir(tmp_path, config()) / "config.json"
+    (tmp_path / "search").mkdir()
     before = file.read_bytes()
     with pytest.raises(UserError, match=message) as caught:
         open_workdir(tmp_path, config(**fields))
     assert str(tmp_path) in str(caught.value)
     assert file.read_bytes() == before
+
+
+def test_a_workdir_in_which_nothing_was_done_is_free(tmp_path):
+    """A mistake in the config that is found later claims nothing."""
+    for seed in (1, 2):
+        open_workdir(tmp_path, config(seed=seed, seeds=3))
+        open_workdir(tmp_path / f"seed{seed}", config(seed=seed))
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert written["config"]["seed"] == seed
+    (tmp_path / "seed2" / "search").mkdir()
+    with pytest.raises(UserError, match="another config, seed: 2 there, 3 here"):
+        open_workdir(tmp_path, config(seed=3, seeds=3))
 
 
 def test_a_config_json_of_an_older_version(tmp_path):
@@ -66,6 +79,7 @@ def test_a_config_json_of_an_older_version(tmp_path):
     del values["config"]["seed"]
     values["config"]["search"]["gone"] = 3
     file.write_text(json.dumps(values))
+    (tmp_path / "search").mkdir()
     with pytest.raises(UserError, match="search.gone: 3 there, None here"):
         open_workdir(tmp_path, config())
 

@@ -15,7 +15,7 @@ import numpy as np
 from drnas_jax import loop
 from drnas_jax.arch.base import softmax
 from drnas_jax.cells import draw as draw_cell
-from drnas_jax.checkpoint import Checkpoints
+from drnas_jax.checkpoint import Checkpoints, Saved
 from drnas_jax.config import Config, freeze
 from drnas_jax.counting import count_parameters
 from drnas_jax.distributed import from_primary, is_primary
@@ -67,11 +67,7 @@ def search(
         problem, display or Display(quiet=not is_primary())
     )  # before any checkpoint is made
     with alone(directory):
-        with Checkpoints(directory / "checkpoints") as checkpoints:
-            state, progress = phase.resume(checkpoints) or phase.start()
-            state, progress = loop.run_phase(
-                phase, state, progress, directory, checkpoints, phase.display
-            )
+        state, progress = loop.run(phase, directory)
         began = time.monotonic()
         with contextlib.closing(problem.reader):
             genotype = phase.result(state)
@@ -101,7 +97,7 @@ def search_seconds(file: Path) -> float | None:
 
 
 class _SearchPhase:
-    """The search as `loop.run_phase` runs it: holds what is static at the present stage."""
+    """The search as `loop.run` runs it: holds what is static at the present stage."""
 
     def __init__(self, problem: Problem, display: Display):
         self.problem, self.display = problem, display
@@ -121,22 +117,20 @@ class _SearchPhase:
         self.validation = self.problem.validation_program(structure)
         self.probe = Probe(self.problem, structure)
 
-    def start(self) -> tuple[SearchState, loop.Progress]:
+    def start(self) -> SearchState:
         init = functools.partial(self.problem.init, self.structure)
-        state = run_once(init, self.mesh, self.problem.config.seed)
-        return state, loop.Progress(0, 0.0)
+        return run_once(init, self.mesh, self.problem.config.seed)
 
-    def resume(self, checkpoints: Checkpoints) -> tuple[SearchState, loop.Progress] | None:
+    def restore(self, checkpoints: Checkpoints) -> tuple[Saved, SearchState] | None:
         def like(metadata: Mapping[str, Any]) -> SearchState:
             structure = self._structure(metadata)
             return jax.eval_shape(lambda: self.problem.init(structure, 0))
 
         restored = checkpoints.restore(like, self.mesh, self.display.message)
-        if restored is None:
-            return None
-        saved, state = restored
-        self._enter(saved.metadata["stage"], self._structure(saved.metadata))
-        return state, loop.resumed(saved.metadata, self.mesh, self.display)
+        if restored is not None:
+            metadata = restored[0].metadata
+            self._enter(metadata["stage"], self._structure(metadata))
+        return restored
 
     def _structure(self, metadata: Mapping[str, Any]) -> Structure:
         operations = tuple(
