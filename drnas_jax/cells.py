@@ -1,7 +1,7 @@
 """Single cells of a supernet: drawn from a mixing distribution, and as its mixing weights."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,8 +14,8 @@ def draw(
     space: Space,
     structure: Structure,
     concentration: Mapping[str, Sequence[np.ndarray] | np.ndarray],
-    distribution: str,
-    rng: np.random.Generator,
+    draw_edge: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    generator: np.random.Generator,
 ) -> Genotype:
     """A cell drawn from a mixing distribution.
 
@@ -23,27 +23,16 @@ def draw(
       space: of the supernet.
       structure: whose operations are meant.
       concentration: by cell type [e, o], positive.
-      distribution: its name. A cell of the Dirichlet is that of a sample. Of the others (a softmax
-        is not random itself) each edge's operation is drawn by its mean weight, and edges compare
-        by the mean weight of what was drawn, equal ones at random.
-      rng: what it is drawn with.
+      draw_edge: of the distribution, see MixingDistribution.draw.
+      generator: what it is drawn with.
     """
-
-    def sample(row: np.ndarray) -> np.ndarray:
-        if distribution == "dirichlet":
-            return rng.dirichlet(row)
-        mean = row / row.sum()
-        scores = np.log(mean) + rng.gumbel(size=row.shape)
-        drawn = int(np.argmax(scores))  # by the mean; the maximum itself tells nothing of it
-        strength = np.zeros_like(mean)
-        strength[drawn] = mean[drawn] * np.exp(1e-9 * scores[drawn])
-        return strength
-
-    rows = {
-        kind: np.stack([sample(np.asarray(row, np.float64)) for row in concentration[kind]])
+    strengths = {
+        kind: np.stack(
+            [draw_edge(np.asarray(row, np.float64), generator) for row in concentration[kind]]
+        )
         for kind, _ in structure.operations
     }
-    return space.derive(rows, structure)
+    return space.derive(strengths, structure)
 
 
 def one_hot(space: Space, structure: Structure, genotype: Genotype) -> dict[str, np.ndarray]:

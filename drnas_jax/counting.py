@@ -87,7 +87,7 @@ class Work(NamedTuple):
 def count_work(jaxpr: Any) -> Work:
     """The work of a program over all devices: every operand read once, every result written once.
 
-    Loops count as often as they run; branches, and loops of unknown length, are not looked into.
+    Loops count as often as they run, those of unknown length once; branches are not looked into.
     """
     macs = moved = 0
     for equation in jaxpr.eqns:
@@ -112,10 +112,11 @@ def _own_macs(equation: Any) -> int:
     if name == "conv_general_dilated":
         spec = params["dimension_numbers"].rhs_spec  # (out, in, *spatial)
         kernel = equation.invars[1].aval.shape
-        depth = math.prod(kernel[axis] for axis in spec[1:])
+        # A strided convolution's gradient puts zeros between the pixels, which are no work.
+        depth = math.prod(kernel[axis] for axis in spec[1:]) / math.prod(params["lhs_dilation"])
     elif name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
     else:
         return 0
-    return math.prod(equation.outvars[0].aval.shape) * depth
+    return round(math.prod(equation.outvars[0].aval.shape) * depth)

@@ -17,7 +17,6 @@ from plotly.offline import get_plotlyjs
 
 from drnas_jax import spaces
 from drnas_jax.analysis import figures
-from drnas_jax.analysis.exploration import explore
 from drnas_jax.analysis.ranking import agreement
 from drnas_jax.benchmarks.nasbench201 import DATASETS
 from drnas_jax.config import differences
@@ -155,13 +154,11 @@ def _search(run: Run) -> str:
 def _exploration(run: Run) -> str:
     if run.table is None or not run.search:
         return ""
-    space = spaces.find(run.config["space"])
-    found = explore(run.search, space, run.config["arch"]["name"], run.true_accuracy)
     words = (
         "True CIFAR-10 test accuracies after 200 epochs, by NAS-Bench-201, of 100 cells drawn from "
         "the mixing distribution after each epoch."
     )
-    return _section("Exploration", _text(words), _plot(figures.exploration(found)))
+    return _section("Exploration", _text(words), _plot(figures.exploration(run.explored())))
 
 
 def _concentrations(run: Run) -> str:

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from drnas_jax import arch, spaces
+from drnas_jax.analysis.exploration import Explored, explore
 from drnas_jax.benchmarks import nasbench201
 from drnas_jax.benchmarks.nasbench201 import Table
+from drnas_jax.config import ArchConfig
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype, from_json, load_genotype
 from drnas_jax.metrics import read_history, read_json
@@ -56,6 +59,11 @@ class Run(NamedTuple):
         """CIFAR-10 test accuracy of a cell after 200 epochs, in percent, by the table."""
         assert self.table is not None
         return self.table.accuracy(cell, "cifar10", "test", 200)
+
+    def explored(self) -> list[Explored]:
+        """The true accuracies of cells drawn after each epoch."""
+        space, distribution = spaces.find(self.config["space"]), ArchConfig(**self.config["arch"])
+        return explore(self.search, space, arch.create(distribution).draw, self.true_accuracy)
 
 
 def read_run(directory: str | os.PathLike[str], name: str) -> Run:

@@ -12,6 +12,7 @@ import dataclasses
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -188,6 +189,8 @@ def _kept(space: Space, masks: Masks | None) -> tuple[Masks, tuple[tuple[str, Op
         masks = {kind: np.ones(shape, bool) for kind, shape in every.items()}
     if {kind: np.shape(mask) for kind, mask in masks.items()} != every:
         raise UserError(f"the masks do not have the shapes {every}")
+    if any(np.asarray(mask).dtype != bool for mask in masks.values()):
+        raise UserError("the masks are not of bools")
     return masks, tuple(
         (
             kind,
@@ -218,6 +221,10 @@ def run(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name not in values:
             raise UserError(f"the file lacks {name!r}")
     x, y = jnp.asarray(values["x"], jnp.float32), jnp.asarray(values["y"], jnp.int32)
+    if x.ndim != 4 or x.shape[-1] != 3 or y.shape != x.shape[:1]:
+        raise UserError(
+            f"x has the shape {x.shape} and y {y.shape}: expected images [b, h, w, 3], labels [b]"
+        )
     mix = _select(_by_cell_type(values, "mix"), imported.masks)
     options = compiler.options(jax.default_backend(), once=True)
     program = jax.jit(partial(_evaluated_and_trained, imported.module), compiler_options=options)
@@ -340,7 +347,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
         # NumPy leaves a file open that it opened itself and that turns out to be damaged.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays.items())
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
         raise UserError(f"{path} cannot be read as .npz: {error}") from error
 
 

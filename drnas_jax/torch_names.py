@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from drnas_jax.errors import UserError
-from drnas_jax.nn.darts_operations import CONVOLUTIONS, POOLS, PRIMITIVES, Edge, has_row
+from drnas_jax.nn.darts_operations import CONVOLUTIONS, POOLS, PRIMITIVES, Edge, bank_rows
 from drnas_jax.spaces import darts, nasbench201
 
 State = Mapping[str, np.ndarray]
@@ -166,12 +166,7 @@ def _operations(
     old: str, new: Path, cell_type: str, edges: tuple[Edge, ...], cell: int, network: bool
 ) -> Iterator[Link]:
     for column, name in enumerate(PRIMITIVES):
-        held = [
-            i
-            for i, edge in enumerate(edges)
-            if name in edge.operations and has_row(cell_type, edge.source, name)
-        ]
-        for row, i in enumerate(held):
+        for i, row in bank_rows(cell_type, edges, name).items():
             operation = f"{old}._ops.{i}" + ("" if network else f"._ops.{column}")
             yield from _operation(operation, (*new, name), name, (cell, row), network)
 

@@ -24,13 +24,13 @@ from drnas_jax.spaces.base import Operations, Structure
 PRIMITIVES = ("skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")
 FILTER_SIZES = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 LAYERS = 3
-EDGES = {"chain": tuple(f"layer {layer}" for layer in range(1, LAYERS + 1))}
+EDGES = {"chain": tuple(f"{layer + 1}<-{layer}" for layer in range(LAYERS))}
 CHANNEL_AXES = {name: CONV_CHANNEL_AXES for name in FILTER_SIZES}
 STEMS = {"cifar": 2}
 
 
-def has_parameters(cell_type: str, edge: int, primitive: str) -> bool:
-    """See Space.has_parameters."""
+def has_row(cell_type: str, edge: int, primitive: str) -> bool:
+    """See Space.has_row."""
     del cell_type, edge
     return primitive in CHANNEL_AXES
 

@@ -12,16 +12,13 @@ import sys
 import matplotlib
 from matplotlib.figure import Figure
 
-from drnas_jax import spaces
-from drnas_jax.analysis.exploration import explore
 from drnas_jax.runs import read_run
 
 
 def main(workdir: str, out: str) -> None:
     """Reads the run, draws its cells and writes the figure."""
     run = read_run(workdir, workdir)
-    distribution = run.config["arch"]["name"]
-    found = explore(run.search, spaces.find("nasbench201"), distribution, run.true_accuracy)
+    found = run.explored()
     epochs = [one.epoch for one in found]
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel="true CIFAR-10 test accuracy, %")

@@ -1,4 +1,4 @@
-"""A mixing distribution of one's own: a Dirichlet whose total concentration never changes.
+"""A mixing distribution of one's own: a Dirichlet whose total concentration stays the same.
 
 Alpha then says which operations are strong, and never how sure the search is. To use it, copy this
 file to drnas_jax/arch/ and give `--config.arch.name=fixed_total`.
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from drnas_jax.arch import base
-from drnas_jax.arch.dirichlet import sample_dirichlet
+from drnas_jax.arch.dirichlet import draw, sample_dirichlet
 from drnas_jax.config import ArchConfig
 
 
@@ -20,6 +20,7 @@ def create(config: ArchConfig) -> base.MixingDistribution:
         mean=_mean,
         concentration=_concentration,
         regulariser=base.regulariser(config),
+        draw=draw,
     )
 
 

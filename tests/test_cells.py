@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from drnas_jax import spaces
+from drnas_jax.arch import dirichlet
+from drnas_jax.arch.base import draw_by_mean
 from drnas_jax.cells import draw, one_hot
 from drnas_jax.errors import UserError
 from drnas_jax.spaces import Structure
@@ -23,11 +25,11 @@ def space(request):
     return spaces.find(request.param)
 
 
-@pytest.mark.parametrize("distribution", ["dirichlet", "softmax"])
-def test_a_cell_drawn_is_its_mixing_weights(space, distribution):
+@pytest.mark.parametrize("draw_edge", [dirichlet.draw, draw_by_mean])
+def test_a_cell_drawn_is_its_mixing_weights(space, draw_edge):
     """Deriving from a cell's mixing weights gives the cell."""
     structure, rng = structure_of(space), np.random.default_rng(0)
-    drawn = [draw(space, structure, flat(structure), distribution, rng) for _ in range(20)]
+    drawn = [draw(space, structure, flat(structure), draw_edge, rng) for _ in range(20)]
     assert len(set(drawn)) > 15
     for cell in drawn:
         mix = one_hot(space, structure, cell)
@@ -43,26 +45,26 @@ def test_draws_follow_the_concentration(space):
     structure, rng = structure_of(space), np.random.default_rng(0)
     third = 1e6 * (np.arange(len(space.PRIMITIVES)) == 2)
     strong = {kind: rows + third for kind, rows in flat(structure).items()}
-    cell = draw(space, structure, strong, "dirichlet", rng)
+    cell = draw(space, structure, strong, dirichlet.draw, rng)
     names = {name for kind, _ in cell.cells for node in cell.cell(kind) for name, _ in node}
     assert names == {space.PRIMITIVES[2]}
 
 
-@pytest.mark.parametrize("distribution", ["dirichlet", "softmax"])
-def test_a_node_takes_the_edges_that_are_surest(distribution):
+@pytest.mark.parametrize("draw_edge", [dirichlet.draw, draw_by_mean])
+def test_a_node_takes_the_edges_that_are_surest(draw_edge):
     space = spaces.find("darts")
     structure, rng = structure_of(space), np.random.default_rng(0)
     strong = flat(structure)
     sure = [space.EDGES["normal"].index(name) for name in ("5<-1", "5<-3")]
     strong["normal"][sure, 4] = 1e6
     for _ in range(20):
-        node = draw(space, structure, strong, distribution, rng).cell("normal")[3]
+        node = draw(space, structure, strong, draw_edge, rng).cell("normal")[3]
         assert node == ((space.PRIMITIVES[4], 1), (space.PRIMITIVES[4], 3))
 
 
 def test_a_pruned_operation_is_no_cell_of_the_supernet(space):
     structure = structure_of(space)
-    cell = draw(space, structure, flat(structure), "softmax", np.random.default_rng(0))
+    cell = draw(space, structure, flat(structure), draw_by_mean, np.random.default_rng(0))
     nodes = cell.cells[0][1]
     gone = nodes[0][0][0]
     left = tuple(name for name in space.PRIMITIVES if name != gone)

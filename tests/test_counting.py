@@ -90,6 +90,18 @@ def test_loops_count_as_often_as_they_run(inner):
     assert count_macs(Loop(inner), (2, 2, 4)) == 3 * inner * 16
 
 
+def test_work_of_a_strided_convolution_and_its_gradients():
+    """Zeros between pixels are no work."""
+
+    def function(x, kernel):
+        return jnp.sum(kernels.PLAIN.conv(x, kernel, 2))
+
+    shapes = ((1, 8, 8, 3), (3, 3, 3, 5))
+    arguments = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+    gradient = jax.make_jaxpr(jax.grad(function, argnums=(0, 1)))(*arguments)
+    assert count_work(gradient.jaxpr).macs == 3 * 4 * 4 * 9 * 3 * 5  # forward, image, filter
+
+
 def test_work_of_a_gradient_on_two_devices():
     def function(x, kernel, matrix):
         y = kernels.PLAIN.max_pool(kernels.PLAIN.conv(x, kernel, 1), 2, 2)

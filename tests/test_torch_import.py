@@ -104,7 +104,10 @@ def changed(**changes):
         ({"mix": None}, "mixing weights"),
         ({"mix": np.ones((6, 4))}, "mixing weights"),
         ({"mask": np.ones((6, 4), bool)}, "masks"),
+        ({"mask": np.ones((6, 5))}, "masks are not of bools"),
         ({"x": None}, "lacks 'x'"),
+        ({"x": np.ones((4, 3, 8, 8))}, r"x has the shape \(4, 3, 8, 8\)"),
+        ({"y": np.ones(1, int)}, r"and y \(1,\): expected"),
     ],
 )
 def test_unfit_files_are_user_errors(changes, message):

@@ -37,7 +37,7 @@ class Explored(NamedTuple):
 def explore(
     history: Iterable[Mapping[str, Any]],
     space: Space,
-    distribution: str,
+    draw_edge: Callable[[np.ndarray, np.random.Generator], np.ndarray],
     accuracy: Callable[[Genotype], float],
     samples: int = 100,
     seed: int = 0,
@@ -47,7 +47,7 @@ def explore(
     Args:
       history: the lines of search/history.jsonl.
       space: of the search.
-      distribution: the name of its mixing distribution, see `cells.draw`.
+      draw_edge: of its mixing distribution, see MixingDistribution.draw.
       accuracy: of a cell, in percent.
       samples: cells to draw.
       seed: of the draws.
@@ -62,7 +62,7 @@ def explore(
             {kind: np.stack([row / row.sum() for row in rows]) for kind, rows in packed.items()},
             structure,
         )
-        cells = [draw(space, structure, packed, distribution, rng) for _ in range(samples)]
+        cells = [draw(space, structure, packed, draw_edge, rng) for _ in range(samples)]
         values = np.array([accuracy(cell) for cell in cells])
         first, second, third = np.percentile(values, [25, 50, 75])
         found.append(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from drnas_jax.config import ArchConfig
 from drnas_jax.errors import UserError, check_choice
@@ -29,6 +30,8 @@ class MixingDistribution(NamedTuple):
         mean.
       regulariser: `(alpha) -> penalty`, a scalar added to the validation loss; the config's
         strength is already in it.
+      draw: `(concentration [o], generator) -> strengths [o]` of an edge in a cell drawn at random,
+        in numpy on the host: the strongest is its operation, and edges compare by their strongest.
     """
 
     init: Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -36,6 +39,7 @@ class MixingDistribution(NamedTuple):
     mean: Callable[[jax.Array], jax.Array]
     concentration: Callable[[jax.Array], jax.Array]
     regulariser: Callable[[jax.Array], jax.Array]
+    draw: Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -84,7 +88,28 @@ def softmax_family(
         mean=softmax,
         concentration=lambda alpha: jnp.exp(alpha.astype(jnp.float32)),
         regulariser=regulariser(config),
+        draw=draw_by_mean,
     )
+
+
+def draw_by_mean(concentration: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """An operation drawn by its mean weight, and as strong as that; equals compare at random.
+
+    So a softmax, which is not random itself, is read as a distribution.
+
+    Args:
+      concentration: [o], positive.
+      generator: what it is drawn with.
+
+    Returns:
+      Strengths [o], 0 but for one.
+    """
+    mean = concentration / concentration.sum()
+    scores = np.log(mean) + generator.gumbel(size=mean.shape)
+    drawn = int(np.argmax(scores))  # by the mean; the maximum itself tells nothing of it
+    strengths = np.zeros_like(mean)
+    strengths[drawn] = mean[drawn] * np.exp(1e-9 * scores[drawn])
+    return strengths
 
 
 def softmax(logits: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from drnas_jax.arch import base
 from drnas_jax.config import ArchConfig
@@ -17,7 +18,7 @@ except (ImportError, AttributeError) as error:
         f"they share files); the import said: {error}"
     ) from error
 
-# Below, a concentration (2e-9) is as good as 0 and its square would leave float32.
+# Below, a concentration (2e-9) is as good as 0.
 _MIN_ALPHA = -20.0
 
 
@@ -29,6 +30,7 @@ def create(config: ArchConfig) -> base.MixingDistribution:
         mean=mean,
         concentration=concentration,
         regulariser=base.regulariser(config, kl=kl_from_flat),
+        draw=draw,
     )
 
 
@@ -77,6 +79,11 @@ def sample_dirichlet(concentration: jax.Array, key: jax.Array) -> jax.Array:
         uniform_key, concentration.shape, jnp.float32, minval=jnp.finfo(jnp.float32).tiny
     )
     return base.softmax(jnp.log(gamma) + jnp.log(uniform) / concentration)
+
+
+def draw(concentration: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A sample [o] on the host, see MixingDistribution.draw."""
+    return generator.dirichlet(concentration)
 
 
 def _sample(alpha: jax.Array, key: jax.Array, progress: jax.Array | float) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from drnas_jax import loop
-from drnas_jax.arch.base import softmax
+from drnas_jax.arch.base import draw_by_mean, softmax
 from drnas_jax.cells import draw as draw_cell
 from drnas_jax.checkpoint import Checkpoints, Saved
 from drnas_jax.config import Config, freeze
@@ -185,12 +185,13 @@ class _SearchPhase:
 
     def result(self, state: SearchState) -> Genotype:
         """The best of the candidates by the supernet's validation accuracy, or the mean's cell."""
-        search, name = self.problem.config.search, self.problem.config.arch.name
+        search = self.problem.config.search
         if not search.candidates:
             return self.genotype(state)
         self.display.message(f"{search.candidates} candidates are judged by the supernet")
         concentration, last = self._concentration(state), self.epochs - 1
-        cells = self._draw_cells(concentration, name, search.candidates, self.epochs)
+        draw_edge = self.problem.distribution.draw
+        cells = self._draw_cells(concentration, draw_edge, search.candidates, self.epochs)
         found = self.probe.accuracies(state, cells, last, search.candidate_batches)
         best = int(np.argmax(found))
         self.display.message(
@@ -250,7 +251,7 @@ class _SearchPhase:
             flat = {
                 kind: np.ones((len(kept), len(kept[0]))) for kind, kept in self.structure.operations
             }
-            cells = self._draw_cells(flat, "softmax", search.ranked_cells, epoch)
+            cells = self._draw_cells(flat, draw_by_mean, search.ranked_cells, epoch)
             found = self.probe.accuracies(state, cells, epoch, search.candidate_batches)
             insight["ranked"] = [
                 {"cells": to_json(cell, {})["cells"], "accuracy": accuracy}
@@ -259,12 +260,16 @@ class _SearchPhase:
         return insight
 
     def _draw_cells(
-        self, concentration: Mapping[str, np.ndarray], distribution: str, count: int, stream: int
+        self,
+        concentration: Mapping[str, np.ndarray],
+        draw_edge: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+        count: int,
+        stream: int,
     ) -> list[Genotype]:
         """So many draws, each cell once."""
         space, rng = self.problem.space, np.random.default_rng([self.problem.config.seed, stream])
         drawn = (
-            draw_cell(space, self.structure, concentration, distribution, rng) for _ in range(count)
+            draw_cell(space, self.structure, concentration, draw_edge, rng) for _ in range(count)
         )
         return list(dict.fromkeys(drawn))
 

@@ -15,7 +15,7 @@ import numpy as np
 from drnas_jax.config import SearchConfig, Stage
 from drnas_jax.errors import UserError
 from drnas_jax.search.state import SearchState
-from drnas_jax.spaces import Space, Structure
+from drnas_jax.spaces import Space, Structure, all_operations
 
 Bank = dict[str, Any]
 BankRule = Callable[[str, str, tuple[str, ...], Bank], Bank | None]
@@ -43,11 +43,13 @@ def first_structure(
             f"search.operations starts with {config.operations[0]}: the first stage keeps all "
             f"{len(space.PRIMITIVES)} operations of the space ({', '.join(space.PRIMITIVES)})"
         )
-    operations = tuple(
-        (cell_type, (space.PRIMITIVES,) * len(edges)) for cell_type, edges in space.EDGES.items()
-    )
     return Structure(
-        config.channels, config.cells, classes, config.partial_channels[0], operations, stem
+        config.channels,
+        config.cells,
+        classes,
+        config.partial_channels[0],
+        all_operations(space),
+        stem,
     )
 
 
@@ -86,7 +88,7 @@ def prune(
         held = [
             after
             for edge, (before, after) in enumerate(pairs)
-            if name in before and space.has_parameters(cell_type, edge, name)
+            if name in before and space.has_row(cell_type, edge, name)
         ]
         rows = [row for row, after in enumerate(held) if name in after]
         return jax.tree.map(lambda array: array[:, np.array(rows)], bank) if rows else None

@@ -8,9 +8,17 @@ import numpy as np
 from drnas_jax import lookup
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.genotype import Genotype
-from drnas_jax.spaces.base import Space, Structure
+from drnas_jax.spaces.base import Space, Structure, all_operations
 
-__all__ = ["Space", "Structure", "check_image", "find", "names", "random_genotype"]
+__all__ = [
+    "Space",
+    "Structure",
+    "all_operations",
+    "check_image",
+    "find",
+    "names",
+    "random_genotype",
+]
 
 
 def names() -> list[str]:
@@ -44,6 +52,6 @@ def random_genotype(name: str, seed: int) -> Genotype:
       UserError: there is no such space.
     """
     space, random = find(name), np.random.default_rng(seed)
-    operations = tuple((kind, (space.PRIMITIVES,) * len(e)) for kind, e in space.EDGES.items())
+    operations = all_operations(space)
     strength = {kind: random.random((len(kept), len(kept[0]))) for kind, kept in operations}
     return space.derive(strength, Structure(1, 1, 1, 1, operations))

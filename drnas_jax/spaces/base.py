@@ -39,6 +39,11 @@ class Structure:
         return dict(self.operations)[cell_type]
 
 
+def all_operations(space: "Space") -> tuple[tuple[str, Operations], ...]:
+    """Of a structure: every edge keeps all primitives."""
+    return tuple((kind, (space.PRIMITIVES,) * len(edges)) for kind, edges in space.EDGES.items())
+
+
 class Space(Protocol):
     """A module of `drnas_jax.spaces`. `mix` and `alpha` are dicts by cell type of [e, o].
 
@@ -48,8 +53,9 @@ class Space(Protocol):
 
     Attributes:
       PRIMITIVES: the operations of the space, in the order of alpha's columns.
-      EDGES: edge names of each cell type, in the order of alpha's rows.
-      CHANNEL_AXES: of each primitive with parameters: its arrays' channel axes and their labels
+      EDGES: edge names of each cell type, in the order of alpha's rows: 'TARGET<-SOURCE', numbered
+        as in a genotype (the cell's inputs, then its nodes); those of a target follow each other.
+      CHANNEL_AXES: of each primitive with arrays: its arrays' channel axes and their labels
         (see `drnas_jax.nn.banks.CONV_CHANNEL_AXES`).
       STEMS: the kinds of first layers, with what a side of the image is divided by on its way
         through such a network.
@@ -60,8 +66,8 @@ class Space(Protocol):
     CHANNEL_AXES: Mapping[str, Mapping[str, Mapping[int, str]]]
     STEMS: Mapping[str, int]
 
-    def has_parameters(self, cell_type: str, edge: int, primitive: str) -> bool:
-        """Whether a primitive of CHANNEL_AXES has a row in its bank for this edge."""
+    def has_row(self, cell_type: str, edge: int, primitive: str) -> bool:
+        """Whether a primitive of CHANNEL_AXES has a row in its bank for an edge that keeps it."""
 
     def supernet(self, structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:
         """A module called as (x [b, h, w, c], mix, train, learn = None) -> logits [b, classes].

@@ -18,6 +18,7 @@ import numpy as np
 
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.genotype import Genotype
+from drnas_jax.nn import darts_operations
 from drnas_jax.nn.banks import Bank, Mode
 from drnas_jax.nn.blocks import AuxiliaryHead, Stem, classify
 from drnas_jax.nn.darts_cell import Cell, Inputs, run_cells, squeeze_bank
@@ -27,7 +28,6 @@ from drnas_jax.nn.darts_operations import (
     PRIMITIVES,
     Edge,
     channel_axes,
-    has_row,
 )
 from drnas_jax.nn.kernels import Kernels
 from drnas_jax.spaces.base import Structure
@@ -43,9 +43,9 @@ CHANNEL_AXES = {name: channel_axes(name) for name in PRIMITIVES}
 STEMS = {"cifar": 4, "imagenet": 32}
 
 
-def has_parameters(cell_type: str, edge: int, primitive: str) -> bool:
-    """See Space.has_parameters: a skip that keeps the size has none."""
-    return has_row(cell_type, PAIRS[edge][1], primitive)
+def has_row(cell_type: str, edge: int, primitive: str) -> bool:
+    """See Space.has_row: a skip that keeps the size has none."""
+    return darts_operations.has_row(cell_type, PAIRS[edge][1], primitive)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def network_edges(genotype: Genotype) -> Edges:
     """The edges of a genotype's cells.
 
     Raises:
-      UserError: it is of another space, or has other nodes or operations.
+      UserError: it is of another space, or has other nodes, operations or edges.
     """
     if genotype.space != "darts":
         raise UserError(
@@ -122,6 +122,13 @@ def network_edges(genotype: Genotype) -> Edges:
             raise UserError(f"a DARTS cell has {NODES} nodes, and the {cell_type} cell {len(cell)}")
         for name, _ in itertools.chain.from_iterable(cell):
             check_choice("DARTS operation", name, PRIMITIVES)
+        for i, node in enumerate(cell):
+            sources = sorted({source for _, source in node})
+            if len(node) != 2 or len(sources) != 2 or not 0 <= sources[0] < sources[1] < i + INPUTS:
+                raise UserError(
+                    f"node {i} of the {cell_type} cell is {node}: expected 2 operations, on 2 of "
+                    f"the inputs 0 to {i + INPUTS - 1}"
+                )
         own = (Edge(i, source, (name,)) for i, node in enumerate(cell) for name, source in node)
         edges.append((cell_type, tuple(own)))
     return tuple(edges)

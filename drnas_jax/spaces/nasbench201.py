@@ -42,8 +42,8 @@ CHANNEL_AXES = {name: CONV_CHANNEL_AXES for name in FILTER_SIZES}
 STEMS = {"cifar": 4}
 
 
-def has_parameters(cell_type: str, edge: int, primitive: str) -> bool:
-    """See Space.has_parameters."""
+def has_row(cell_type: str, edge: int, primitive: str) -> bool:
+    """See Space.has_row."""
     del cell_type, edge
     return primitive in CHANNEL_AXES
 

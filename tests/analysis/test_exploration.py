@@ -5,6 +5,8 @@ import pytest
 
 from drnas_jax import spaces
 from drnas_jax.analysis.exploration import explore
+from drnas_jax.arch import dirichlet
+from drnas_jax.arch.base import draw_by_mean
 
 SPACE = spaces.find("nasbench201")
 NAMES = SPACE.PRIMITIVES
@@ -24,10 +26,10 @@ def favouring(name, strength):
     return [[strength if other == name else 1.0 for other in NAMES]] * EDGES
 
 
-@pytest.mark.parametrize("distribution", ["dirichlet", "softmax"])
-def test_the_range_narrows_around_the_mean(distribution):
+@pytest.mark.parametrize("draw_edge", [dirichlet.draw, draw_by_mean])
+def test_the_range_narrows_around_the_mean(draw_edge):
     history = [line(favouring("nor_conv_3x3", 10.0**i), epoch=i + 1) for i in range(5)]
-    found = explore(history, SPACE, distribution, convolutions, samples=200)
+    found = explore(history, SPACE, draw_edge, convolutions, samples=200)
     assert [one.epoch for one in found] == [1, 2, 3, 4, 5]
     assert all(one.mean == 100 for one in found[1:])
     for one in found:
@@ -39,7 +41,7 @@ def test_the_range_narrows_around_the_mean(distribution):
 def test_the_shares_of_a_softmax_are_its_mean():
     values = []
     accuracy = lambda genotype: values.append(convolutions(genotype)) or values[-1]  # noqa: E731
-    explore([line(favouring("nor_conv_3x3", 4.0))], SPACE, "gdas", accuracy, 4000)
+    explore([line(favouring("nor_conv_3x3", 4.0))], SPACE, draw_by_mean, accuracy, 4000)
     drawn = np.mean(values[:4000])
     assert drawn == pytest.approx(50, abs=1.5)  # 4 of 8; 24,000 draws, standard deviation 0.3
 
@@ -53,14 +55,14 @@ def test_what_is_pruned_is_not_drawn():
         seen.update(name for node in genotype.cell("cell") for name, _ in node)
         return 0.0
 
-    explore([line(rows)], SPACE, "dirichlet", accuracy)
+    explore([line(rows)], SPACE, dirichlet.draw, accuracy)
     assert seen == kept
 
 
 def test_the_same_seed_draws_the_same():
     history = [line(favouring("none", 2.0), epoch=i) for i in (1, 2)]
     once, again, other = (
-        explore(history, SPACE, "dirichlet", convolutions, seed=seed) for seed in (0, 0, 1)
+        explore(history, SPACE, dirichlet.draw, convolutions, seed=seed) for seed in (0, 0, 1)
     )
     assert once == again != other
     assert once[0][2:] != once[1][2:]  # every epoch its own cells
@@ -70,5 +72,5 @@ def test_darts_cells_too():
     space = spaces.find("darts")
     rows = [[1.0] * len(space.PRIMITIVES)] * len(space.EDGES["normal"])
     history = [{"stage": 1, "epoch": 1, "concentration": {"normal": rows, "reduce": rows}}]
-    found = explore(history, space, "dirichlet", lambda genotype: 1.0)
+    found = explore(history, space, dirichlet.draw, lambda genotype: 1.0)
     assert found[0].cells == 100

@@ -57,6 +57,20 @@ def sample(name):
     return jitted_sample(name)
 
 
+def test_cells_are_drawn_by_the_concentration(distribution):
+    """The largest is drawn most often, and nothing that has hardly any weight."""
+    random = np.random.default_rng(0)
+    drawn = []
+    for _ in range(400):
+        strengths = distribution.draw(np.array([1.0, 4.0, 1e-6, 2.0]), random)
+        assert strengths.shape == (4,)
+        assert np.all(np.isfinite(strengths)) and np.all(strengths >= 0)
+        drawn.append(int(np.argmax(strengths)))
+    counts = np.bincount(drawn, minlength=4)
+    assert counts[1] > counts[3] > counts[0] > 0 == counts[2]
+    assert distribution.draw(np.array([0.3]), random).shape == (1,)
+
+
 def test_names():
     assert {"dirichlet", "gdas", "gumbel", "softmax"} <= set(arch.names())
     assert "base" not in arch.names()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from drnas_jax.nn import kernels
+from drnas_jax.nn import kernels, stacked
 from drnas_jax.nn.banks import Mode
 from drnas_jax.nn.darts_cell import Cell, run_cells
 from drnas_jax.nn.darts_operations import INPUTS, NODES, PRIMITIVES, Edge
@@ -117,6 +117,48 @@ ONE_CELL = [
 def test_one_cell(kept, partial_channels, kind, platform):
     expected = one_cell("plain", kept, kind, partial_channels)
     assert_same(one_cell(platform, kept, kind, partial_channels), expected)
+
+
+@pytest.mark.parametrize("kept", ["whole", "network"])
+def test_wide_rows_on_accelerators(monkeypatch, kept):
+    """With few lanes, these few channels are treated as wide ones are: not side by side."""
+    monkeypatch.setattr(stacked, "_LANES", 4)
+    edges, partial_channels = EDGES[kept], 1
+    plain = Cell(Mode(kernels.PLAIN, True, None), "reduce", edges, CHANNELS, partial_channels)
+    runs, inputs = [arrays(plain, 1, (6, 5), halve=True)], images((3, 8, 12, 6), (3, 4, 6, 5))
+    found = evaluate(kernels.GPU, "reduce", edges, partial_channels, runs, inputs)
+    assert_same(found, one_cell("plain", kept, "reduce", partial_channels))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_network_in_evaluation(platform):
+    """By running statistics, with scale and bias, as retrained networks are judged."""
+    edges, random = NETWORK, np.random.default_rng(2)
+    cell = Cell(Mode(kernels.PLAIN, False, None), "reduce", edges, CHANNELS, 1)
+    own = arrays(cell, 1, (6, 5), halve=True)
+    for name, bank in cell.make_banks(1, affine=True).items():
+        for suffix, shape in bank.norms.items():
+            for leaf in ("mean", "var", "scale", "bias") if bank.affine else ("mean", "var"):
+                size = (1, bank.leading[1], *shape)
+                own[name][leaf + suffix] = random.uniform(0.5, 2, size).astype(np.float32)
+    for name in ("squeeze_0", "squeeze_1"):
+        for leaf in ("mean", "var", "scale", "bias"):
+            own[name][leaf] = random.uniform(0.5, 2, (1, CHANNELS)).astype(np.float32)
+    inputs = images((3, 8, 12, 6), (3, 4, 6, 5))
+
+    def outputs(chosen):
+        mode = Mode(chosen, False, None)
+        found, _ = run_cells(
+            Cell(mode, "reduce", edges, CHANNELS, 1),
+            tuple(map(chosen.transpose, inputs)),
+            [own],
+            jnp.ones((len(edges), 1)),
+            None,
+            jnp.arange(1.0),
+        )
+        return chosen.transpose(found[1])
+
+    assert_same(outputs(kernels.for_platform(platform)), np.asarray(outputs(kernels.PLAIN)))
 
 
 @pytest.mark.parametrize("learn", [0, pytest.param(1, marks=pytest.mark.slow)])

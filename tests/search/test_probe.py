@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_step import Small, small, start, structure_of  # noqa: F401 (small: a fixture)
 
+from drnas_jax.arch.base import draw_by_mean
 from drnas_jax.cells import draw, one_hot
 from drnas_jax.losses import cross_entropy
 from drnas_jax.search.probe import Probe
@@ -48,7 +49,7 @@ def test_accuracies_are_those_of_the_cells_alone(small):  # noqa: F811
     state, structure, rng = start(problem), structure_of(problem), np.random.default_rng(3)
     space = problem.space
     flat = {"cell": np.ones_like(state.alpha["cell"])}
-    cells = [draw(space, structure, flat, "softmax", rng) for _ in range(12)]
+    cells = [draw(space, structure, flat, draw_by_mean, rng) for _ in range(12)]
     images, labels = validation(problem, 2)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     expected = []

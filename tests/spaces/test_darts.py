@@ -112,7 +112,7 @@ def test_pruning_removes_the_rows_of_dropped_operations():
                 edges = [
                     edge
                     for edge, kept in enumerate(smaller.kept(kind))
-                    if name in kept and darts.has_parameters(kind, edge, name)
+                    if name in kept and darts.has_row(kind, edge, name)
                 ]
                 rows = np.asarray(leaf).reshape(*leaf.shape[:2], -1)[0, :, 0]
                 np.testing.assert_array_equal(rows, edges, err_msg=f"{path}")
@@ -258,6 +258,12 @@ def test_paths_are_dropped_at_the_rate():
     np.testing.assert_array_equal(logits(0.5, 1), logits(0.5, 1))
 
 
+def cell_with(node):
+    """A genotype of skip connections; its second node has these inputs."""
+    cell = tuple(tuple(("skip_connect", i) for i in own) for own in ((0, 1), node, (0, 1), (0, 1)))
+    return Genotype("darts", (("normal", cell), ("reduce", cell)))
+
+
 @pytest.mark.parametrize(
     ("genotype", "message"),
     [
@@ -266,6 +272,10 @@ def test_paths_are_dropped_at_the_rate():
         (
             Genotype("darts", (("normal", ((("none", 0),),) * 4),)),
             "unknown DARTS operation 'none': choose one of avg_pool_3x3",
+        ),
+        *(
+            (cell_with(node), r"node 1 of the normal cell is .*: expected 2 operations, on 2 of")
+            for node in ((0,), (0, 1, 2), (0, 0), (0, 3), (-1, 0))
         ),
     ],
 )

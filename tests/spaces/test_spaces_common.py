@@ -245,7 +245,7 @@ def test_parameters_follow_the_convention(space, count):
             keeping = [
                 edge
                 for edge, kept in enumerate(structure.kept(kind))
-                if primitive in kept and space.has_parameters(kind, edge, primitive)
+                if primitive in kept and space.has_row(kind, edge, primitive)
             ]
             assert 1 <= array.shape[0] <= 3 * CELLS
             assert array.shape[1] == len(keeping)
@@ -259,7 +259,7 @@ def test_parameters_follow_the_convention(space, count):
         for kind, edges in structure.operations
         for edge, kept in enumerate(edges)
         for primitive in kept
-        if primitive in space.CHANNEL_AXES and space.has_parameters(kind, edge, primitive)
+        if primitive in space.CHANNEL_AXES and space.has_row(kind, edge, primitive)
     }
 
 
