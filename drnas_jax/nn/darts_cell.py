@@ -36,8 +36,6 @@ from drnas_jax.nn.darts_operations import (
 
 Array = jax.Array
 Inputs = tuple[Array, Array]
-# (selected channels of a node, its number) -> terms with the edge and the primitive that each is of
-Operations = Callable[[Array, int], list[tuple[int, str, Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Cell:
           mix: mixing weights [e, o].
           keep: drop path, a factor of each example and edge [b, e]; None: all are kept.
         """
-        kernels, recorder = self.mode.kernels, Recorder()
+        kernels = self.mode.kernels
         if self.loops:
             nodes, moments = edge_loop.cell_nodes(
                 self.mode, self.cell_type, self.edges, inputs, self.partial_channels, banks, mix
@@ -91,18 +89,16 @@ class Cell:
                 keep,
             )
         else:
-            # Traced once for all edges of equal shapes.
-            run = jax.jit(functools.partial(operate, self.mode), static_argnums=(0, 4))
-            operations: Operations = functools.partial(self._one_by_one, run, banks, mix, recorder)
-            nodes = self._walk(inputs, operations, keep)
-            moments = recorder.moments()
+            nodes, moments = self._one_by_one(inputs, banks, mix, keep)
         return jnp.concatenate(nodes, axis=kernels.channel_axis), moments
 
-    def _walk(
-        self, inputs: Sequence[Array], operations: Operations, keep: Array | None
-    ) -> list[Array]:
-        """All nodes: from source to source, since edges that leave a node share work."""
-        kernels = self.mode.kernels
+    def _one_by_one(
+        self, inputs: Sequence[Array], banks: Banks, mix: Array, keep: Array | None
+    ) -> tuple[list[Array], AllMoments]:
+        """All nodes, operation after operation; from source to source, whose edges share work."""
+        kernels, recorder = self.mode.kernels, Recorder()
+        # Traced once for all edges of equal shapes.
+        run = jax.jit(functools.partial(operate, self.mode), static_argnums=(0, 4))
         sums: list[list[Array]] = [[] for _ in range(NODES)]  # of the selected channels
         rest: list[list[Array]] = [[] for _ in range(NODES)]  # of the others
         nodes = list(inputs)
@@ -111,7 +107,7 @@ class Cell:
             if out:
                 stride = stride_of(self.cell_type, source)
                 selected, bypass = self._select(nodes[source], stride)
-                for i, name, y in operations(selected, source):
+                for i, name, y in self._terms(run, selected, source, banks, mix, recorder):
                     identity = name == "skip_connect" and stride == 1
                     if keep is not None and not identity:  # so that a path remains
                         y = y * kernels.per_example(keep[:, i].astype(y.dtype))
@@ -123,18 +119,18 @@ class Cell:
                 parts = [functools.reduce(jnp.add, part) for part in terms if part]
                 whole = jnp.concatenate(parts, axis=kernels.channel_axis)
                 nodes.append(channel_shuffle(whole, self.partial_channels, kernels.channel_axis))
-        return nodes[INPUTS:]
+        return nodes[INPUTS:], recorder.moments()
 
-    def _one_by_one(
+    def _terms(
         self,
         run: Callable[..., tuple[Array, Moments]],
+        x: Array,
+        source: int,
         banks: Banks,
         mix: Array,
         recorder: Recorder,
-        x: Array,
-        source: int,
     ) -> list[tuple[int, str, Array]]:
-        """See Operations."""
+        """The terms of all edges that leave a source, with their edge and primitive."""
         terms, stride = [], stride_of(self.cell_type, source)
         for i, edge in enumerate(self.edges):
             for column, name in enumerate(edge.operations if edge.source == source else ()):

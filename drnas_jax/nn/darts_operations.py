@@ -124,6 +124,13 @@ def begins_with_relu(name: str, stride: int) -> bool:
     return name in CONVOLUTIONS or (name == "skip_connect" and stride == 2)
 
 
+def pool(mode: Mode, name: str, x: Array, stride: int) -> Array:
+    """One of POOLS, without its BatchNorm."""
+    if name == "max_pool_3x3":
+        return mode.kernels.max_pool(x, 3, stride)
+    return mode.kernels.avg_pool(x, stride)
+
+
 def operate(
     mode: Mode, name: str, own: Arrays, x: Array, weight: Array | float, stride: int
 ) -> tuple[Array, Moments]:
@@ -141,10 +148,8 @@ def operate(
       The term of the edge's sum, and the batch's moments.
     """
     kernels = mode.kernels
-    if name == "max_pool_3x3":
-        return mode.normalise(kernels.max_pool(x, 3, stride), own, weight=weight)
-    if name == "avg_pool_3x3":
-        return mode.normalise(kernels.avg_pool(x, stride), own, weight=weight)
+    if name in POOLS:
+        return mode.normalise(pool(mode, name, x, stride), own, weight=weight)
     if name == "skip_connect" and stride == 1:
         return scaled(x, weight), {}
     if name == "skip_connect":

@@ -8,6 +8,7 @@ Images are [b, h, w, c].
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,19 @@ import numpy as np
 from jax import lax
 
 from drnas_jax.nn.banks import AllMoments, Banks, Mode, Recorder, channel_shuffle, scaled
-from drnas_jax.nn.darts_operations import ALL_EDGES, CONVOLUTIONS, INPUTS, NODES, POOLS, Edge
+from drnas_jax.nn.darts_operations import (
+    ALL_EDGES,
+    CONVOLUTIONS,
+    INPUTS,
+    NODES,
+    POOLS,
+    Edge,
+    pool,
+)
 from drnas_jax.nn.rows import Block, Means
 
 Array = jax.Array
+Norm = tuple[str, str, int]  # a BatchNorm's primitive, the suffix of its arrays, and rows
 
 _LANES = 128  # channels that a vector unit takes at once
 
@@ -48,57 +58,98 @@ def cell_nodes(
     Returns:
       Nodes [b, h', w', c], and the batch's moments.
     """
-    recorder, shared = Recorder(), mode.train and keep is None
+    shared = mode.train and keep is None
+    cell = _Cell(mode, cell_type, edges, partial_channels, shared, banks, mix, keep, Recorder())
     width = inputs[0].shape[-1] // partial_channels
-
-    def run(
-        block: Block, nodes: Sequence[Array], own: Banks, weights: Array
-    ) -> tuple[Array, Means]:
-        rows = None if keep is None else block.keep(keep)
-        return _mixed(mode, block, nodes, own, weights, rows)
-
-    def pick(tree: Banks) -> Banks:
-        return jax.tree.map(lambda array: array[0], tree)
-
-    first = Block(cell_type, edges, (tuple(range(INPUTS)),), shared)
-    selected = [x[..., :width] for x in inputs]
-    sums, found = run(first, selected, pick(first.arrays(banks)), first.weights(mix, NODES)[0])
-    first.record(jax.tree.map(lambda values: values[None], found), recorder)
+    first = cell.block((tuple(range(INPUTS)),))
+    sums = cell.terms(first, [x[..., :width] for x in inputs], NODES)
     rest = functools.reduce(jnp.add, (_bypass(mode, first.stride, x[..., width:]) for x in inputs))
+    nodes_of = _looped_nodes if len(edges) == ALL_EDGES and keep is None else _unrolled_nodes
+    nodes, last = nodes_of(cell, _Carry(sums, rest, width))
+    return [*nodes, last.node(partial_channels)], cell.recorder.moments()
 
-    def node(carry: tuple[Array, Array]) -> Array:
-        sums, rest = carry
-        whole = jnp.concatenate([sums[..., :width], rest], axis=-1)
+
+class _Carry(NamedTuple):
+    """What is known after a node: the sums of the nodes that follow.
+
+    Attributes:
+      sums: of the channels of the operations, [b, h, w, nodes * width], the next node first.
+      rest: of the other channels.
+      width: channels of the operations.
+    """
+
+    sums: Array
+    rest: Array
+    width: int
+
+    def node(self, partial_channels: int) -> Array:
+        """The next node."""
+        whole = jnp.concatenate([self.sums[..., : self.width], self.rest], axis=-1)
         return channel_shuffle(whole, partial_channels)
 
-    def step(
-        block: Block, carry: tuple[Array, Array], own: Banks, weights: Array
-    ) -> tuple[tuple[Array, Array], tuple[Array, Means]]:
-        whole, (sums, rest) = node(carry), carry
-        terms, found = run(block, [whole[..., :width]], own, weights)
-        sums = jnp.pad(sums[..., width:] + terms, ((0, 0),) * 3 + ((0, width),))
-        return (sums, rest + whole[..., width:]), (whole, found)
+    def after(self, node: Array, terms: Array) -> "_Carry":
+        """With the terms of that node's edges."""
+        width = self.width
+        sums = jnp.pad(self.sums[..., width:] + terms, ((0, 0),) * 3 + ((0, width),))
+        return _Carry(sums, self.rest + node[..., width:], width)
 
-    carry, later = (sums, rest), range(INPUTS, INPUTS + NODES - 1)
-    if len(edges) == ALL_EDGES:  # one loop, compiled once, for a few rows without weight
-        block = Block(cell_type, edges, tuple((source,) for source in later), shared)
-        turns = (block.arrays(banks), block.weights(mix, NODES - 1))
-        carry, (wholes, found) = lax.scan(lambda c, own: step(block, c, *own), carry, turns)
-        block.record(found, recorder)
-        nodes = list(wholes)
-    else:
-        nodes = []
-        for source in later:
-            block = Block(cell_type, edges, ((source,),), shared)
-            if block.names:
-                own, weights = pick(block.arrays(banks)), block.weights(mix, NODES - 1)[0]
-                carry, (whole, found) = step(block, carry, own, weights)
-                block.record(jax.tree.map(lambda values: values[None], found), recorder)
-            else:
-                whole = node(carry)
-                carry = (jnp.roll(carry[0], -width, -1), carry[1])
-            nodes.append(whole)
-    return [*nodes, node(carry)], recorder.moments()
+
+class _Cell(NamedTuple):
+    """The arguments of `cell_nodes`; shared: see Block."""
+
+    mode: Mode
+    cell_type: str
+    edges: tuple[Edge, ...]
+    partial_channels: int
+    shared: bool
+    banks: Banks
+    mix: Array
+    keep: Array | None
+    recorder: Recorder
+
+    def block(self, turns: tuple[tuple[int, ...], ...]) -> Block:
+        """The rows of these sources."""
+        return Block(self.cell_type, self.edges, turns, self.shared)
+
+    def terms(self, block: Block, nodes: Sequence[Array], targets: int) -> Array:
+        """Those of a block of one turn; its moments are recorded."""
+        own = jax.tree.map(lambda array: array[0], block.arrays(self.banks))
+        weights = block.weights(self.mix, targets)[0]
+        rows = None if self.keep is None else block.keep(self.keep)
+        terms, found = _mixed(self.mode, block, nodes, own, weights, rows)
+        block.record(jax.tree.map(lambda values: values[None], found), self.recorder)
+        return terms
+
+
+def _looped_nodes(cell: _Cell, carry: _Carry) -> tuple[list[Array], _Carry]:
+    """All nodes but the last, in one loop, compiled once, for a few rows without weight."""
+    width = carry.width
+    block = cell.block(tuple((source,) for source in range(INPUTS, INPUTS + NODES - 1)))
+
+    def turn(sums: tuple[Array, Array], own: tuple[Banks, Array]) -> Any:
+        carry = _Carry(*sums, width)
+        node = carry.node(cell.partial_channels)
+        terms, found = _mixed(cell.mode, block, [node[..., :width]], *own, None)
+        after = carry.after(node, terms)
+        return (after.sums, after.rest), (node, found)
+
+    turns = (block.arrays(cell.banks), block.weights(cell.mix, NODES - 1))
+    sums, (nodes, found) = lax.scan(turn, (carry.sums, carry.rest), turns)
+    block.record(found, cell.recorder)
+    return list(nodes), _Carry(*sums, width)
+
+
+def _unrolled_nodes(cell: _Cell, carry: _Carry) -> tuple[list[Array], _Carry]:
+    """All nodes but the last, one after the other, without a row too many."""
+    nodes, width = [], carry.width
+    for source in range(INPUTS, INPUTS + NODES - 1):
+        node, block = carry.node(cell.partial_channels), cell.block(((source,),))
+        if block.names:
+            carry = carry.after(node, cell.terms(block, [node[..., :width]], NODES - 1))
+        else:
+            carry = carry._replace(sums=jnp.roll(carry.sums, -width, -1))
+        nodes.append(node)
+    return nodes, carry
 
 
 def _bypass(mode: Mode, stride: int, x: Array) -> Array:
@@ -128,51 +179,55 @@ def _mixed(
     Returns:
       [b, h', w', targets * c], and the batch's moments [rows, c].
     """
-    kernels, names = mode.kernels, block.names
+    names, width = block.names, nodes[0].shape[-1]
     active = [jax.nn.relu(x) for x in nodes]
-    convolved = [name for name in names if name in CONVOLUTIONS]
-    twice = [name for name in convolved if CONVOLUTIONS[name].layers == 2]
     moments: Means = {}
     parts: list[Array] = []
-    norms: list[tuple[str, str, int]] = []
-
-    def norm_of(name: str, suffix: str) -> tuple[str, str, int]:
-        return name, suffix, sum(block.counts(name))
-
-    if convolved:
-        tiles = {name: _tiled(active, block.counts(name)) for name in convolved}
-        spread = _depthwise(mode, own, tiles, 0, block.stride)
-        if twice:
-            y = _pointwise(mode, own, spread, twice, 0)
-            y, found = _normalise(mode, own, [norm_of(name, "_0") for name in twice], y)
-            moments |= found
-            spread |= _depthwise(mode, own, _split(jax.nn.relu(y), own, twice), 1, 1)
-        parts.append(_pointwise(mode, own, spread, convolved, -1))
-        norms += [norm_of(name, f"_{CONVOLUTIONS[name].layers - 1}") for name in convolved]
+    norms: list[Norm] = []
+    if convolved := [name for name in names if name in CONVOLUTIONS]:
+        y, moments = _convolved(mode, block, own, active, convolved)
+        parts.append(y)
+        norms += [_norm(block, name, CONVOLUTIONS[name].layers - 1) for name in convolved]
     for name in POOLS:
         if name in names:
-            repeated = _tiled(nodes, block.counts(name))
-            pool = {"max_pool_3x3": lambda x: kernels.max_pool(x, 3, block.stride)}
-            pool["avg_pool_3x3"] = lambda x: kernels.avg_pool(x, block.stride)
-            parts.append(pool[name](repeated))
-            norms.append(norm_of(name, ""))
-    if "skip_connect" in names and block.stride == 2:
+            parts.append(pool(mode, name, _tiled(nodes, block.counts(name)), block.stride))
+            norms.append(_norm(block, name))
+    identity = "skip_connect" in names and block.stride == 1
+    if "skip_connect" in names and not identity:
         counts = block.counts("skip_connect")
         parts.append(_halved(mode, active, counts, own["skip_connect"]["kernel"]))
-        norms.append(norm_of("skip_connect", ""))
+        norms.append(_norm(block, "skip_connect"))
     rows: list[Array] = []
     if parts:
-        width = nodes[0].shape[-1]
         y, found = _normalise(mode, own, norms, jnp.concatenate(parts, axis=-1))
         moments |= found
         if keep is not None:
             factor = jnp.repeat(keep[:, : y.shape[-1] // width], width, axis=1)
             y = y * factor[:, None, None].astype(y.dtype)
         rows.append(y)
-    if "skip_connect" in names and block.stride == 1:
+    if identity:
         pairs = zip(nodes, block.counts("skip_connect"), strict=True)
         rows += [x for x, count in pairs if count]
     return _added(jnp.concatenate(rows, axis=-1), weights, block.places), moments
+
+
+def _norm(block: Block, name: str, layer: int | None = None) -> Norm:
+    """The BatchNorm of a primitive's rows, of a convolution that after one of its layers."""
+    return name, "" if layer is None else f"_{layer}", sum(block.counts(name))
+
+
+def _convolved(
+    mode: Mode, block: Block, own: Banks, active: Sequence[Array], names: Sequence[str]
+) -> tuple[Array, Means]:
+    """The rows of these convolutions, but for their last BatchNorm; and moments of the first."""
+    moments: Means = {}
+    tiles = {name: _tiled(active, block.counts(name)) for name in names}
+    spread = _depthwise(mode, own, tiles, 0, block.stride)
+    if twice := [name for name in names if CONVOLUTIONS[name].layers == 2]:
+        y = _pointwise(mode, own, spread, twice, 0)
+        y, moments = _normalise(mode, own, [_norm(block, name, 0) for name in twice], y)
+        spread |= _depthwise(mode, own, _split(jax.nn.relu(y), own, twice), 1, 1)
+    return _pointwise(mode, own, spread, names, -1), moments
 
 
 def _tiled(nodes: Sequence[Array], counts: Sequence[int]) -> Array:
@@ -282,10 +337,8 @@ def _halved(mode: Mode, active: Sequence[Array], counts: Sequence[int], kernel: 
     return jnp.concatenate(out, axis=-1)
 
 
-def _normalise(
-    mode: Mode, own: Banks, norms: Sequence[tuple[str, str, int]], y: Array
-) -> tuple[Array, Means]:
-    """BatchNorm [b, h, w, rows * c] of primitives: their name, arrays' suffix and rows."""
+def _normalise(mode: Mode, own: Banks, norms: Sequence[Norm], y: Array) -> tuple[Array, Means]:
+    """BatchNorm [b, h, w, rows * c] of primitives."""
     width, values = y.shape[-1] // sum(count for *_, count in norms), {}
     for kind, default in (("mean", 0.0), ("var", 1.0), ("scale", 1.0), ("bias", 0.0)):
         given = [own[name].get(kind + suffix) for name, suffix, _ in norms]
