@@ -74,7 +74,7 @@ def test_variables_are_the_same_in_training_and_in_evaluation():
     assert shapes(STRUCTURE, train=True) == shapes(STRUCTURE, train=False)
 
 
-def test_twenty_cells_are_nine_programs():
+def test_twenty_cells_are_nine_runs():
     runs = darts.cell_runs(36, 20, "cifar", 108)
     assert [(run.name, run.length, run.channels) for run in runs] == [
         ("normal_0", 1, 36),
