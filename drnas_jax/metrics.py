@@ -182,11 +182,10 @@ class TensorBoard:
         # A thread writes; its `flush` does not wait for what is still queued, so a short interval.
         self._writer = SummaryWriter(os.fspath(logdir), purge_step=resume_step, flush_secs=10)
 
-    def scalars(self, values: Mapping[str, float | None], step: int) -> None:
-        """Writes the curves' values at a step; one that is None has none there."""
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Writes the curves' values at a step."""
         for name, value in values.items():
-            if value is not None:
-                self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Writes what is not written yet, within 10 s at other times, and ends the event file."""

@@ -7,6 +7,7 @@ seeds: the accuracy of DATASET on SPLIT ('valid' or 'test') after training for E
 import csv
 import dataclasses
 import functools
+import io
 import operator
 import os
 import pickle
@@ -20,6 +21,7 @@ import numpy as np
 from drnas_jax import spaces
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype
+from drnas_jax.metrics import write_text
 
 DATASETS = ("cifar10", "cifar100", "imagenet16_120")
 _COLUMN = re.compile(rf"({'|'.join(DATASETS)})_((?:valid|test)_(?:12|200))")
@@ -146,7 +148,7 @@ def convert(nats_bench: str | os.PathLike[str], table: str | os.PathLike[str]) -
     Args:
       nats_bench: `NATS-tss-v1_0-3ffb9.pickle.pbz2`, or the unpacked folder
         `NATS-tss-v1_0-3ffb9-simple`, which needs less memory.
-      table: the CSV to write; it is there whole or not at all.
+      table: the CSV to write, with its folder; it is there whole or not at all.
 
     Returns:
       The number of cells.
@@ -168,15 +170,11 @@ def convert(nats_bench: str | os.PathLike[str], table: str | os.PathLike[str]) -
         )
     except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{nats_bench} is no NATS-Bench topology file: {error}") from error
-    temporary = Path(f"{os.fspath(table)}.tmp")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ("index", "arch_str", *_NATS_BENCH), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(from_nats_bench(api))
-        os.replace(temporary, table)
-    finally:
-        temporary.unlink(missing_ok=True)
+    columns, text = ("index", "arch_str", *_NATS_BENCH), io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(from_nats_bench(api))
+    write_text(table, text.getvalue())
     return len(api)
 
 
