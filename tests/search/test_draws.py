@@ -36,6 +36,7 @@ def recorded_draws(one_pass, count):
         mean=None,
         concentration=None,
         regulariser=lambda alpha: jnp.zeros(()),
+        draw=None,
     )
     descent = optax.sgd(1e-3)
     recipe = steps.Recipe(Sum(), one_pass, distribution, descent, descent, 0.0, 10, False)
