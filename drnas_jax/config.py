@@ -230,17 +230,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
 
 
 def _check(config: Config) -> None:
-    data, arch, search, retrain = config.data, config.arch, config.search, config.retrain
-    check_choice("data.flip", data.flip, ("auto", "yes", "no"))
-    check_choice("data.crop", data.crop, ("padded", "resized"))
-    check_choice("data.corrupt", data.corrupt, ("error", "skip"))
-    if data.crop == "resized" and not data.image_size:
-        raise UserError("data.crop is 'resized', which needs a size: set data.image_size")
-    if len(data.mean) != len(data.std) or not all(data.std):
-        raise UserError(
-            f"data.mean is {data.mean} and data.std {data.std}: expected a number for each "
-            "channel in both, those of data.std more than 0, or () in both to measure them"
-        )
+    arch, search, retrain = config.arch, config.search, config.retrain
+    _check_data(config.data)
     jitter = retrain.color_jitter
     if len(jitter) not in (0, 4) or (jitter and (max(jitter[:3]) > 1 or jitter[3] > 0.5)):
         raise UserError(
@@ -290,6 +281,19 @@ def _check(config: Config) -> None:
             if isinstance(number, int | float):
                 _check_positive(name, number)
     _check_stages(search)
+
+
+def _check_data(data: DataConfig) -> None:
+    check_choice("data.flip", data.flip, ("auto", "yes", "no"))
+    check_choice("data.crop", data.crop, ("padded", "resized"))
+    check_choice("data.corrupt", data.corrupt, ("error", "skip"))
+    if data.crop == "resized" and not data.image_size:
+        raise UserError("data.crop is 'resized', which needs a size: set data.image_size")
+    if len(data.mean) != len(data.std) or not all(data.std):
+        raise UserError(
+            f"data.mean is {data.mean} and data.std {data.std}: expected a number for each "
+            "channel in both, those of data.std more than 0, or () in both to measure them"
+        )
 
 
 def _check_search(search: SearchConfig) -> None:

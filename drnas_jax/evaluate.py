@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from drnas_jax import data, feed, loop, losses, sharding, spaces
 from drnas_jax.benchmarks import nasbench201
-from drnas_jax.checkpoint import Checkpoints
+from drnas_jax.checkpoint import Checkpoints, Saved
 from drnas_jax.config import Config, freeze
 from drnas_jax.counting import Counts, count_network
 from drnas_jax.data import Dataset, Schedule, Stream
@@ -56,15 +56,7 @@ def evaluate(
     sharding.check_batch(config.retrain.batch_size, mesh, "retrain.batch_size")
     dataset = data.load(config.data)
     with Checkpoints(directory, cleanup=False) as checkpoints:
-        saved = checkpoints.latest()
-        if saved is None or "genotype" not in saved.metadata:
-            raise UserError(f"{directory} holds no checkpoint of retraining")
-        if not config.checkpoint and saved.metadata["epochs_done"] < config.retrain.epochs:
-            raise UserError(
-                f"retraining has done {saved.metadata['epochs_done']} of {config.retrain.epochs} "
-                "epochs: run it to its end, or name its checkpoints by "
-                f"--config.checkpoint={directory}"
-            )
+        saved = _latest(checkpoints, directory, config)
         genotype = from_json(saved.metadata["genotype"], str(directory))
         network, counts = _network(saved.metadata, genotype, dataset, mesh, config.compute.kernels)
         shape = dataset.shape
@@ -90,6 +82,20 @@ def evaluate(
     from_primary(lambda: write_json(workdir / "result.json", result))
     _show(display, result, workdir / "result.json")
     return result
+
+
+def _latest(checkpoints: Checkpoints, directory: Path, config: Config) -> Saved:
+    """The checkpoint to evaluate: of a retraining, and of its end unless the config names it."""
+    saved = checkpoints.latest()
+    if saved is None or "genotype" not in saved.metadata:
+        raise UserError(f"{directory} holds no checkpoint of retraining")
+    done, epochs = saved.metadata["epochs_done"], config.retrain.epochs
+    if not config.checkpoint and done < epochs:
+        raise UserError(
+            f"retraining has done {done} of {epochs} epochs: run it to its end, or name its "
+            f"checkpoints by --config.checkpoint={directory}"
+        )
+    return saved
 
 
 def score(
