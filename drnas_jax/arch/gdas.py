@@ -1,4 +1,4 @@
-"""GDAS (arXiv 1910.04465): one operation an edge, with the gradient of the relaxed sample."""
+"""GDAS (arXiv 1910.04465): one operation an edge, with the gradient of its relaxed weight."""
 
 import functools
 
@@ -10,7 +10,11 @@ from drnas_jax.config import ArchConfig
 
 
 def create(config: ArchConfig) -> base.MixingDistribution:
-    """Hard one-hot samples, straight-through; temperature as for Gumbel."""
+    """Hard one-hot samples; temperature as for Gumbel.
+
+    Alpha's gradient comes from the drawn operation alone: what the others compute counts for
+    nothing, forward or backward (so that the original need not run them).
+    """
     return base.softmax_family(config, functools.partial(_sample, config))
 
 
@@ -19,5 +23,5 @@ def _sample(
 ) -> jax.Array:
     soft = base.gumbel_softmax(config, alpha, key, progress)
     hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype)
-    # The bracket is an exact 0: adding it first to `soft` would round the ones.
-    return hard + (soft - jax.lax.stop_gradient(soft))
+    # The inner bracket is an exact 0: the ones stay ones, and the others have no gradient.
+    return hard * (1 + (soft - jax.lax.stop_gradient(soft)))

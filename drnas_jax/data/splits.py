@@ -21,7 +21,8 @@ def search_split(
       seed: of the draw.
 
     Returns:
-      The example numbers for the weights and those for alpha, int32, disjoint.
+      The example numbers for the weights and those for alpha, int32, disjoint, the latter in
+      random order.
 
     Raises:
       UserError: one of the two would be empty.
@@ -38,6 +39,8 @@ def search_split(
         weights.append(order[:first])
         alpha.append(order[first : first + count])
     for_weights, for_alpha = np.concatenate(weights), np.concatenate(alpha)
+    if by_class:  # validation reads them in this order, by batches that normalise themselves
+        for_alpha = random.permutation(for_alpha)
     if not len(for_weights) or not len(for_alpha):
         raise UserError(
             f"search.train_fraction is {train_fraction} and search.alpha_fraction "
@@ -97,12 +100,12 @@ def eval_batches(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
       Example numbers, int32 [batches, batch_size], in order, and their weights, float32 of the
-      same shape: 1, or 0 where example 0 stands in to fill the last batch.
+      same shape: 1, or 0 where the examples come again, from the first on, to fill the last batch.
+      Different ones, since a supernet normalises by the batch, and copies of one would bend that.
     """
     batches = -(-n // batch_size)
     index = np.arange(batches * batch_size, dtype=np.int32).reshape(batches, batch_size)
-    real = index < n
-    return np.where(real, index, np.int32(0)), real.astype(np.float32)
+    return index % np.int32(max(n, 1)), (index < n).astype(np.float32)
 
 
 def generator(seed: int, stream: str, *numbers: int) -> np.random.Generator:

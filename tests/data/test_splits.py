@@ -63,6 +63,13 @@ def test_search_split_takes_its_shares_of_each_class(counts, train, alpha, seed)
         assert list(found) == [round(count * fraction) for count in counts]
 
 
+def test_search_split_by_class_mixes_the_classes_of_alpha():
+    labels = np.repeat(np.arange(20), 50)
+    _, alpha = search_split(labels, 0.5, 0.0, True, seed=0)
+    # Of a batch of 25 in the order of classes there would be one, of a random one about 14.
+    assert all(len(set(batch)) > 6 for batch in labels[alpha].reshape(-1, 25))
+
+
 @given(
     n=st.integers(1, 60),
     batch_size=st.integers(1, 80),
@@ -117,5 +124,6 @@ def test_eval_batches_hold_every_example_once(n, batch_size):
     assert index.dtype == np.int32
     assert weight.dtype == np.float32
     np.testing.assert_array_equal(index[weight == 1], np.arange(n))
-    np.testing.assert_array_equal(index[weight != 1], 0)
+    fillers = index[weight != 1]  # all examples in turn
+    np.testing.assert_array_equal(fillers, np.arange(len(fillers)) % max(n, 1))
     assert weight.sum() == n
