@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
                 image_size=0,  # resize to this many pixels a side; 0: as they are
                 crop="padded",  # at random: of the 'padded' image, or (ImageNet) a 'resized' part
                 crop_padding=4,  # black pixels on each side if 'padded'; 0: no crop
-                flip="auto",  # mirror at random: 'yes', 'no', or 'auto' (not for digits)
+                flip="auto",  # mirror at random: 'yes', 'no', 'auto' (not digits, MNIST and such)
                 mean=(),  # of each channel in 0..1; empty: measured on the training images
                 std=(),
                 memory_limit_mb=4096,  # a decoded data set larger than this is streamed
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
                 clip=0.0,  # global norm of alpha's gradient; 0: not clipped
                 regulariser="l2",  # 'l2', 'kl' (Dirichlet only) or 'none'
                 strength=1e-3,  # of the regulariser
-                temperature=(10.0, 1.0),  # of Gumbel samples, first and last epoch
+                temperature=(10.0, 1.0),  # of Gumbel samples, first and last step
             ),
             search=dict(
                 channels=16,  # C of the first cell
@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
                 lr=0.025,  # SGD on the weights
                 lr_end=0.001,
                 lr_schedule="cosine",  # 'cosine' or 'linear', over all stages together
-                lr_warmup_epochs=0,
+                lr_warmup_epochs=0,  # in place of the schedule's first epochs: a linear rise to lr
                 momentum=0.9,
                 weight_decay=3e-4,
                 clip=5.0,  # global norm of the weights' gradient; 0: not clipped
@@ -78,14 +78,15 @@ def get_config() -> ConfigDict:
                 lr_schedule="cosine",
                 lr_warmup_epochs=0,
                 momentum=0.9,
+                nesterov=False,
                 weight_decay=5e-4,
                 clip=0.0,
                 sync_batchnorm=False,
                 cutout=0,  # side of the erased square in pixels; 0: none
                 color_jitter=(),  # brightness, contrast, saturation, hue; empty: none
                 label_smoothing=0.0,
-                drop_path=0.0,  # rate at the end of dropping an edge of an example; rises from 0
-                auxiliary_weight=0.0,  # of the auxiliary head's loss; 0: there is no such head
+                drop_path=0.0,  # rate of dropped edges of an example, rising from 0 (DARTS alone)
+                auxiliary_weight=0.0,  # of the auxiliary head's loss (DARTS alone); 0: no such head
                 max_macs=0.0,  # if set, the widest even C of so many multiply-adds, not `channels`
             ),
             compute=dict(

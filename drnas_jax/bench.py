@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import resource
 import statistics
 import sys
@@ -36,6 +35,7 @@ from drnas_jax.data import Dataset
 from drnas_jax.data.images import decode
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
+from drnas_jax.machine import cores
 from drnas_jax.metrics import Display
 from drnas_jax.retrain import Retraining, choose_genotype
 from drnas_jax.search.problem import make_problem
@@ -79,9 +79,14 @@ def step_case(config: Config, stage: int) -> Case:
     stages = config.search.stages
     if not 1 <= stage <= len(stages):
         raise UserError(f"--stage is {stage}: the config has stages 1 to {len(stages)}")
-    # A share of a few synthetic images may be none: halves, whatever the config says.
+    # A share of a few synthetic images may be none: halves, whatever the config says; and an epoch
+    # that trains alpha.
     halves = dataclasses.replace(
-        config.search, train_fraction=0.5, alpha_fraction=0.0, split_by_class=False
+        config.search,
+        train_fraction=0.5,
+        alpha_fraction=0.0,
+        split_by_class=False,
+        warmup_epochs=(0,) * len(stages),
     )
     config = dataclasses.replace(config, search=halves)
     problem = make_problem(config, synthetic(config, config.search.batch_size))
@@ -93,8 +98,7 @@ def step_case(config: Config, stage: int) -> Case:
         )
     state = sharding.replicate(state, problem.mesh)
     program = problem.step_program(structure, frozen=False)
-    epoch = config.search.warmup_epochs[0]  # the first one that trains alpha
-    batches = next(problem.reader.training(epoch, 0))
+    batches = next(problem.reader.training(0, 0))
     sizes = (problem.reader.dispatch, config.search.batch_size)
 
     def plain() -> Any:
@@ -137,8 +141,7 @@ def bench_input(config: Config, steps: int) -> dict[str, Any]:
     if isinstance(dataset, Dataset):
         rate = _augmentation_rate(config, dataset, mesh, steps)
         return {"images_per_s": round(rate, 1), **_machine()}
-    cores = os.cpu_count() or 1
-    workers = config.data.workers or cores
+    workers = config.data.workers or cores()
     schedule = _schedule(config, dataset, 4 * workers + steps)
     turns = [
         (_stream_rate(dataset, schedule, mesh, warm=4 * workers), _plain_rate(dataset))
@@ -149,7 +152,7 @@ def bench_input(config: Config, steps: int) -> dict[str, Any]:
         "images_per_s": round(rate, 1),
         "workers": workers,
         "opencv_images_per_s": round(plain, 1),
-        "of_opencv_per_core": round(rate / plain / min(workers, cores), 2),
+        "of_opencv_per_core": round(rate / plain / min(workers, cores()), 2),
         **_machine(),
     }
 
@@ -232,7 +235,7 @@ def bench_program(
         for run in runs:
             run.step()
     result, *others = [run.result() for run in runs]
-    seconds = result["step_s"]
+    seconds = runs[0].seconds
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         (cases[0].state, *cases[0].arguments),
@@ -270,15 +273,18 @@ class _Run:
         self._state = jax.block_until_ready(self._compiled(self._state, *self._case.arguments))
         self._warm.append(time.perf_counter() - began)
 
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return statistics.median(self._warm[1:]) / self._case.steps  # the first one is cold
+
     def result(self) -> dict[str, Any]:
-        dispatch = statistics.median(self._warm[1:])  # the first one is cold
-        step = dispatch / self._case.steps
         memory = self._compiled.memory_analysis()
         return {
             "lower_s": round(self._lower_s, 2),
             "compile_s": round(self._compile_s, 2),
-            "step_s": round(step, 4),
-            "images_per_s": round(self._case.images / step, 1),
+            "step_s": float(f"{self.seconds:.4g}"),
+            "images_per_s": round(self._case.images / self.seconds, 1),
             "temp_memory_mb": round(memory.temp_size_in_bytes / 2**20, 1),
             "peak_memory_mb": _peak_memory_mb(),
         }

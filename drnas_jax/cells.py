@@ -38,6 +38,8 @@ def draw(
 def one_hot(space: Space, structure: Structure, genotype: Genotype) -> dict[str, np.ndarray]:
     """The mixing weights at which a supernet is this cell: by cell type, float32 [e, o] of 0 and 1.
 
+    With partial channels (K > 1) the others still pass through all edges unchanged.
+
     Raises:
       UserError: the supernet has no such edge, or has it without this operation.
     """

@@ -108,6 +108,7 @@ class RetrainConfig:
     lr_schedule: str
     lr_warmup_epochs: int
     momentum: float
+    nesterov: bool
     weight_decay: float
     clip: float
     sync_batchnorm: bool
@@ -289,6 +290,11 @@ def _check_data(data: DataConfig) -> None:
     check_choice("data.corrupt", data.corrupt, ("error", "skip"))
     if data.crop == "resized" and not data.image_size:
         raise UserError("data.crop is 'resized', which needs a size: set data.image_size")
+    if max((*data.mean, *data.std), default=0) > 1:
+        raise UserError(
+            f"data.mean is {data.mean} and data.std {data.std}: expected values of pixels in 0..1; "
+            "divide those of pixels in 0..255 by 255"
+        )
     if len(data.mean) != len(data.std) or not all(data.std):
         raise UserError(
             f"data.mean is {data.mean} and data.std {data.std}: expected a number for each "

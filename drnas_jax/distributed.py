@@ -118,7 +118,7 @@ def from_primary(function: Callable[[], Any]) -> Any:
       function: called in process 0 alone; gives JSON values.
 
     Raises:
-      UserError: the function raised it; in all processes.
+      UserError, OSError: the function raised it; in all processes.
     """
     if jax.process_count() == 1:
         return function()
@@ -126,14 +126,14 @@ def from_primary(function: Callable[[], Any]) -> Any:
     if is_primary():
         try:
             outcome = {"value": function()}
-        except UserError as error:
-            outcome = {"error": str(error)}
+        except (UserError, OSError) as error:
+            outcome = {"error": str(error), "user": isinstance(error, UserError)}
         text = json.dumps(outcome).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(text), np.int32)))
     buffer = np.frombuffer(text, np.uint8) if is_primary() else np.zeros(size, np.uint8)
     outcome = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
     if "error" in outcome:
-        raise UserError(outcome["error"])
+        raise (UserError if outcome["user"] else OSError)(outcome["error"])
     return outcome["value"]
 
 

@@ -56,7 +56,7 @@ def evaluate(
     sharding.check_batch(config.retrain.batch_size, mesh, "retrain.batch_size")
     dataset = data.load(config.data)
     with Checkpoints(directory, cleanup=False) as checkpoints:
-        saved = _latest(checkpoints, directory, config)
+        saved = _latest(checkpoints, directory, config, dataset)
         genotype = from_json(saved.metadata["genotype"], str(directory))
         network, counts = _network(saved.metadata, genotype, dataset, mesh, config.compute.kernels)
         shape = dataset.shape
@@ -84,13 +84,23 @@ def evaluate(
     return result
 
 
-def _latest(checkpoints: Checkpoints, directory: Path, config: Config) -> Saved:
-    """The checkpoint to evaluate: of a retraining, and of its end unless the config names it."""
+def _latest(
+    checkpoints: Checkpoints, directory: Path, config: Config, dataset: Dataset | Stream
+) -> Saved:
+    """The checkpoint to evaluate: unless the config names it, of the end, and of these images."""
     saved = checkpoints.latest()
     if saved is None or "genotype" not in saved.metadata:
         raise UserError(f"{directory} holds no checkpoint of retraining")
+    if config.checkpoint:
+        return saved
+    if saved.metadata["fingerprint"] != dataset.fingerprint:
+        raise UserError(
+            f"data set {dataset.name} is not the one of the retraining (files came, went or "
+            "changed names, or data.dir is another), which may have trained on what would be "
+            f"tested: put it back, or evaluate all the same by --config.checkpoint={directory}"
+        )
     done, epochs = saved.metadata["epochs_done"], config.retrain.epochs
-    if not config.checkpoint and done < epochs:
+    if done < epochs:
         raise UserError(
             f"retraining has done {done} of {epochs} epochs: run it to its end, or name its "
             f"checkpoints by --config.checkpoint={directory}"

@@ -155,6 +155,11 @@ class Reader:
         """Training images of the data set."""
         return self._dataset.count
 
+    @property
+    def fingerprint(self) -> int:
+        """Of the data set."""
+        return self._dataset.fingerprint
+
     def go_on(self, step: int) -> None:
         """Training begins after this step of the phase.
 

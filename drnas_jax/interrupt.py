@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C end a run at the next step, after a checkpoint; a second Ctrl-C at once."""
+"""SIGTERM, Ctrl-C and a closed terminal end a run at the next step, after a checkpoint.
+
+A second Ctrl-C ends it at once.
+"""
 
 import contextlib
 import os
@@ -7,7 +10,13 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _signals() -> list[signal.Signals]:
+    """Those to note: all, but for a SIGHUP that nohup told to ignore."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signum for signum in _SIGNALS if not (ignored and signum == signal.SIGHUP)]
 
 
 class Interrupted(Exception):
@@ -31,7 +40,7 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            for signum in _SIGNALS:
+            for signum in _signals():
                 self._old[signum] = signal.signal(signum, self._note)
         return self
 
@@ -77,7 +86,7 @@ def exit_at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {signum: signal.signal(signum, _exit) for signum in _SIGNALS}
+    old = {signum: signal.signal(signum, _exit) for signum in _signals()}
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ import numpy as np
 
 from drnas_jax import losses
 from drnas_jax.checkpoint import Checkpoints, Saved
-from drnas_jax.distributed import Agreement, is_primary, total
+from drnas_jax.distributed import Agreement, from_primary, total
 from drnas_jax.errors import UserError
 from drnas_jax.feed import Reader
 from drnas_jax.interrupt import Interrupt, Interrupted
@@ -112,6 +112,12 @@ def resumed(found: Mapping[str, Any], phase: Phase) -> Progress:
             f"steps an epoch, but the data have {images} now, {steps} steps: put back the images "
             "that it was begun with, or take a new workdir"
         )
+    if found["fingerprint"] != phase.reader.fingerprint:
+        raise UserError(
+            f"{phase.name} was begun with other images, though as many: files were renamed or "
+            "exchanged, or data.dir is another; put back those that it was begun with, or take a "
+            "new workdir"
+        )
     if found["devices"] != phase.mesh.size:
         phase.display.message(
             f"begun on {found['devices']} devices, goes on with {phase.mesh.size}: the result may "
@@ -188,11 +194,13 @@ class _Files:
 
     def __init__(self, directory: Path, epochs_done: int, step: int):
         self._history = directory / "history.jsonl"
-        self._tensorboard = None
-        self.lost = 0  # lines of epochs that are done
-        if is_primary():
-            self.lost = epochs_done - rewind_history(self._history, epochs_done)
+        self._tensorboard: TensorBoard | None = None
+
+        def begin() -> int:
             self._tensorboard = TensorBoard(directory, resume_step=step + 1)
+            return epochs_done - rewind_history(self._history, epochs_done)
+
+        self.lost = from_primary(begin)  # lines of epochs that are done
 
     def __enter__(self) -> "_Files":
         return self
@@ -202,10 +210,13 @@ class _Files:
             self._tensorboard.close()
 
     def append(self, line: Mapping[str, Any], step: int) -> None:
-        if self._tensorboard is not None:
+        def write() -> None:
+            assert self._tensorboard is not None
             append_history(self._history, line)
             scalars = {name: v for name, v in line.items() if isinstance(v, float)}
             self._tensorboard.scalars(scalars, step)
+
+        from_primary(write)
 
 
 class _Work:
@@ -235,6 +246,7 @@ class _Work:
             "devices": self._phase.mesh.size,
             "jax": jax.__version__,
             "images": self._phase.reader.images,
+            "fingerprint": self._phase.reader.fingerprint,
             "steps": self._phase.steps,
         }
         self._checkpoints.save(int(state.step), state, {**now, **self._phase.metadata()})

@@ -16,6 +16,7 @@ from drnas_jax.errors import UserError, check_choice
 from drnas_jax.evaluate import evaluate
 from drnas_jax.flags import parse
 from drnas_jax.interrupt import Interrupted, exit_at_once
+from drnas_jax.machine import cores
 from drnas_jax.metrics import Display
 from drnas_jax.retrain import retrain
 from drnas_jax.search.controller import search
@@ -84,14 +85,8 @@ def use_compilation_cache() -> None:
     """
     if jax.config.values.get("jax_compilation_cache_dir") is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = root / "drnas_jax" / f"xla-{_cores()}"
+        folder = root / "drnas_jax" / f"xla-{cores()}"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:

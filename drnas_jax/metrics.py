@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from drnas_jax.errors import UserError
 
@@ -97,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         values = json.loads(path.read_bytes())
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
-    except ValueError as error:  # also what decoding raises
+    except (ValueError, RecursionError) as error:  # also what decoding raises
         raise UserError(
             f"{path} is damaged ({error}): restore it, or take a new workdir"
         ) from error
@@ -127,7 +129,7 @@ def _read_lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
             values = json.loads(text := line.decode())
             if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
-        except ValueError as error:  # also what decoding raises
+        except (ValueError, RecursionError) as error:  # also what decoding raises
             if number == len(lines):
                 break
             raise UserError(
@@ -172,6 +174,9 @@ def _sync(file: IO[Any]) -> None:
 class TensorBoard:
     """Event files for TensorBoard. A context manager.
 
+    Written at once, so that a full disk is an error here. (A SummaryWriter has a thread for it: if
+    that dies, whoever adds to its full queue waits for ever.)
+
     Args:
       logdir: their folder, made where there is none.
       resume_step: TensorBoard hides what an earlier, killed run wrote at this step and later, so
@@ -179,17 +184,22 @@ class TensorBoard:
     """
 
     def __init__(self, logdir: Path, resume_step: int = 0):
-        # A thread writes; its `flush` does not wait for what is still queued, so a short interval.
-        self._writer = SummaryWriter(os.fspath(logdir), purge_step=resume_step, flush_secs=10)
+        os.makedirs(logdir, exist_ok=True)
+        self._writer = EventsWriter(os.path.join(logdir, "events"))
+        self._write(resume_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Writes the curves' values at a step."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._write(step, summary=scalar(name, value))
+        self._writer.flush()
 
     def close(self) -> None:
-        """Writes what is not written yet, within 10 s at other times, and ends the event file."""
+        """Ends the event file."""
         self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
 
     def __enter__(self) -> Self:
         return self

@@ -8,9 +8,8 @@ from drnas_jax.config import ArchConfig, RetrainConfig, SearchConfig
 def learning_rate(
     config: SearchConfig | RetrainConfig, steps_per_epoch: int, epochs: int
 ) -> optax.Schedule:
-    """Linear warm-up, then cosine or linear decay to `lr_end` over the remaining epochs."""
-    warmup = config.lr_warmup_epochs * steps_per_epoch
-    steps = max(epochs * steps_per_epoch - warmup, 1)
+    """Cosine or linear decay to `lr_end` over all epochs; a linear warm-up replaces its begin."""
+    warmup, steps = config.lr_warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     if config.lr_schedule == "cosine":
         end = config.lr_end / config.lr if config.lr else 0.0
         decay = optax.cosine_decay_schedule(config.lr, steps, alpha=end)
@@ -19,7 +18,7 @@ def learning_rate(
     if not warmup:
         return decay
     rise = optax.linear_schedule(config.lr / warmup, config.lr, max(warmup - 1, 1))
-    return optax.join_schedules([rise, decay], [warmup])
+    return optax.join_schedules([rise, lambda step: decay(step + warmup)], [warmup])
 
 
 def clip(max_norm: float) -> optax.GradientTransformation:
@@ -28,13 +27,16 @@ def clip(max_norm: float) -> optax.GradientTransformation:
 
 
 def weight_optimiser(
-    config: SearchConfig | RetrainConfig, steps_per_epoch: int, epochs: int
+    config: SearchConfig | RetrainConfig,
+    steps_per_epoch: int,
+    epochs: int,
+    nesterov: bool = False,
 ) -> optax.GradientTransformation:
     """SGD with momentum and coupled weight decay, which is added after clipping as in PyTorch."""
     return optax.chain(
         clip(config.clip),
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(learning_rate(config, steps_per_epoch, epochs), config.momentum),
+        optax.sgd(learning_rate(config, steps_per_epoch, epochs), config.momentum, nesterov),
     )
 
 

@@ -53,10 +53,17 @@ def write_report(
       UserError: one of them is no workdir, or damaged.
     """
     page = Path(file or Path(workdirs[0]) / "report.html").absolute()
-    paths = [path for given in workdirs for path in of_each_seed(Path(given).absolute())]
-    root = os.path.commonpath([path.parent for path in paths])
-    runs = [read_run(path, os.path.relpath(path, root)) for path in paths]
-    write_text(page, render(runs))
+    try:
+        paths = [path for given in workdirs for path in of_each_seed(Path(given).absolute())]
+        root = os.path.commonpath([path.parent for path in paths])
+        text = render([read_run(path, os.path.relpath(path, root)) for path in paths])
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        given = ", ".join(map(str, workdirs))
+        raise UserError(
+            f"no report on {given}: what lies there is damaged or of another version ({error!r}); "
+            "report on other workdirs, or run the search again"
+        ) from error
+    write_text(page, text)
     return page
 
 

@@ -215,7 +215,7 @@ class Retraining:
         chosen = kernels.choose(compute.kernels, sharding.platform(self.mesh), compute.remat)
         self.recipe = Recipe(
             network=self._network(self.channels, part.auxiliary_weight > 0, chosen),
-            optimiser=optimise.weight_optimiser(part, self.steps, part.epochs),
+            optimiser=optimise.weight_optimiser(part, self.steps, part.epochs, part.nesterov),
             total_steps=self.steps * part.epochs,
             label_smoothing=part.label_smoothing,
             drop_path=part.drop_path,

@@ -215,6 +215,10 @@ def run(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     Raises:
       UserError: something is missing or does not fit.
     """
+    for name, value in values.items():
+        used = name in ("x", "y") or name.startswith(("w:", "mask", "mix"))
+        if used and value.dtype.kind not in "biuf":
+            raise UserError(f"{name!r} is an array of {value.dtype}: expected numbers")
     state = {name[2:]: value for name, value in values.items() if name.startswith("w:")}
     imported = from_torch(state, _genotype(values), _by_cell_type(values, "mask"))
     for name in ("x", "y"):
@@ -342,12 +346,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+# What NumPy and zipfile raise on strange bytes: also of an unknown way to pack (RuntimeError), or a
+# shape of more than the memory.
+_DAMAGED = (
+    *(OSError, ValueError, EOFError, RuntimeError, AttributeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
 def _load(path: str) -> dict[str, np.ndarray]:
     try:
         # NumPy leaves a file open that it opened itself and that turns out to be damaged.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays.items())
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+    except _DAMAGED as error:
         raise UserError(f"{path} cannot be read as .npz: {error}") from error
 
 

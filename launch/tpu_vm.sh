@@ -32,7 +32,7 @@ A preempted TPU is deleted, created again, and the command resumes from its chec
 must lie on storage that outlives the TPU. Ctrl-C lets the program write one, and ends.
 
   launch/tpu_vm.sh --name=drnas --zone=us-east5-b --type=v6e-64 --version=v2-alpha-tpuv6e \
-      --spot --queued --before='bash drnas_jax/mounts.sh' -- \
+      --spot --queued --before='sudo bash drnas_jax/mounts.sh' -- \
       --config=configs/imagenet.py --config.data.dir=/data --workdir=/runs/imagenet
 END_OF_USAGE
 }
@@ -124,7 +124,10 @@ make_ready() {
     now=$(state)
     case $now in
       READY | ACTIVE) return ;;
-      STOPPED) die "TPU $name is stopped: start it by 'gcloud compute tpus tpu-vm start'" ;;
+      STOPPED)
+        say "TPU $name is stopped: start it by 'gcloud compute tpus tpu-vm start'"
+        finish 2
+        ;;
       NONE)
         say "creating $name"
         # At first a failure is a mistake or a quota; later there is just no TPU free.
@@ -135,7 +138,7 @@ make_ready() {
         ;;
       PREEMPTED | TERMINATED | SUSPENDED | FAILED)
         say "$name is $now: deleting it"
-        "${remove[@]}"
+        "${remove[@]}" || sleep "$poll"
         ;;
       *)
         say "$name is $now: waiting"
@@ -176,9 +179,8 @@ trap 'stop 130' INT
 trap 'stop 143' TERM HUP
 for ((try = 0; ; try++)); do
   make_ready
-  "${pack[@]}"
   code=0
-  if "${copy[@]}" && on_all "$set_up"; then run_program; else code=$?; fi
+  if "${pack[@]}" && "${copy[@]}" && on_all "$set_up"; then run_program; else code=$?; fi
   [[ ! $stopped ]] || finish "$code"
   case $code in
     0 | 2) finish "$code" ;;

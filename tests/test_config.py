@@ -115,6 +115,7 @@ def test_numbers_lists_and_scalars_become_what_the_field_is():
             dict(data__mean=(0.5, 0.5), data__std=(0.2, 0.0)),
             r"data.std \(0.2, 0.0\): .* those of data.std more than 0",
         ),
+        (dict(data__mean=(123.7,), data__std=(58.4,)), "expected values of pixels in 0..1; divide"),
         (dict(data__mean=(-0.5,), data__std=(0.2,)), "data.mean is -0.5: expected a finite number"),
         (dict(retrain__color_jitter=0.4), r"retrain.color_jitter is \(0.4,\): expected \(bright"),
         (dict(retrain__color_jitter=(0, 1.5, 0, 0)), r"color_jitter is .*1.5.*: .* three up to 1,"),
@@ -176,11 +177,11 @@ def test_input_fields_at_the_ends_of_their_ranges():
             data__crop="resized",
             data__image_size=1,
             data__mean=[0, 1],
-            data__std=(0.1, 3),
+            data__std=(0.1, 1),
             retrain__color_jitter=(1, 1, 1, 0.5),
         )
     )
-    assert (config.data.mean, config.data.std) == ((0.0, 1.0), (0.1, 3.0))
+    assert (config.data.mean, config.data.std) == ((0.0, 1.0), (0.1, 1.0))
     assert config.retrain.color_jitter == (1.0, 1.0, 1.0, 0.5)
 
 

@@ -197,15 +197,16 @@ assert distributed.is_primary() == (number == 0)
 assert distributed.from_primary(lambda: {"n": [number], "text": "é"}) == {"n": [0], "text": "é"}
 
 
-def fail():
-    raise UserError(f"of process {number}")
+for kind in (UserError, OSError):
 
+    def fail():
+        raise kind(f"of process {number}")
 
-try:
-    distributed.from_primary(fail)
-    raise AssertionError
-except UserError as error:
-    assert str(error) == "of process 0"
+    try:
+        distributed.from_primary(fail)
+        raise AssertionError
+    except kind as error:
+        assert str(error) == "of process 0"
 assert distributed.total(number + 1) == 3
 assert distributed.total(np.array([number, 5])).tolist() == [1, 10]
 agreement = distributed.Agreement(make_mesh())

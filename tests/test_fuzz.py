@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_report import make
 
 from drnas_jax import report
 from drnas_jax.benchmarks import nasbench201 as benchmark
+from drnas_jax.benchmarks.nasbench201 import Table
 from drnas_jax.config import Config, from_config_dict, to_dict
 from drnas_jax.configs import base
 from drnas_jax.errors import UserError
@@ -125,30 +127,44 @@ def test_a_file_of_weights(folder, weights, data):
     assert not (folder / "out.npz").exists()
 
 
+@pytest.fixture(scope="module")
+def run(folder):
+    return make(folder / "run", folder)
+
+
 @SOME
 @given(data=st.data())
-def test_a_workdir(folder, data):
-    described = {
-        "config": to_dict(from_config_dict(base.get_config())),
-        "versions": {"jax": "1"},
-        "devices": ["cpu"],
-    }
-    workdir = folder / "workdir"
-    (workdir / "search").mkdir(parents=True, exist_ok=True)
-    files = {
-        "config.json": json.dumps(described).encode(),
-        "search/history.jsonl": HISTORY,
-        "search/genotype.json": b'{"version": 1, "space": "nasbench201", "cells": {}}',
-        "result.json": b'{"test_accuracy": 0.5}',
-    }
-    struck = data.draw(st.sampled_from(sorted(files)))
-    for name, content in files.items():
-        if name == struck:
-            content = data.draw(changed(content))
-        (workdir / name).write_bytes(content)
-    try:
-        page = report.write_report([workdir])
-    except UserError as error:
-        one_line(error)
-        return
-    assert page.read_text().startswith("<!DOCTYPE html>")
+def test_a_workdir(run, data):
+    names = ["config.json", "search/history.jsonl", "search/genotype.json", "result.json"]
+    struck = run / data.draw(st.sampled_from(names))
+    whole = struck.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:  # megabytes
+        patch.setattr(report, "get_plotlyjs", lambda: "")
+        patch.setattr(Table, "accuracy", lambda *_: 90.0)  # its table lacks most cells
+        struck.write_bytes(data.draw(changed(whole)))
+        try:
+            page = report.write_report([run])
+            assert page.read_text().startswith("<!DOCTYPE html>")
+        except UserError as error:
+            one_line(error)
+        finally:
+            struck.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["config.json", "search/history.jsonl", "result.json"])
+def test_a_deep_file(run, name):
+    whole = (run / name).read_bytes()
+    (run / name).write_bytes(b"[" * 100_000 + b"\n{}\n")
+    with pytest.raises(UserError, match=f"{name}.* damaged"):
+        report.write_report([run])
+    (run / name).write_bytes(whole)
+
+
+def test_a_run_of_another_version(run):
+    (run / "result.json").rename(run / "kept")
+    result = json.loads((run / "kept").read_text())
+    del result["test_top5"]
+    (run / "result.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match="of another version .*test_top5"):
+        report.write_report([run])
+    (run / "kept").rename(run / "result.json")

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "drnas_jax"
 # From the bottom up. Modules of one package may import each other, other members of a room may
 # not: arch, nn and data know nothing of search, search nothing of retraining.
 ROOMS = (
-    ("compiler", "errors", "interrupt", "keys", "losses"),
+    ("compiler", "errors", "interrupt", "keys", "losses", "machine"),
     ("config", "configs", "lookup", "metrics", "sharding", "counting"),
     ("distributed",),
     ("genotype", "workdir", "checkpoint", "optimise", "flags"),

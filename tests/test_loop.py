@@ -28,7 +28,7 @@ class State(struct.PyTreeNode):
 class Reader:
     """Batches without images."""
 
-    raw, skipped, images = None, {}, 40
+    raw, skipped, images, fingerprint = None, {}, 40, 1
 
     def training(self, epoch, done):
         for _ in range(done, STEPS):
@@ -104,8 +104,15 @@ def test_what_is_not_finite_is_not_saved(tmp_path, checkpoint_steps):
     assert saved(tmp_path) == (kept, kept[-1])
 
 
-@pytest.mark.parametrize("name", ["images", "steps"])
-def test_other_data_are_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("images", "begun with 40 training images, 10 steps an epoch"),
+        ("steps", "begun with 40 training images, 10 steps an epoch"),
+        ("fingerprint", "begun with other images, though as many"),
+    ],
+)
+def test_other_data_are_refused(tmp_path, name, words):
     def stop(step):
         if step == 13:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -115,14 +122,14 @@ def test_other_data_are_refused(tmp_path, name):
         loop.run(Phase(strike=stop), tmp_path)
     phase = Phase()
     setattr(phase if name == "steps" else phase.reader, name, 12)
-    with pytest.raises(UserError, match=r"begun with 40 training images, 10 steps an epoch"):
+    with pytest.raises(UserError, match=words):
         loop.run(phase, tmp_path)
     assert saved(tmp_path) == ([10, 13], 13.0)
     assert int(loop.run(Phase(), tmp_path)[0].weight) == 30
 
 
 def test_what_is_other_than_it_was_is_told(tmp_path):
-    found = {"devices": 2, "jax": "0.1", "images": 40, "steps": STEPS}
+    found = {"devices": 2, "jax": "0.1", "images": 40, "fingerprint": 1, "steps": STEPS}
     phase = Phase()
     assert loop.resumed({**found, "epochs_done": 1, "seconds": 2.0}, phase) == (1, 2.0)
     assert [text.split(":")[0] for text in phase.messages] == [

@@ -136,6 +136,20 @@ def test_tensorboard_writes_scalars_and_where_it_resumed(tmp_path):
     assert values == [(20, "search/loss", 0.5), (30, "search/loss", 0.25)]
 
 
+def test_tensorboard_tells_at_once_of_a_full_disk(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    with metrics.TensorBoard(tmp_path) as board:
+        board.scalars({"loss": 0.5}, step=1)
+        (path,) = tmp_path.iterdir()
+        assert [e.step for e in _events(path) if e.summary.value] == [1]
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics.EventsWriter, "flush", fail)
+            with pytest.raises(OSError, match="disk full"):
+                board.scalars({"loss": 0.25}, step=2)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds that pass only when told to: `clock[0] += 5`."""

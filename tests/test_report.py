@@ -227,7 +227,7 @@ check();
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [390, pytest.param(1200, marks=pytest.mark.slow)])
 def test_in_a_browser(workdir, any_cell, tmp_path, width):
     page = report.write_report([workdir]).read_text()
     (tmp_path / "page.html").write_text(page.replace("</body>", SCRIPT))

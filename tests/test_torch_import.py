@@ -107,6 +107,7 @@ def changed(**changes):
         ({"mask": np.ones((6, 5))}, "masks are not of bools"),
         ({"x": None}, "lacks 'x'"),
         ({"x": np.ones((4, 3, 8, 8))}, r"x has the shape \(4, 3, 8, 8\)"),
+        ({"x": np.array(["1"])}, "'x' is an array of <U1: expected numbers"),
         ({"y": np.ones(1, int)}, r"and y \(1,\): expected"),
     ],
 )

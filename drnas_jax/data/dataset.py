@@ -28,6 +28,7 @@ class Dataset:
       flip: whether augmentation may mirror the images.
       statistics: mean and standard deviation of each channel in 0..1; None: to be computed.
       skipped: which unreadable images were left out.
+      fingerprint: see Source.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Dataset:
     flip: bool
     statistics: tuple[np.ndarray, np.ndarray] | None = None
     skipped: tuple[str, ...] = ()
+    fingerprint: int = 0
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of the 'train' or 'test' split."""
@@ -112,6 +114,11 @@ class Stream:
         return self.source.classes
 
     @property
+    def fingerprint(self) -> int:
+        """See Source."""
+        return self.source.fingerprint
+
+    @property
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.classes)
@@ -168,6 +175,7 @@ def load(config: DataConfig) -> Dataset | Stream:
         flip,
         statistics,
         skipped=train[2] + test[2],
+        fingerprint=source.fingerprint,
     )
 
 

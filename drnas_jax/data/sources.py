@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError
 from drnas_jax.config import DataConfig
 from drnas_jax.data.images import Example, UnreadableImage, has_colours
 from drnas_jax.errors import UserError
+from drnas_jax.machine import cores
 
 # Letters and figures: a mirror image is no longer the same class (or no character at all).
 _CHARACTERS = ("binary_alpha_digits", "cmaterdb", "emnist", "kmnist", "mnist", "omniglot", "svhn")
@@ -47,6 +49,7 @@ class Source:
       classes: their names.
       channels: 1 (gray) or 3 (RGB).
       flip: whether a mirror image keeps its class.
+      fingerprint: another number where there are other examples, or other ones are held out.
     """
 
     title: str
@@ -55,6 +58,7 @@ class Source:
     classes: tuple[str, ...]
     channels: int
     flip: bool
+    fingerprint: int = 0
 
 
 def open_source(config: DataConfig) -> Source:
@@ -164,6 +168,7 @@ def _folder(config: DataConfig) -> Source:
             f"data.dir is {config.dir!r}, which is no directory: data.name 'folder' needs one that "
             "holds a sub-folder of images for each class, or train/ and test/ with these"
         )
+    names = {path.name for path in _folders(root)}
     if _folders(root / "train"):
         classes, files, labels = _list_images(root / "train")
         test_classes, test_files, test_labels = _list_images(root / "test")
@@ -172,6 +177,11 @@ def _folder(config: DataConfig) -> Source:
                 f"train/ and test/ in {root} need the same class folders, but only one of them "
                 f"has {', '.join(sorted(different))}"
             )
+    elif names and names <= {"train", "test", "val", "valid", "validation"}:
+        raise UserError(
+            f"{root} has folders {', '.join(sorted(names))}, but there is no folder for each class "
+            "in its train/: put the images into train/CLASS/ and test/CLASS/"
+        )
     else:
         classes, all_files, all_labels = _list_images(root)
         for name, count in zip(classes, np.bincount(all_labels), strict=True):
@@ -185,7 +195,20 @@ def _folder(config: DataConfig) -> Source:
         test_files, test_labels = [all_files[i] for i in test_index], all_labels[test_index]
 
     train, test = _Files(tuple(files), labels), _Files(tuple(test_files), test_labels)
-    return Source(_title(config), train, test, classes, _channels(train, test), flip=True)
+    listed = [
+        f"{name} {file.relative_to(root)}"
+        for name, part in (("train", train), ("test", test))
+        for file in part.files
+    ]
+    return Source(
+        _title(config),
+        train,
+        test,
+        classes,
+        _channels(train, test),
+        flip=True,
+        fingerprint=_fingerprint(listed),
+    )
 
 
 def _channels(*splits: Split) -> int:
@@ -206,7 +229,7 @@ def _channels(*splits: Split) -> int:
 
 def in_threads(function: Callable[[int], Any], arguments: Iterable[int]) -> Iterator[Any]:
     """The results of calls in several threads, in order; an error, or an end, cancels the rest."""
-    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(16, cores()))
     try:
         yield from pool.map(function, arguments)
     finally:
@@ -255,7 +278,9 @@ def _tfds(config: DataConfig) -> Source:
         test = split("validation")  # a test split without labels, as ImageNet's
     channels = 1 if image.shape[-1] == 1 else 3
     flip = not builder.name.startswith(_CHARACTERS)
-    return Source(_title(config), split("train"), test, tuple(label.names), channels, flip)
+    classes, content = tuple(label.names), [builder.info.full_name, str(sizes)]
+    fingerprint = _fingerprint([*content, *classes])
+    return Source(_title(config), split("train"), test, classes, channels, flip, fingerprint)
 
 
 def _tfds_builder(config: DataConfig):
@@ -309,6 +334,10 @@ def _hold_out(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         members = random.permutation(np.flatnonzero(labels == label))
         held_out[members[: max(1, round(_TEST_FRACTION * len(members)))]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _fingerprint(parts: Iterable[str]) -> int:
+    return zlib.crc32("\0".join(parts).encode(errors="surrogateescape"))
 
 
 def _folders(root: Path) -> list[Path]:

@@ -32,6 +32,7 @@ from drnas_jax.data.schedule import Request, Schedule
 from drnas_jax.data.sources import Split
 from drnas_jax.data.splits import generator
 from drnas_jax.errors import UserError
+from drnas_jax.machine import cores
 
 _CHUNK = 64  # examples a worker hands over at a time
 _LABELS = 1024  # labels likewise
@@ -127,7 +128,7 @@ class _Sent:
 
 
 def _workers(stream: Stream) -> int:
-    return stream.workers or os.cpu_count() or 1
+    return stream.workers or cores()
 
 
 def read_rows(

@@ -131,12 +131,10 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but that of the channels.
 
     Attributes:
-      affine: with a learned scale and bias.
       axis_name: mesh axis over which batch statistics are synchronised, or None.
       axis: of the channels.
     """
 
-    affine: bool = True
     axis_name: str | None = None
     axis: int = -1
 
@@ -146,11 +144,8 @@ class BatchNorm(nn.Module):
         features = (x.shape[self.axis],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
-        if self.affine:
-            scale = self.param("scale", nn.initializers.ones, features)
-            bias = self.param("bias", nn.initializers.zeros, features)
-        else:
-            scale, bias = jnp.ones(features), jnp.zeros(features)
+        scale = self.param("scale", nn.initializers.ones, features)
+        bias = self.param("bias", nn.initializers.zeros, features)
         if not train:
             factor = scale * lax.rsqrt(running_var.value + EPSILON)
             offset = bias - running_mean.value * factor
@@ -162,7 +157,7 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             running_mean.value = running_average(running_mean.value, mean)
             running_var.value = running_average(running_var.value, var)
-        return y + _along(bias.astype(x.dtype), self.axis, x) if self.affine else y
+        return y + _along(bias.astype(x.dtype), self.axis, x)
 
 
 def uniform_fan_in(batch_axis: tuple[int, ...] = ()) -> Callable[..., Array]:

@@ -41,6 +41,8 @@ class Probe:
     ) -> list[float]:
         """Of single cells with the supernet's weights and the batch's statistics, 0 to 1.
 
+        With partial channels (K > 1) they differ in 1/K of the channels alone.
+
         Args:
           state: of the search.
           cells: of the supernet.

@@ -195,6 +195,8 @@ def _labels(dataset: Dataset | Stream, needed: bool, file: Path | None) -> np.nd
         return dataset.labels
     if not needed:
         return np.zeros(dataset.count, np.int32)
+    if file is not None:
+        file = file.with_stem(f"{file.stem}-{dataset.fingerprint:08x}")
     if file is not None and from_primary(lambda: _holds(file, dataset.count)):
         return np.load(file)
     labels = total(read_labels(dataset, jax.process_index(), jax.process_count()))

@@ -36,14 +36,15 @@ def first_structure(
     """The structure of the first stage: all operations on every edge.
 
     Raises:
-      UserError: the config keeps another number of operations in its first stage.
+      UserError: the config keeps another number of operations in its first stage, or one alone
+        where nodes choose their edges.
     """
     if config.operations[0] != len(space.PRIMITIVES):
         raise UserError(
             f"search.operations starts with {config.operations[0]}: the first stage keeps all "
             f"{len(space.PRIMITIVES)} operations of the space ({', '.join(space.PRIMITIVES)})"
         )
-    return Structure(
+    structure = Structure(
         config.channels,
         config.cells,
         classes,
@@ -51,6 +52,20 @@ def first_structure(
         all_operations(space),
         stem,
     )
+    if min(config.operations) == 1 and _selects_edges(space, structure):
+        raise UserError(
+            f"search.operations is {config.operations}: this space chooses edges by the weights of "
+            "their operations, which with one operation are all equal; keep at least 2"
+        )
+    return structure
+
+
+def _selects_edges(space: Space, structure: Structure) -> bool:
+    """Whether a cell has less edges than the supernet."""
+    equal = {kind: np.ones((len(kept), len(kept[0]))) for kind, kept in structure.operations}
+    cells = space.derive(equal, structure).cells
+    found = sum(len(node) for _, cell in cells for node in cell)
+    return found < sum(len(edges) for edges in space.EDGES.values())
 
 
 def prune(

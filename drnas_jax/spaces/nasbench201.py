@@ -228,7 +228,13 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool, drop_path: Array | float = 0.0) -> tuple[Array, None]:
-        """x [b, h, w, c] -> logits [b, classes], None; the benchmark's training drops no path."""
+        """x [b, h, w, c] -> logits [b, classes], None; the benchmark's training drops no path.
+
+        Raises:
+          UserError: a path is to be dropped.
+        """
+        if self.has_rng("drop_path"):
+            raise UserError("NAS-Bench-201 networks drop no path: set retrain.drop_path to 0")
         del drop_path
         model = Model(self.structure, self.kernels, True, self.axis_name, name="model")
         return model(x, {"cell": jnp.ones((len(PAIRS), 1))}, train), None

@@ -41,6 +41,28 @@ def test_folder_holds_out_a_fifth(folder):
     assert order == sorted(order)  # by class, then by file
 
 
+@pytest.mark.parametrize("limit", [4096, 0])
+def test_a_fingerprint_tells_other_files_apart(folder, limit):
+    def found():
+        return load(config("folder", dir=str(folder), memory_limit_mb=limit)).fingerprint
+
+    first = found()
+    assert first == found()
+    (folder / "cat/3.png").rename(folder / "cat/33.png")
+    renamed = found()
+    (folder / "cat/33.png").rename(folder / "dog/33.png")
+    moved = found()
+    write(folder / "dog/34.png", np.zeros((6, 5, 3)))
+    assert len({first, renamed, moved, found()}) == 4
+
+
+def test_splits_are_no_classes(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / split / "0.png", np.zeros((4, 4, 3)))
+        write(tmp_path / split / "1.png", np.zeros((4, 4, 3)))
+    assert "no folder for each class in its train/" in error("folder", dir=str(tmp_path))
+
+
 def test_folder_with_its_own_test_split(tmp_path):
     for split, count in (("train", 3), ("test", 2)):
         for name, value in (("cat", 10), ("dog", 20)):

@@ -24,21 +24,19 @@ def normal(seed, shape):
     return values * (0.5 + channel) + channel - 1
 
 
-def batch_norm_variables(features, affine):
+def batch_norm_variables(features):
     stats = {"mean": normal(1, (features,)), "var": 0.5 + np.arange(features, dtype=np.float32)}
-    params = {"scale": normal(2, (features,)), "bias": normal(3, (features,))} if affine else {}
+    params = {"scale": normal(2, (features,)), "bias": normal(3, (features,))}
     return {"params": params, "batch_stats": stats}
 
 
-@pytest.mark.parametrize("affine", [True, False])
-def test_batch_norm_in_training(affine):
+def test_batch_norm_in_training():
     x = normal(0, (3, 4, 5, 6))
-    variables = batch_norm_variables(6, affine)
-    y, updated = BatchNorm(affine=affine).apply(variables, x, True, mutable=["batch_stats"])
+    variables = batch_norm_variables(6)
+    y, updated = BatchNorm().apply(variables, x, True, mutable=["batch_stats"])
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
     expected = (x - mean) / np.sqrt(var + 1e-5)
-    if affine:
-        expected = expected * variables["params"]["scale"] + variables["params"]["bias"]
+    expected = expected * variables["params"]["scale"] + variables["params"]["bias"]
     np.testing.assert_allclose(y, expected, **CLOSE)
     # PyTorch keeps the unbiased variance: n - 1 = 59 in place of 60, a difference of 1.7 %.
     old = variables["batch_stats"]
@@ -51,15 +49,13 @@ def test_batch_norm_in_training(affine):
     )
 
 
-@pytest.mark.parametrize("affine", [True, False])
-def test_batch_norm_in_evaluation(affine):
+def test_batch_norm_in_evaluation():
     x = normal(0, (3, 4, 5, 6))
-    variables = batch_norm_variables(6, affine)
-    y, updated = BatchNorm(affine=affine).apply(variables, x, False, mutable=["batch_stats"])
+    variables = batch_norm_variables(6)
+    y, updated = BatchNorm().apply(variables, x, False, mutable=["batch_stats"])
     mean, var = variables["batch_stats"]["mean"], variables["batch_stats"]["var"]
     expected = (x - mean) / np.sqrt(var + 1e-5)
-    if affine:
-        expected = expected * variables["params"]["scale"] + variables["params"]["bias"]
+    expected = expected * variables["params"]["scale"] + variables["params"]["bias"]
     np.testing.assert_allclose(y, expected, **CLOSE)
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
 
@@ -73,18 +69,19 @@ def test_batch_norm_at_the_start():
         "batch_stats": {"mean": np.zeros(4), "var": np.ones(4)},
     }
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
-    assert "params" not in BatchNorm(affine=False).init(jax.random.key(0), x, True)
 
 
 def test_batch_norm_gradient_flows_through_the_statistics():
     x, cotangent = normal(0, (2, 3, 4)), normal(5, (2, 3, 4))
-    module, variables = BatchNorm(affine=False), batch_norm_variables(4, False)
+    module, variables = BatchNorm(), batch_norm_variables(4)
     _, pull = jax.vjp(lambda x: module.apply(variables, x, True, mutable=["batch_stats"])[0], x)
     # The textbook formula (Ioffe and Szegedy 2015, section 3).
-    scale = 1 / np.sqrt(x.var((0, 1)) + 1e-5)
-    normed = (x - x.mean((0, 1))) * scale
-    expected = scale * (
-        cotangent - cotangent.mean((0, 1)) - normed * (cotangent * normed).mean((0, 1))
+    rate = 1 / np.sqrt(x.var((0, 1)) + 1e-5)
+    normed = (x - x.mean((0, 1))) * rate
+    expected = (
+        rate
+        * variables["params"]["scale"]
+        * (cotangent - cotangent.mean((0, 1)) - normed * (cotangent * normed).mean((0, 1)))
     )
     # The division by a standard deviation of 0.5 and more enlarges roundings a few times.
     np.testing.assert_allclose(pull(cotangent)[0], expected, rtol=1e-4, atol=1e-5)
@@ -92,8 +89,8 @@ def test_batch_norm_gradient_flows_through_the_statistics():
 
 def test_a_single_value_has_no_unbiased_variance():
     x = normal(0, (1, 1, 1, 3))
-    variables = batch_norm_variables(3, False)
-    _, updated = BatchNorm(affine=False).apply(variables, x, True, mutable=["batch_stats"])
+    variables = batch_norm_variables(3)
+    _, updated = BatchNorm().apply(variables, x, True, mutable=["batch_stats"])
     expected = 0.9 * variables["batch_stats"]["var"]
     np.testing.assert_allclose(updated["batch_stats"]["var"], expected, rtol=1e-6)
 
@@ -101,7 +98,7 @@ def test_a_single_value_has_no_unbiased_variance():
 @pytest.mark.parametrize("synchronised", [True, False])
 def test_batch_norm_over_devices(synchronised):
     x = normal(0, (8, 2, 3, 4))
-    variables = batch_norm_variables(4, True)
+    variables = batch_norm_variables(4)
 
     def per_device(x):
         module = BatchNorm(axis_name=AXIS if synchronised else None)
@@ -169,8 +166,8 @@ def separate(variables, x, mix, train):
     for row, weight in enumerate(mix):
         own = jax.tree.map(lambda array, row=row: array[row], variables)
         y = x @ own["params"].pop("kernel")
-        module = BatchNorm(affine="scale" in own["params"])
-        y, updated = module.apply(own, y, train, mutable=["batch_stats"])
+        own["params"] = {"scale": jnp.ones(FEATURES), "bias": jnp.zeros(FEATURES)} | own["params"]
+        y, updated = BatchNorm().apply(own, y, train, mutable=["batch_stats"])
         outputs.append(weight * y)
         stats.append(updated["batch_stats"])
     stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *stats)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from drnas_jax import spaces
 from drnas_jax.config import Stage
 from drnas_jax.counting import count_parameters
 from drnas_jax.errors import UserError
@@ -230,6 +231,14 @@ def test_first_structure(tiny):
     assert structure.partial_channels == search.partial_channels[0] == 4
     with pytest.raises(UserError, match="search.operations starts with 3.*all 5 operations"):
         first_structure(space, dataclasses.replace(search, operations=(3, 3)), 4)
+
+
+def test_one_operation_cannot_choose_edges(tiny):
+    search = dataclasses.replace(tiny().config.search, operations=(7, 1))
+    with pytest.raises(UserError, match=r"operations is \(7, 1\).*keep at least 2"):
+        first_structure(spaces.find("darts"), search, 4)
+    search = dataclasses.replace(search, operations=(5, 1))  # where a cell has all edges
+    first_structure(spaces.find("nasbench201"), search, 4)
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
