@@ -90,7 +90,7 @@ def make_devices(topology: str) -> list[Any]:
       UserError: libtpu is missing, or there is no such topology.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("planning needs the TPU compiler: pip install 'drnas_jax[tpu]'")
+        raise UserError("planning needs the TPU compiler: pip install -e '.[tpu]'")
     # libtpu would ask the network and the environment of a TPU VM about themselves.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

@@ -25,8 +25,13 @@ def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
 
     Raises:
       UserError: it was made with another config, cannot be written, its config.json is damaged, or
-        it is not on storage that all processes share.
+        it is not on storage that all processes share, or the address of a bucket.
     """
+    if "://" in os.fspath(workdir):
+        raise UserError(
+            f"--workdir is {os.fspath(workdir)!r}, but a run writes files: mount the bucket and "
+            "give the path where it lies (docs/scaling.md)"
+        )
     directory = Path(workdir)
     from_primary(lambda: _open(directory, config))
     if not (directory / "config.json").exists():

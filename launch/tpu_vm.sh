@@ -22,6 +22,7 @@ runs the command on all of them. Needs gcloud.
   --create=FLAG     one more flag for creating it, for instance
                     --create=--data-disk=source=DISK,mode=read-only; can be repeated
   --before=COMMAND  run it on every worker before each start, for instance to mount a disk
+  --env=NAME=VALUE  an environment variable of the program; can be repeated
   --restarts=N      start again so many times after a crash or a preemption (10)
   --poll=SECONDS    between two looks at a TPU that is not ready (30)
   --delete          delete the TPU at the end, however that comes; else it stays, and costs
@@ -38,7 +39,7 @@ END_OF_USAGE
 }
 
 name='' zone='' type='' version='' project='' spot='' queued='' before='' restarts=10 poll=30
-delete='' flags=()
+delete='' flags=() environment=()
 while (($#)); do
   case $1 in
     --name=*) name=${1#*=} ;;
@@ -50,6 +51,7 @@ while (($#)); do
     --queued) queued=1 ;;
     --create=*) flags+=("${1#*=}") ;;
     --before=*) before=${1#*=} ;;
+    --env=*) environment+=("${1#*=}") ;;
     --restarts=*) restarts=${1#*=} ;;
     --poll=*) poll=${1#*=} ;;
     --delete) delete=1 ;;
@@ -98,7 +100,8 @@ mkdir -p drnas_jax && tar -xzf drnas_jax.tgz -C drnas_jax && cd drnas_jax && \
 { [ -x .venv/bin/python ] || { curl -LsSf https://astral.sh/uv/install.sh | sh && \
 ~/.local/bin/uv venv -q --seed --python=3.12 .venv; }; } && \
 .venv/bin/python -m pip install -q -e '.[tpu]'${before:+ && cd ~ && $before}"
-program="cd drnas_jax && exec .venv/bin/python -m drnas_jax.main --distributed $(quote "$@")"
+program="cd drnas_jax && exec ${environment[*]:+env $(quote "${environment[@]}") }.venv/bin/python \
+-m drnas_jax.main --distributed $(quote "$@")"
 on_all() { run "${tpu[@]}" ssh "$name" "${where[@]}" --worker=all "--command=$1"; }
 
 if [[ $dry_run ]]; then

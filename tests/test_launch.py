@@ -204,7 +204,7 @@ def test_xpk_command(dry):
 
 def test_tpu_vm_commands(dry):
     options = ("--name=pod", "--zone=z", "--type=v6e-64", "--version=v2", "--project=p")
-    more = ("--spot", "--create=--network=n", "--delete", "--before=mount it")
+    more = ("--spot", "--create=--network=n", "--delete", "--before=mount it", "--env=A=b c")
     where = ["--zone=z", "--project=p"]
     tpu = ["gcloud", "compute", "tpus", "tpu-vm"]
 
@@ -220,8 +220,8 @@ def test_tpu_vm_commands(dry):
     set_up = set_up[-1].removeprefix("--command=")
     assert set_up.endswith(".venv/bin/python -m pip install -q -e '.[tpu]' && cd ~ && mount it")
     assert shlex.split(start[-1].removeprefix("--command=")) == [
-        *("cd", "drnas_jax", "&&", "exec", ".venv/bin/python", "-m", "drnas_jax.main"),
-        *("--distributed", *PROGRAM),
+        *("cd", "drnas_jax", "&&", "exec", "env", "A=b c", ".venv/bin/python"),
+        *("-m", "drnas_jax.main", "--distributed", *PROGRAM),
     ]
     assert delete == [*tpu, "delete", "pod", *where, "--quiet"]
     # pkill must find the program, and neither of the shells that kill or start anew.

@@ -19,6 +19,13 @@ def config(**fields):
     return from_config_dict(values)
 
 
+def test_a_bucket_is_no_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--workdir is 'gs://bucket/run', .* mount the bucket"):
+        open_workdir("gs://bucket/run", config())
+    assert not list(tmp_path.iterdir())
+
+
 def test_config_versions_and_devices_are_written(tmp_path):
     workdir = open_workdir(tmp_path / "runs" / "new", config())
     assert workdir == tmp_path / "runs" / "new"
