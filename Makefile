@@ -27,10 +27,10 @@ demo: $(STAMP)  ## a small search, retraining and report, into runs/digits
 	$(BIN)/python -m drnas_jax.main --config=configs/digits.py --workdir=runs/digits
 
 test: $(STAMP)  ## the tests, without the slow ones; a file at a time on each core
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)  ## style, format, types, and the licences of all that is installed

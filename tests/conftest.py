@@ -5,8 +5,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
+# Begun first, so that no core is left with one of them at the end.
+LONG = (
+    *("processes", "end_to_end", "resume", "interrupt", "darts_cell", "spaces_common"),
+    *("torch_import", "nasbench201_space", "kernels"),
+)
 
 # Before jax is imported, and inherited by the commands that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,12 +24,21 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # A shell's background and nohup start a command with these ignored, which is inherited too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A busy machine is no fault of an example's.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_configure(config):
     # A killed run may leave half an entry, and a checkout may be read-only: jax then compiles.
     for what in ("reading", "writing"):
         config.addinivalue_line("filterwarnings", f"ignore:Error {what} persistent compilation")
+
+
+def pytest_collection_modifyitems(items):
+    names = [*(f"test_{name}" for name in LONG), None, "test_bench"]  # None: all others
+    # The benches switch the compilation cache off for their process, hence last.
+    items.sort(key=lambda item: names.index(item.path.stem if item.path.stem in names else None))
 
 
 @pytest.fixture(scope="session")
