@@ -1,5 +1,7 @@
 """The kernels of every backend against the plain ones, and these against numpy loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,19 +15,46 @@ SHAPES = [(2, 8, 8, 4), (3, 5, 7, 3), (1, 4, 9, 2), (2, 1, 1, 3), (2, 1, 6, 2), 
 VARIANTS = sorted(name for name, k in kernels._BY_NAME.items() if k != kernels.PLAIN)
 
 
+def other(name):
+    """The platforms whose kernel is not the plain function itself."""
+    plain = kernels.PLAIN
+    return [
+        platform
+        for platform in VARIANTS
+        if getattr(own := kernels.for_platform(platform), name) is not getattr(plain, name)
+        or own.channel_axis != plain.channel_axis
+    ]
+
+
 def normal(seed, shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def value_and_gradients(function, *arguments):
-    """The value, and the gradients under a random (so not symmetric) cotangent."""
+@functools.cache
+def results(platform, name, shape, filters=None, static=(), ties=False, learn=None):
+    """Of a kernel the value in the plain layout, and the gradients in images and filters.
+
+    Args:
+      platform: whose kernel.
+      name: of the kernel.
+      shape: of the images; filters: of the filters, if it has any.
+      static: the other arguments.
+      ties: whether some values of the images are equal.
+      learn: see Kernels.
+    """
+    own, x = kernels.for_platform(platform), normal(0, shape)
+    arrays = [np.round(x) if ties else x, *([normal(1, filters)] if filters else [])]
 
     @jax.jit
-    def compute(*arguments):
-        value, pull = jax.vjp(function, *arguments)
+    def compute(arrays, *learn):
+        def run(x, *rest):
+            return own.transpose(getattr(own, name)(own.transpose(x), *rest, *static, *learn))
+
+        value, pull = jax.vjp(run, *arrays)
+        # The cotangent is random, so not symmetric.
         return value, *pull(jnp.asarray(normal(9, value.shape)))
 
-    return compute(*arguments)
+    return compute(arrays, *([] if learn is None else [jnp.float32(learn)]))
 
 
 def assert_same(found, expected):
@@ -34,54 +63,64 @@ def assert_same(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
-def both(platform, function, *arguments):
-    """Value and gradients of function(kernels, x, ...) by the platform's kernels and plain ones."""
-
-    def compute(own):
-        def in_plain_layout(x, *rest):
-            return own.transpose(function(own, own.transpose(x), *rest))
-
-        return value_and_gradients(in_plain_layout, *arguments)
-
-    return compute(kernels.for_platform(platform)), compute(kernels.PLAIN)
+def assert_plain(platform, *case, **more):
+    assert_same(results(platform, *case, **more), results("plain", *case, **more))
 
 
-@pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize("platform", other("conv"))
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_conv_agrees_with_plain(platform, size, stride, shape):
-    x, filters = normal(0, shape), normal(1, (size, size, shape[-1], 6))
-    assert_same(*both(platform, lambda own, x, f: own.conv(x, f, stride), x, filters))
+    assert_plain(platform, "conv", shape, (size, size, shape[-1], 6), (stride,))
 
 
-@pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize("platform", other("avg_pool"))
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_avg_pool_agrees_with_plain(platform, stride, shape):
-    assert_same(*both(platform, lambda own, x: own.avg_pool(x, stride), normal(0, shape)))
+    assert_plain(platform, "avg_pool", shape, static=(stride,))
 
 
 # Of equal values the first gets the gradient. A window of 2 is not padded: sides are at least 2.
-@pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize("platform", other("max_pool"))
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (2, 2)])
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if min(shape[1:3]) > 1])
 def test_max_pool_agrees_with_plain(platform, ties, size, stride, shape):
-    x = normal(0, shape)
-    x = np.round(x) if ties else x
-    assert_same(*both(platform, lambda own, x: own.max_pool(x, size, stride), x))
+    assert_plain(platform, "max_pool", shape, static=(size, stride), ties=ties)
 
 
-@pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize(
+    ("platform", "dilation"),
+    [
+        (platform, dilation)
+        for platform in other("depthwise")
+        for dilation in (1, 2)
+        if (platform, dilation) != ("gpu", 1)  # the plain one, by another name
+    ],
+)
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("size", "dilation"), [(3, 1), (5, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 5, 7, 2), (2, 1, 2, 2)])
 def test_depthwise_agrees_with_plain(platform, stride, size, dilation, shape):
-    x, filters = normal(0, shape), normal(1, (size, size, shape[-1]))
-    assert_same(
-        *both(platform, lambda own, x, f: own.depthwise(x, f, stride, dilation), x, filters)
-    )
+    assert_plain(platform, "depthwise", shape, (size, size, shape[-1]), (stride, dilation))
+
+
+@pytest.mark.parametrize("learn", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "filters", "static"),
+    [
+        ("conv", (3, 3, 4, 6), (1,)),
+        ("pointwise", (4, 6), ()),
+        ("depthwise", (3, 3, 4), (1, 2)),
+    ],
+)
+def test_filters_have_a_gradient_where_they_learn(name, filters, static, learn):
+    case = name, (2, 3, 5, 4), filters, static
+    value, d_images, d_filters = results("plain", *case)
+    found = results("cpu", *case, learn=learn)
+    assert_same(found, (value, d_images, learn * d_filters))
 
 
 def test_depthwise_gives_each_channel_its_own_filter():
@@ -93,10 +132,9 @@ def test_depthwise_gives_each_channel_its_own_filter():
     np.testing.assert_allclose(y[:, 2, 3], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("platform", VARIANTS)
+@pytest.mark.parametrize("platform", other("pointwise"))
 def test_pointwise_agrees_with_plain(platform):
-    x, matrix = normal(0, (2, 3, 5, 4)), normal(1, (4, 6))
-    assert_same(*both(platform, lambda own, x, m: own.pointwise(x, m), x, matrix))
+    assert_plain(platform, "pointwise", (2, 3, 5, 4), (4, 6))
 
 
 @pytest.mark.parametrize("platform", ["plain", *VARIANTS])
@@ -114,7 +152,7 @@ def test_layout(platform):
     np.testing.assert_allclose(scaled, x * channel * example[:, None, None, None], rtol=1e-5)
 
 
-@pytest.mark.parametrize("platform", ["plain", *VARIANTS])
+@pytest.mark.parametrize("platform", ["plain", *other("avg_pool")])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_avg_pool_is_the_mean_of_the_pixels_there_are(platform, shape):
     x = normal(0, shape)
@@ -128,7 +166,7 @@ def test_avg_pool_is_the_mean_of_the_pixels_there_are(platform, shape):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("platform", ["plain", *VARIANTS])
+@pytest.mark.parametrize("platform", ["plain", *other("conv")])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("height, width", [(6, 4), (5, 7), (1, 1)])
