@@ -1,4 +1,4 @@
-"""Readers: whole dispatches wherever a run goes on, and pipelines that end."""
+"""Readers: whole dispatches wherever a run goes on, and pipelines that end; augmentation."""
 
 import jax
 import numpy as np
@@ -6,9 +6,10 @@ import pytest
 from loading import config, write_folder
 
 from drnas_jax import feed, sharding
-from drnas_jax.data import Part, Schedule, load
+from drnas_jax.data import Part, Schedule, augment_batch, color_jitter, load
 from drnas_jax.data.stream import Rows
-from drnas_jax.feed import Reader
+from drnas_jax.feed import Images, Reader
+from drnas_jax.keys import stream_key
 
 STEPS, BATCH = 8, 4
 
@@ -44,6 +45,34 @@ def test_a_run_goes_on_in_whole_dispatches(mesh, monkeypatch, step, dispatch):
                 expected = [schedule[k].numbers for k in range(first + part, last, 2)]
                 np.testing.assert_array_equal(np.concatenate(dispatches), expected)
             assert len(list(reader.evaluation(epoch))) == schedule.evaluation_batches
+
+
+def test_what_is_asked_for_reaches_the_images(tmp_path, mesh):
+    dataset, jitter = load(config("folder", dir=str(write_folder(tmp_path)))), (0.4, 0.5, 0.6, 0.1)
+    own = feed.make_feed(dataset, 2, 5, jitter=jitter)
+    batch = Images(dataset.images[:8], dataset.labels[:8])
+    program = sharding.data_parallel(
+        lambda batch: own.augmented(None, batch, "name", 7, 3), mesh, (sharding.SHARDED,)
+    )
+
+    @jax.jit
+    def expected(images):
+        changed = color_jitter(stream_key(7, "name/jitter", 3), np.arange(8), images, jitter)
+        of_data = dict(mean=dataset.mean, std=dataset.std, flip=True)
+        key = stream_key(7, "name", 3)
+        return augment_batch(key, np.arange(8), changed, **of_data, crop_padding=2, cutout=5)
+
+    images, labels = program(batch)
+    # Values up to 3 after some twenty roundings in float32.
+    np.testing.assert_allclose(images, expected(batch.images), atol=1e-4)
+    np.testing.assert_array_equal(labels, batch.labels)
+
+
+@pytest.mark.parametrize(("crop", "padding"), [("padded", 4), ("resized", 0)])
+def test_a_resized_crop_is_not_cropped_again(tmp_path, crop, padding):
+    given = dict(memory_limit_mb=0, mean=(0.5,) * 3, std=(0.2,) * 3, image_size=8)
+    stream = load(config("folder", dir=str(write_folder(tmp_path)), crop=crop, **given))
+    assert feed.make_feed(stream, 4, 0).crop_padding == padding
 
 
 @pytest.fixture
