@@ -3,6 +3,7 @@
 That it computes what the reference computes is tested in tests/test_torch_import.py.
 """
 
+import functools
 from pathlib import Path
 
 import jax
@@ -29,6 +30,7 @@ EVERY = tuple((kind, (darts.PRIMITIVES,) * 14) for kind in darts.EDGES)
 STRUCTURE = Structure(8, 5, 10, 4, EVERY)
 
 
+@functools.cache
 def shapes(structure, train=True):
     """The supernet's variables: shapes only, nothing is compiled."""
     module = darts.supernet(structure, GPU, None)
@@ -241,6 +243,18 @@ def test_drop_path_drops_examples_of_an_edge_but_no_identity(own):
 
 
 def test_paths_are_dropped_at_the_rate():
+    edges = tuple(Edge(node, 0, ("skip_connect",)) for node in range(4))
+    for own in (PLAIN, CPU):
+        cell = Cell(Mode(own, True, None), "normal", edges, 8, 1)
+        x = own.transpose(jnp.zeros((5000, 1, 1, 8)))
+        keep = np.asarray(darts._keep(cell, 0.3, jax.random.key(0), x))
+        assert keep.shape == (5000, 4)
+        assert set(keep.ravel()) == {np.float32(0), np.float32(1) / np.float32(0.7)}
+        assert abs(keep.mean() - 1) < 4.5 * keep.std() / np.sqrt(keep.size)
+        assert len(np.unique(keep, axis=0)) == 2**4  # each edge by itself
+
+
+def test_the_key_drops_other_paths():
     network = darts.network(PUBLISHED["darts_v2"], 4, 3, 10, "cifar", False, CPU, None)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
     variables = jax.tree.map(

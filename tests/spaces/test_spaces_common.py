@@ -115,6 +115,11 @@ def random_mix(structure, rng):
     }
 
 
+def fill(shapes, rng):
+    """Random numbers in place of an initialisation, which takes longer to compile."""
+    return jax.tree.map(lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype(leaf.dtype), shapes)
+
+
 def test_logits(space):
     """Finite, of the right shape, and dependent on every mixing weight but that of 'none'."""
     structure = whole(space)
@@ -123,9 +128,7 @@ def test_logits(space):
     x = rng.normal(size=(4, *image_shape(space))).astype(np.float32)
     mix = random_mix(structure, rng)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, mix, False))
-    variables = jax.tree.map(
-        lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype(leaf.dtype), shapes
-    )
+    variables = fill(shapes, rng)
 
     # Compiled for a few runs: optimisation would take longer than it saves.
     options = {"xla_backend_optimization_level": 0}
@@ -162,9 +165,8 @@ def evaluate(space, own, dtype, structure):
         logits, pull, updated = jax.vjp(apply, variables["params"], mix, has_aux=True)
         return logits, pull(g), updated
 
-    images = jax.ShapeDtypeStruct(x.shape, np.float32)
-    init = jax.jit(lambda: module.lazy_init(jax.random.key(0), images, mix, True))
-    return compute(init(), mix)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, mix, True))
+    return compute(fill(shapes, rng), mix)
 
 
 FAST = ("darts", "gpu")  # to compile
@@ -263,11 +265,10 @@ def test_parameters_follow_the_convention(space, count):
     }
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_pruned_state_is_shaped_like_a_fresh_one(space, seed):
+def test_pruned_state_is_shaped_like_a_fresh_one(space):
     structure = whole(space)
-    state = ones_with_alpha(fresh(space, structure), seed)
-    for count in range(len(space.PRIMITIVES), 0, -1):
+    state = ones_with_alpha(fresh(space, structure), 0)
+    for count in (len(space.PRIMITIVES), 3, 1):
         pruned, smaller = stages.prune(space, state, structure, count)
         assert all(len(edge) == count for _, edges in smaller.operations for edge in edges)
         assert_same_shapes(pruned, fresh(space, smaller))
@@ -275,7 +276,7 @@ def test_pruned_state_is_shaped_like_a_fresh_one(space, seed):
 
 def test_pruning_to_one_primitive_drops_the_other_banks(space):
     structure = whole(space)
-    for primitive in space.PRIMITIVES:
+    for primitive in space.PRIMITIVES[:: len(space.PRIMITIVES) // 3]:  # some, for the time
         state = ones_with_alpha(fresh(space, structure), 0)
         column = space.PRIMITIVES.index(primitive)
         alpha = jax.tree.map(np.copy, state.alpha)
@@ -287,7 +288,7 @@ def test_pruning_to_one_primitive_drops_the_other_banks(space):
         assert_same_shapes(pruned, fresh(space, smaller))
 
 
-@pytest.mark.parametrize("before, after", [(4, 4), (4, 2), (4, 1), (2, 1), (8, 1)])
+@pytest.mark.parametrize("before, after", [(4, 2), (8, 1)])
 def test_widened_state_is_shaped_like_a_fresh_one(space, before, after):
     structure = whole(space, before)
     state = ones_with_alpha(fresh(space, structure), 0)
