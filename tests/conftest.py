@@ -56,11 +56,12 @@ def tiny():
     return _tiny_problem
 
 
-def _tiny_problem(devices=1, *, classes=4, arch=(), compute=(), **search):
+def _tiny_problem(devices=1, *, space="nasbench201", classes=4, arch=(), compute=(), **search):
     """A search of C 8, N 1 on 64 random 8x8 images, batch 16.
 
     Args:
       devices: how many.
+      space: of the supernet.
       classes: of the images.
       arch, compute: changed fields of config.arch and config.compute, pairs.
       search: changed fields of config.search.
@@ -75,7 +76,7 @@ def _tiny_problem(devices=1, *, classes=4, arch=(), compute=(), **search):
     from drnas_jax.sharding import make_mesh
 
     config = base.get_config()
-    config.data.crop_padding = 1
+    config.space, config.data.crop_padding = space, 1
     config.arch.update(dict(arch))
     config.compute.update(dict(compute))
     config.search.update(dict(channels=8, cells=1, batch_size=16) | search)

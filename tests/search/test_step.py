@@ -22,7 +22,7 @@ from drnas_jax.search.stages import first_structure
 from drnas_jax.sharding import REPLICATED, SHARDED, data_parallel, make_mesh, replicate
 from drnas_jax.spaces import nasbench201
 
-EDGES, BATCH = 6, 16
+BATCH = 16
 
 
 class Small(nn.Module):
@@ -64,9 +64,11 @@ def structure_of(problem):
     first = first_structure(problem.space, problem.config.search, problem.classes)
     if problem.space is SMALL_SPACE:
         return first
-    twice = 2 * nasbench201.PRIMITIVES
-    kept = tuple(tuple(sorted(twice[e % 5 : e % 5 + 2], key=twice.index)) for e in range(EDGES))
-    return dataclasses.replace(first, operations=(("cell", kept),))
+    names, kept = problem.space.PRIMITIVES, []
+    for kind, edges in first.operations:
+        pairs = ((i % len(names), (i + 1) % len(names)) for i in range(len(edges)))
+        kept.append((kind, tuple(tuple(names[i] for i in sorted(pair)) for pair in pairs)))
+    return dataclasses.replace(first, operations=tuple(kept))
 
 
 def start(problem):
@@ -81,7 +83,9 @@ def start(problem):
         return (value + spread * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     params = jax.tree_util.tree_map_with_path(numbers, state.params)
-    alpha = {"cell": rng.normal(size=state.alpha["cell"].shape).astype(np.float32)}
+    alpha = {
+        kind: rng.normal(size=rows.shape).astype(np.float32) for kind, rows in state.alpha.items()
+    }
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
     batch_stats = jax.tree_util.tree_map_with_path(
         lambda path, leaf: np.full(leaf.shape, path[-1].key == "var", leaf.dtype),
@@ -209,6 +213,16 @@ def test_samples_of_the_devices(small, sample_per_device):
 
 
 # Alpha and weights
+
+
+def test_a_step_on_the_darts_space(tiny):
+    problem = tiny(space="darts", operations=(7, 4), arch=[("regulariser", "none")])
+    before, after = start(problem), run(problem, *indices(1))
+    assert 0 < float(after.totals["loss"]) < np.inf
+    # The only cell is a reduction.
+    assert_differs(after.alpha["reduce"], before.alpha["reduce"])
+    assert_equal(after.alpha["normal"], before.alpha["normal"])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(after))
 
 
 def test_a_frozen_step_moves_the_weights_alone(small):
