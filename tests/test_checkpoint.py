@@ -132,35 +132,52 @@ def newest_file(folder, which):
     return folder / which
 
 
-@pytest.mark.parametrize(
-    "which", ["largest", "_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt"]
-)
-@pytest.mark.parametrize("damage", ["half", "empty", "gone", "flipped"])
-def test_damage_and_the_way_back(tmp_path, which, damage):
-    save(tmp_path, 11, 22)
-    file = newest_file(tmp_path / "22", which)
+def damage(file, how):
     content = file.read_bytes()
-    if damage == "gone":
+    middle = len(content) // 2
+    if how == "gone":
         file.unlink()
-    elif damage == "flipped":
-        middle = len(content) // 2
-        flipped = bytes([content[middle] ^ 1])
-        file.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+    elif how == "flipped":
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     else:
-        file.write_bytes(content[: len(content) // 2] if damage == "half" else b"")
+        file.write_bytes(content[:middle] if how == "half" else b"")
+
+
+def assert_goes_back(directory):
+    """The newest checkpoint is set aside, and the one before it is read."""
+    told = []
+    with Checkpoints(directory) as checkpoints:
+        saved, found = checkpoints.restore(lambda _: state(), make_mesh(), told.append)
+        assert saved.step == 11
+        assert_equal(found, state(11))
+        checkpoints.save(22, state(22), {"epochs_done": 22})
+    assert len(told) == 1 and "set aside as 22.damaged; 11 is whole" in told[0]
+    assert sorted(os.listdir(directory)) == ["11", "22", "22.damaged"]
+
+
+@pytest.mark.parametrize(
+    ("which", "how"),
+    [
+        *(("largest", how) for how in ("half", "empty", "gone", "flipped")),
+        *(("_CHECKPOINT_METADATA", how) for how in ("gone", "flipped")),
+        ("state/_METADATA", "half"),
+        *(("state/manifest.ocdbt", how) for how in ("empty", "gone")),
+    ],
+)
+def test_damage_and_the_way_back(tmp_path, which, how):
+    save(tmp_path, 11, 22)
+    damage(newest_file(tmp_path / "22", which), how)
     message = refused(tmp_path)
     assert f"checkpoint 22 in {tmp_path}" in message
     assert "remove that folder to go back to the checkpoint before" in message
-    for _ in range(2):  # what was set aside once does not come back
-        told = []
-        with Checkpoints(tmp_path) as checkpoints:
-            saved, found = checkpoints.restore(lambda _: state(), make_mesh(), told.append)
-            assert saved.step == 11
-            assert_equal(found, state(11))
-            checkpoints.save(22, state(22), {"epochs_done": 22})
-        assert len(told) == 1 and "set aside as 22.damaged; 11 is whole" in told[0]
-        assert sorted(os.listdir(tmp_path)) == ["11", "22", "22.damaged"]
-        (newest_file(tmp_path / "22", "_CHECKPOINT_METADATA")).write_text("{}")
+    assert_goes_back(tmp_path)
+
+
+def test_what_was_set_aside_once_does_not_come_back(tmp_path):
+    save(tmp_path, 11, 22)
+    for _ in range(2):
+        (tmp_path / "22" / "_CHECKPOINT_METADATA").write_text("{}")
+        assert_goes_back(tmp_path)
 
 
 def test_where_none_is_whole_nothing_is_set_aside(tmp_path):

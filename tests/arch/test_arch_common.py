@@ -12,8 +12,6 @@ from drnas_jax import arch
 from drnas_jax.config import ArchConfig
 from drnas_jax.errors import UserError
 
-SHAPES = [(14, 7), (6, 3), (4, 1)]
-
 
 def make(name, regulariser="l2", strength=1e-3):
     return arch.create(
@@ -90,8 +88,8 @@ def test_init(distribution):
     assert abs(float(alpha.mean())) < 1e-4
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(14, 7), (4, 1)])
+@pytest.mark.parametrize("progress", [0.0, 1.0])
 def test_rows_sum_to_one(distribution, sample, shape, progress):
     for scale in (1e-3, 5.0, 50.0):
         alpha = ramp(shape, scale)

@@ -65,7 +65,7 @@ def assert_same(ours, theirs):
     ("workers", "start", "rows"),
     [
         (1, 0, np.arange(70)),  # more than a worker hands over at a time
-        (2, 3, np.arange(69, 0, -2)),
+        pytest.param(2, 3, np.arange(69, 0, -2), marks=pytest.mark.slow),
         pytest.param(3, 7, np.arange(5), marks=pytest.mark.slow),
         pytest.param(2, 1, np.arange(70), marks=pytest.mark.slow),
     ],
