@@ -1,13 +1,13 @@
 """launch/local.sh with programs that record what happens to them."""
 
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from launching import ENVIRONMENT, LAUNCH, error, launch
+from small_run import started, wait_until
 
 RECORDER = """#!{python}
 import os, signal, subprocess, sys, time
@@ -140,19 +140,12 @@ def test_local_does_not_restart(recorder, codes, code):
     ],
 )
 def test_local_passes_signals_on(recorder, tmp_path, signum, passed):
-    process = subprocess.Popen(
-        [LAUNCH / "local.sh", f"--python={recorder}", "--restarts=2", "--", "--codes=hang,hang"],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while len(list(tmp_path.glob("worker_*"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + passed, err
+    log = tmp_path / "log"
+    options = (f"--python={recorder}", "--restarts=2", "--", "--codes=hang,hang")
+    with started([LAUNCH / "local.sh", *options], log, env=ENVIRONMENT) as process:
+        wait_until(lambda: len(list(tmp_path.glob("worker_*"))) == 2, process)
+        process.send_signal(signum)
+        assert process.wait(timeout=60) == 128 + passed
     for i in range(2):
         # Once: a second Ctrl-C would end the program without its checkpoint.
         assert (tmp_path / f"signal_{i}_0").read_text() == str(int(passed))

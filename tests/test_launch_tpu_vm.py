@@ -1,11 +1,10 @@
 """launch/tpu_vm.sh against a gcloud that pretends."""
 
-import subprocess
 import sys
-import time
 
 import pytest
 from launching import ENVIRONMENT, LAUNCH, PROGRAM, REQUIRED
+from small_run import started, wait_until
 
 GCLOUD = """#!{python}
 import signal, sys, time
@@ -42,18 +41,17 @@ elif verb == "run":
 
 @pytest.fixture
 def pod(tools, tmp_path):
-    """Starts tpu_vm.sh with a gcloud that says what it is told: states, codes -> process."""
+    """Starts tpu_vm.sh with a gcloud that says what it is told: states, codes -> `started`."""
     path = tools("gcloud", GCLOUD.format(python=sys.executable, folder=str(tmp_path)))
 
     def start(states, codes, *options):
         (tmp_path / "states").write_text(states)
         (tmp_path / "codes").write_text(codes)
         (tmp_path / "calls").touch()
-        return subprocess.Popen(
+        return started(
             [LAUNCH / "tpu_vm.sh", *REQUIRED["tpu_vm"], "--poll=0", *options, "--", *PROGRAM],
+            tmp_path / "log",
             env=ENVIRONMENT | {"PATH": path, "TMPDIR": str(tmp_path)},
-            stderr=subprocess.PIPE,
-            text=True,
         )
 
     start.calls = lambda: (tmp_path / "calls").read_text().split()
@@ -91,18 +89,15 @@ def pod(tools, tmp_path):
     ],
 )
 def test_tpu_vm_runs(pod, states, codes, options, code, calls):
-    process = pod(states, codes, *options)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+    with pod(states, codes, *options) as process:
+        assert process.wait(timeout=60) == code
     assert pod.calls() == calls.split()
 
 
-def test_tpu_vm_stops_the_program(pod):
-    process = pod("READY", "stop")
-    while "run" not in pod.calls():
-        time.sleep(0.05)
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "the program writes a checkpoint" in err
+def test_tpu_vm_stops_the_program(pod, tmp_path):
+    with pod("READY", "stop") as process:
+        wait_until(lambda: "run" in pod.calls(), process)
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    assert "the program writes a checkpoint" in (tmp_path / "log").read_text()
     assert pod.calls() == ["describe", "scp", "ssh", "run", "stop"]

@@ -189,19 +189,13 @@ def test_a_damaged_checkpoint_is_kept(capsys, tmp_path):
     assert files(folder) == before
 
 
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
-        ([DIGITS, "--config.arch.name=beta"], "error: unknown arch.name 'beta'"),
-        (["--config=no/such.py"], "error: the config cannot be read ([Errno 2] No such file"),
-    ],
-)
-def test_a_real_command_has_no_traceback(tmp_path, argv, line):
-    command = [sys.executable, "-m", "drnas_jax.main", *argv, f"--workdir={tmp_path / 'run'}"]
+def test_a_real_command_has_no_traceback(tmp_path):
+    argv = [DIGITS, "--config.arch.name=beta", f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "drnas_jax.main", *argv]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith(line), done.stderr
+    assert done.stderr.startswith("error: unknown arch.name 'beta'"), done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
