@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from small_run import FIELDS, environment
-from test_resume import assert_same_bits, history
+from small_run import FIELDS, environment, started, wait_until
+from test_resume import assert_same_bits
 
 from drnas_jax import evaluate, load_genotype
 from drnas_jax.config import from_config_dict
@@ -25,9 +25,9 @@ def command(workdir, *more):
     return [sys.executable, "-m", "drnas_jax.main", *flags]
 
 
-def run(workdir, *more):
+def run(command):
     done = subprocess.run(
-        command(workdir, *more),
+        command,
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -42,7 +42,7 @@ def run(workdir, *more):
 def whole(tmp_path_factory):
     """The workdir of an undisturbed run of all phases."""
     workdir = tmp_path_factory.mktemp("whole")
-    run(workdir)
+    run(command(workdir))
     return workdir
 
 
@@ -79,31 +79,19 @@ def test_files_of_a_run(whole):
 
 
 def test_killed_and_run_again(whole, tmp_path):
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(tmp_path), cwd=ROOT, env=environment(), **quiet)
-    deadline = time.monotonic() + 300
-    while not read_history(tmp_path / "search/history.jsonl"):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "search/genotype.json").exists()
-    run(tmp_path)
+    workdir = tmp_path / "run"
+    killed = started(command(workdir), tmp_path / "log", cwd=ROOT, env=environment())
+    with killed as process:
+        wait_until(lambda: read_history(workdir / "search/history.jsonl"), process)
+    assert process.returncode == -signal.SIGKILL
+    assert not (workdir / "search/genotype.json").exists()
+    run(command(workdir))
     for phase in PHASES:
-        assert_same_bits(tmp_path / phase, whole / phase)
-    results = [json.loads((workdir / "result.json").read_text()) for workdir in (tmp_path, whole)]
+        assert_same_bits(workdir / phase, whole / phase)
+    results = [json.loads((path / "result.json").read_text()) for path in (workdir, whole)]
     for result in results:
         assert result.pop("search_seconds") > 0 and result.pop("retrain_seconds") > 0
     assert results[0] == results[1]
-
-
-def test_run_again_when_all_is_done(whole):
-    before = [history(whole / phase) for phase in PHASES], (whole / "result.json").read_text()
-    run(whole)
-    assert before == (
-        [history(whole / phase) for phase in PHASES],
-        (whole / "result.json").read_text(),
-    )
 
 
 def test_checkpoint_and_genotype_from_elsewhere(whole, tmp_path):
@@ -111,23 +99,26 @@ def test_checkpoint_and_genotype_from_elsewhere(whole, tmp_path):
 
     config = digits.get_config()
     config.update_from_flattened_dict(FIELDS)
-    config.retrain.batch_size = 56  # another batch, on all simulated devices: same accuracy
+    config.retrain.batch_size = 56  # another batch, on all simulated devices
     config.checkpoint = str(whole / "retrain/checkpoints")
     result = json.loads((whole / "result.json").read_text())
     other = evaluate(from_config_dict(config), tmp_path, Display(quiet=True))
-    assert other["test_accuracy"] == result["test_accuracy"]
+    # Sums in another order may turn one of the 360 images, where two classes are as likely.
+    assert other["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=1.5 / 360)
     assert other["params"] == result["params"]
     assert other["search_seconds"] is None
     genotype = load_genotype(whole / "search/genotype.json")
     assert dataclasses.asdict(genotype)["space"] == "nasbench201"
 
 
-def test_a_given_genotype_is_retrained_as_in_its_own_run(whole, tmp_path):
-    genotype = f"--config.genotype={whole / 'search/genotype.json'}"
-    run(tmp_path, "--phases=retrain,evaluate", genotype)
-    assert_same_bits(tmp_path / "retrain", whole / "retrain")
-    assert not (tmp_path / "search").exists()
-    ours, theirs = (json.loads((path / "result.json").read_text()) for path in (tmp_path, whole))
-    assert ours["search_seconds"] is None
-    for name in ("genotype", "params", "macs", "test_accuracy", "test_top5", "seed"):
-        assert ours[name] == theirs[name]
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10", "imagenet"])
+def test_recipes_of_the_darts_space(name, shared, tmp_path):
+    flags = (f"--config=configs/{name}.py:smoke", f"--config.data.dir={shared / 'tfds'}")
+    run([sys.executable, "-m", "drnas_jax.main", *flags, f"--workdir={tmp_path}"])
+    for phase in PHASES:
+        assert [line["epoch"] for line in read_history(tmp_path / phase / "history.jsonl")] == [
+            1,
+            2,
+        ]
+    assert json.loads((tmp_path / "result.json").read_text())["genotype"]["space"] == "darts"

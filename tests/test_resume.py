@@ -72,7 +72,7 @@ class Crashing(Listener):
 def config(monkeypatch):
     """The digits' config, and a display that hears of every step."""
     monkeypatch.setattr(loop, "_REPORT_EVERY", 0.0)
-    # Traced once for all the calls below; test_end_to_end.py resumes in new processes.
+    # Traced once for all the calls below; test_end_to_end.py goes on in a new process.
     for owner, name in (
         (Problem, "step_program"),
         (Problem, "validation_program"),
@@ -176,6 +176,19 @@ def test_stopped_and_resumed(config, on_devices, devices, tmp_path):
     retrain(config, pieces, quiet)
     assert_same_bits(pieces / "retrain", whole / "retrain")
 
+    # When all is done, another time adds nothing.
+    assert search(config, pieces, quiet).genotype == expected
+    assert retrain(config, pieces, quiet).steps == 4 * STEPS
+    for phase in ("search", "retrain"):
+        assert_same_bits(pieces / phase, whole / phase)
+
+    # The genotype alone, retrained elsewhere.
+    config.genotype, other = str(whole / "search/genotype.json"), tmp_path / "other"
+    retrain(config, other, quiet)
+    assert_same_bits(other / "retrain", whole / "retrain")
+    assert evaluate(config, other, quiet)["search_seconds"] is None
+    assert not (other / "search").exists()
+
 
 def steps_kept(directory):
     return sorted(int(path.name) for path in (directory / "checkpoints").iterdir())
@@ -230,13 +243,14 @@ def test_goes_on_with_other_devices(config, on_devices, tmp_path):
 def test_candidates_and_what_is_measured_beside(tmp_path, config, on_devices, monkeypatch, hessian):
     """The best candidate is the result; what is measured beside leaves the search as it is."""
     on_devices(1)
-    judge, close, events = Probe.accuracies, Reader.close, []
+    judge, close, events, judged = Probe.accuracies, Reader.close, [], {}
 
     def judging(*args):
         with pytest.raises(UserError, match="another run"), alone(tmp_path / "alone/search"):
             raise AssertionError
         found = judge(*args)
         events.append("judged")
+        judged.update(zip(args[2], found, strict=True))
         return found
 
     def closing(reader):
@@ -257,6 +271,7 @@ def test_candidates_and_what_is_measured_beside(tmp_path, config, on_devices, mo
         patch.setattr(Reader, "close", closing)
         plain = search(config, tmp_path / "alone", display := Listener())
     assert events[-2:] == ["judged", "closed"]
+    assert judged[plain.genotype] == max(judged.values()) > min(judged.values())
     config.update_from_flattened_dict({"search.ranked_cells": 5, "search.hessian_batches": hessian})
     beside = search(config, tmp_path / "beside", Display(quiet=True))
     assert plain.genotype == beside.genotype
