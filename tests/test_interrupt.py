@@ -22,7 +22,7 @@ def send(signum):
     os.kill(os.getpid(), signum)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_noted(signum):
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted) as stop, Interrupt() as interrupt:
@@ -32,6 +32,16 @@ def test_a_signal_is_noted(signum):
         assert signal.getsignal(signum) != before
     assert stop.value.signum == signum  # since nobody else has raised it
     assert signal.getsignal(signum) == before
+
+
+def test_what_nohup_ignores_stays_so():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            send(signal.SIGHUP)
+            assert interrupt.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_where_it_is_suspended_a_signal_does_what_it_did_before():

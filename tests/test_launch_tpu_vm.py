@@ -29,7 +29,10 @@ def next_of(name):
     return first
 
 
-if verb == "describe":
+if verb == "delete" and (folder / "fail").exists():
+    (folder / "fail").unlink()
+    sys.exit(1)
+elif verb == "describe":
     print(next_of("states"))
 elif verb == "run":
     code = next_of("codes")
@@ -92,6 +95,21 @@ def test_tpu_vm_runs(pod, states, codes, options, code, calls):
     with pod(states, codes, *options) as process:
         assert process.wait(timeout=60) == code
     assert pod.calls() == calls.split()
+
+
+def test_a_tpu_that_cannot_be_deleted_at_once(pod, tmp_path):
+    (tmp_path / "fail").touch()
+    with pod("PREEMPTED PREEMPTED NONE READY", "0") as process:
+        assert process.wait(timeout=60) == 0
+    calls = "describe delete describe delete describe create describe scp ssh run"
+    assert pod.calls() == calls.split()
+
+
+def test_a_checkout_that_cannot_be_packed(pod, tmp_path):
+    (tmp_path / "drnas_jax-pod.tgz").mkdir()
+    with pod("READY", "", "--delete") as process:
+        assert process.wait(timeout=60) == 2
+    assert pod.calls() == ["describe", "delete"]
 
 
 def test_tpu_vm_stops_the_program(pod, tmp_path):

@@ -1,5 +1,6 @@
 """The same seed gives the same bits, whether or not the run was interrupted."""
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from small_run import FIELDS
 
-from drnas_jax import evaluate, loop, retrain, search, sharding
+from drnas_jax import data, evaluate, loop, retrain, search, sharding
 from drnas_jax.checkpoint import ocp
+from drnas_jax.config import from_config_dict
 from drnas_jax.configs import digits
 from drnas_jax.errors import UserError
 from drnas_jax.feed import Reader
@@ -289,7 +291,7 @@ def test_candidates_and_what_is_measured_beside(tmp_path, config, on_devices, mo
             assert np.isfinite(line["hessian"])
 
 
-def test_a_retraining_that_has_not_ended(config, on_devices, tmp_path):
+def test_a_retraining_that_has_not_ended(config, on_devices, monkeypatch, tmp_path):
     """It is not judged, and goes on with its own genotype alone."""
     on_devices(1)
     config.genotype = str(tmp_path / "cell.json")
@@ -297,6 +299,10 @@ def test_a_retraining_that_has_not_ended(config, on_devices, tmp_path):
     with pytest.raises(Interrupted):
         retrain(config, tmp_path / "run", Stopper(3, signal.SIGTERM))
     with pytest.raises(UserError, match="retraining has done 0 of 2 epochs: run it to its end"):
+        evaluate(config, tmp_path / "run", Listener())
+    others = dataclasses.replace(data.load(from_config_dict(config).data), fingerprint=1)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="is not the one of the"):
+        patch.setattr(data, "load", lambda config: others)
         evaluate(config, tmp_path / "run", Listener())
     assert not (tmp_path / "run/result.json").exists()
     save(config.genotype, cell_of("nor_conv_3x3"), {})
