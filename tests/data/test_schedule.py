@@ -1,5 +1,6 @@
 """Schedules: against a plain enumeration of all their batches."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -44,7 +45,7 @@ def enumerated(schedule):
         for start in range(0, len(schedule.held), size):
             numbers = list(schedule.held[start : start + size])
             weight = [1] * len(numbers) + [0] * (size - len(numbers))
-            numbers += [schedule.held[0]] * (size - len(numbers))
+            numbers += itertools.islice(itertools.cycle(schedule.held), size - len(numbers))
             yield epoch, schedule.steps, "test", numbers, weight, "", 0
 
 
