@@ -111,7 +111,7 @@ def test_imagenet_need_not_be_there():
 
 def test_a_missing_compiler_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "drnas_jax[tpu]" in refused(capsys, "--config=configs/digits.py")
+    assert "pip install -e '.[tpu]'" in refused(capsys, "--config=configs/digits.py")
 
 
 def test_an_unknown_stage(capsys):
