@@ -57,6 +57,8 @@ def write_report(
         paths = [path for given in workdirs for path in of_each_seed(Path(given).absolute())]
         root = os.path.commonpath([path.parent for path in paths])
         text = render([read_run(path, os.path.relpath(path, root)) for path in paths])
+    except UserError:
+        raise
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         given = ", ".join(map(str, workdirs))
         raise UserError(
