@@ -104,7 +104,7 @@ def test_checkpoint_and_genotype_from_elsewhere(whole, tmp_path):
     result = json.loads((whole / "result.json").read_text())
     other = evaluate(from_config_dict(config), tmp_path, Display(quiet=True))
     # Sums in another order may turn one of the 360 images, where two classes are as likely.
-    assert other["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=1.5 / 360)
+    assert other["test_accuracy"] == result["test_accuracy"]
     assert other["params"] == result["params"]
     assert other["search_seconds"] is None
     genotype = load_genotype(whole / "search/genotype.json")
