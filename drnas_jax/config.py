@@ -161,8 +161,8 @@ class Config:
         return [dataclasses.replace(self, seed=seed, seeds=1) for seed in seeds]
 
 
-# Where things lie, what is evaluated, how the work is done: a run may go on with others of these,
-# since its result stays the same.
+# Where things lie and how the work is done, which leaves a run's result as it is, and what else is
+# evaluated in its workdir: it may go on with others of these.
 FREE = ("data.dir", "data.workers", "nasbench201.table", "checkpoint", "checkpoint_steps")
 
 
@@ -280,7 +280,7 @@ def _check(config: Config) -> None:
     for name, value in _leaves(dataclasses.asdict(config)):
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float):
-                _check_positive(name, number)
+                _check_not_negative(name, number)
     _check_stages(search)
 
 
@@ -315,7 +315,10 @@ def _check_search(search: SearchConfig) -> None:
     if not search.candidate_batches and (search.candidates or search.ranked_cells):
         raise UserError("search.candidate_batches is 0: cells are judged on at least 1 batch")
     if not 0 < search.train_fraction < 1:
-        raise UserError(f"search.train_fraction is {search.train_fraction}: expected between 0, 1")
+        raise UserError(
+            f"search.train_fraction is {search.train_fraction}: expected more than 0 and less "
+            "than 1"
+        )
     if search.train_fraction + search.alpha_fraction > 1:
         raise UserError(
             f"search.train_fraction is {search.train_fraction} and search.alpha_fraction "
@@ -323,7 +326,7 @@ def _check_search(search: SearchConfig) -> None:
         )
 
 
-def _check_positive(name: str, number: float) -> None:
+def _check_not_negative(name: str, number: float) -> None:
     if not number >= 0 or number == float("inf"):
         raise UserError(f"config field {name} is {number}: expected a finite number, 0 or more")
 
@@ -339,9 +342,9 @@ def _check_stages(search: SearchConfig) -> None:
                 f"search.partial_channels[{i}] is K = {stage.partial_channels}, which does not "
                 f"divide search.channels = {search.channels}: choose a K that does"
             )
-    for field, rule in (("operations", "more"), ("partial_channels", "more")):
+    for field in ("operations", "partial_channels"):
         values = getattr(search, field)
         if list(values) != sorted(values, reverse=True):
             raise UserError(
-                f"search.{field} is {values}: a later stage cannot have {rule} than the one before"
+                f"search.{field} is {values}: a later stage cannot have more than the one before"
             )

@@ -46,7 +46,11 @@ def evaluate(
     """
     config = freeze(config)
     workdir = open_workdir(workdir, config)
-    directory = Path(config.checkpoint) if config.checkpoint else workdir / "retrain/checkpoints"
+    directory = (
+        Path(config.checkpoint).expanduser()
+        if config.checkpoint
+        else workdir / "retrain/checkpoints"
+    )
     if not directory.is_dir():
         raise UserError(
             f"there is no checkpoint to evaluate: {directory} does not exist; run the retrain "
@@ -76,7 +80,7 @@ def evaluate(
         "retrain_seconds": round(saved.metadata["seconds"], 1),
         "test_accuracy": test["accuracy"],
         "test_top5": test["top5"],
-        "nasbench201": true_accuracy(config, genotype),
+        "nasbench201": truth(config, genotype),
         "seed": config.seed,
     }
     from_primary(lambda: write_json(workdir / "result.json", result))
@@ -139,7 +143,7 @@ def score(
     return scores
 
 
-def true_accuracy(config: Config, genotype: Genotype) -> dict[str, Any] | None:
+def truth(config: Config, genotype: Genotype) -> dict[str, Any] | None:
     """What the NAS-Bench-201 table says of a genotype; None without a table, or elsewhere.
 
     Raises:
@@ -148,8 +152,7 @@ def true_accuracy(config: Config, genotype: Genotype) -> dict[str, Any] | None:
     path = nasbench201.locate(config.nasbench201.table, config.data.dir)
     if path is None or genotype.space != "nasbench201":
         return None
-    arch = spaces.find(genotype.space).describe(genotype)
-    return nasbench201.load(path).query(arch)
+    return nasbench201.load(path).query(genotype)
 
 
 def _network(
@@ -157,10 +160,11 @@ def _network(
     genotype: Genotype,
     dataset: Dataset | Stream,
     mesh: Mesh,
-    name: str,
+    kernels_name: str,
 ) -> tuple[nn.Module, Counts]:
-    """The network that a checkpoint is of, and how large it is."""
+    """The network that a checkpoint is of, without an auxiliary head, and how large it is."""
     space = spaces.find(genotype.space)
+    spaces.check_image(space, metadata["stem"], dataset.shape[:2])
     classes = metadata["classes"]
     if classes != dataset.num_classes:
         raise UserError(
@@ -168,14 +172,12 @@ def _network(
             f"{dataset.num_classes}: set data.name to what it was trained on"
         )
 
-    def build(auxiliary: bool, chosen: kernels.Kernels) -> nn.Module:
+    def build(chosen: kernels.Kernels) -> nn.Module:
         shape = (metadata["channels"], metadata["cells"], classes, metadata["stem"])
-        return space.network(genotype, *shape, auxiliary, chosen, None)
+        return space.network(genotype, *shape, False, chosen, None)
 
-    chosen = kernels.choose(name, sharding.platform(mesh))
-    network = build(metadata["auxiliary"], chosen)
-    # The auxiliary head is for training, so it does not count.
-    return network, count_network(build(False, kernels.PLAIN), dataset.shape)
+    network = build(kernels.choose(kernels_name, sharding.platform(mesh)))
+    return network, count_network(build(kernels.PLAIN), dataset.shape)
 
 
 def _show(display: Display, result: Mapping[str, Any], file: Path) -> None:

@@ -151,6 +151,7 @@ def load_genotype(path_or_name: str | os.PathLike[str]) -> Genotype:
     name = os.fspath(path_or_name)
     if name in PUBLISHED:
         return PUBLISHED[name]
+    name = os.path.expanduser(name)
     if not os.path.isfile(name):
         raise UserError(
             f"genotype {reprlib.repr(name)} is neither a file nor a published cell: give a "

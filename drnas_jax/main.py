@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from absl import flags, logging
 
-from drnas_jax import distributed
+from drnas_jax import distributed, spaces
 from drnas_jax.benchmarks import nasbench201
 from drnas_jax.config import Config
 from drnas_jax.distributed import from_primary, is_primary
@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     logging.set_verbosity(logging.ERROR)
     try:
-        config, phases, workdir = _command_line(sys.argv if argv is None else argv)
+        config, phases, given = _command_line(sys.argv if argv is None else argv)
         use_compilation_cache()
-        open_workdir(workdir, config)
+        workdir = open_workdir(given, config)
         with exit_at_once(), Display(quiet=not is_primary()) as display:
-            _run(config, phases, Path(workdir), display)
+            _run(config, phases, workdir, display)
     except UserError as error:
         return _end(2, f"error: {error}")
     except ConnectionError as error:
@@ -60,7 +60,6 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
     for run, directory in zip(runs, workdirs, strict=True):
         if len(runs) > 1:
             display.message(f"seed {run.seed}: {directory}")
-            open_workdir(directory, run)
         for phase in phases:
             PHASES[phase](run, directory, display)
 
@@ -116,7 +115,9 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
 
 
 def _check_phases(config: Config, phases: Sequence[str]) -> None:
-    """Raises UserError where a phase would be run whose result the config does without."""
+    """Raises UserError where a phase would be for nothing, or the retraining bound to fail."""
+    if "retrain" in phases:
+        spaces.check_retraining(config)
     for field, value, idle, needed in (
         ("genotype", config.genotype, "search", "retrain,evaluate"),
         ("checkpoint", config.checkpoint, "retrain", "evaluate"),

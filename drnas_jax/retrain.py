@@ -205,6 +205,8 @@ class Retraining:
         self.mesh = sharding.make_mesh()
         sharding.check_batch(part.batch_size, self.mesh, "retrain.batch_size")
         space = spaces.find(config.space)
+        spaces.check_genotype(genotype, config.space)
+        spaces.check_retraining(config)
         self.dataset = dataset or data.load(config.data)
         spaces.check_image(space, config.stem, self.dataset.shape[:2])
         count = self.dataset.count
@@ -323,11 +325,9 @@ class Retraining:
         """See Phase.metadata."""
         part = self.config.retrain
         return {
-            "space": self.config.space,
             "genotype": to_json(self.genotype, {}),
             "channels": self.channels,
             "cells": part.cells,
             "classes": self.dataset.num_classes,
             "stem": self.config.stem,
-            "auxiliary": part.auxiliary_weight > 0,
         }

@@ -131,6 +131,7 @@ def _darts_supernet(state: State, cells: int, classes: int, masks: Masks | None)
 
 def _darts_network(state: State, cells: int, classes: int, genotype: Genotype) -> Imported:
     channels, stem = _darts_shape(state, cells)
+    spaces.check_genotype(genotype, "darts")
     auxiliary = "auxiliary_head.classifier.weight" in state
     module = darts.network(genotype, channels, cells, classes, stem, auxiliary, _kernels(), None)
     edges = dict(darts.network_edges(genotype))

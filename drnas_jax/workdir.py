@@ -32,7 +32,7 @@ def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
             f"--workdir is {os.fspath(workdir)!r}, but a run writes files: mount the bucket and "
             "give the path where it lies (docs/scaling.md)"
         )
-    directory = Path(workdir)
+    directory = Path(workdir).expanduser()
     from_primary(lambda: _open(directory, config))
     if not (directory / "config.json").exists():
         raise UserError(

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drnas_jax.errors import UserError, check_choice
 from drnas_jax.genotype import Genotype
 from drnas_jax.nn import norm
 from drnas_jax.nn.banks import CONV_CHANNEL_AXES, Bank, Mode, Recorder, Weight, channel_shuffle
@@ -27,6 +26,7 @@ LAYERS = 3
 EDGES = {"chain": tuple(f"{layer + 1}<-{layer}" for layer in range(LAYERS))}
 CHANNEL_AXES = {name: CONV_CHANNEL_AXES for name in FILTER_SIZES}
 STEMS = {"cifar": 2}
+RETRAIN_FIELDS = ()  # no auxiliary head, and no path is dropped
 
 
 def has_row(cell_type: str, edge: int, primitive: str) -> bool:
@@ -156,7 +156,7 @@ class Network(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool, drop_path: jax.Array | float = 0.0
     ) -> tuple[jax.Array, None]:
-        """x [b, h, w, c] -> logits [b, classes], None: there is no auxiliary head."""
+        """x [b, h, w, c] -> logits [b, classes], None."""
         del drop_path
         model = Model(self.structure, self.kernels, True, self.axis_name, name="model")
         return model(x, {"chain": jnp.ones((LAYERS, 1))}, train), None
@@ -178,11 +178,7 @@ def network(
     axis_name: str | None,
 ) -> nn.Module:
     """See Space.network."""
-    check_choice("stem", stem, STEMS)
-    if genotype.space != "chain":
-        raise UserError(f"the genotype is of the space {genotype.space!r}: expected 'chain'")
-    if auxiliary:
-        raise UserError("chains have no auxiliary head: set retrain.auxiliary_weight to 0")
+    del auxiliary
     kept = tuple((name,) for ((name, _),) in genotype.cell("chain"))
     structure = Structure(channels, cells, classes, 1, (("chain", kept),), stem)
     return Network(structure, kernels, axis_name)

@@ -131,9 +131,15 @@ def test_numbers_lists_and_scalars_become_what_the_field_is():
         (dict(search__momentum=1.0), "config field search.momentum is 1.0: expected less than 1"),
         (dict(retrain__momentum=1.5), "config field retrain.momentum is 1.5: expected less than 1"),
         (dict(retrain__label_smoothing=1.0), "retrain.label_smoothing is 1.0: expected less than"),
-        (dict(search__train_fraction=0.0), "search.train_fraction is 0.0: expected between 0, 1"),
+        (
+            dict(search__train_fraction=0.0),
+            "search.train_fraction is 0.0: expected more than 0 and less than 1",
+        ),
         (dict(search__candidates=9, search__candidate_batches=0), "search.candidate_batches is 0"),
-        (dict(search__train_fraction=1), "search.train_fraction is 1.0: expected between 0, 1"),
+        (
+            dict(search__train_fraction=1),
+            "search.train_fraction is 1.0: expected more than 0 and less than 1",
+        ),
         (
             dict(search__alpha_fraction=0.6),
             "search.alpha_fraction 0.6: together they are more than",

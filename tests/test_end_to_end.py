@@ -13,6 +13,7 @@ from test_resume import assert_same_bits
 
 from drnas_jax import evaluate, load_genotype
 from drnas_jax.config import from_config_dict
+from drnas_jax.errors import UserError
 from drnas_jax.metrics import Display, read_history
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +108,9 @@ def test_checkpoint_and_genotype_from_elsewhere(whole, tmp_path):
     assert other["test_accuracy"] == result["test_accuracy"]
     assert other["params"] == result["params"]
     assert other["search_seconds"] is None
+    config.data.image_size = 10
+    with pytest.raises(UserError, match="10x10 pixels, and their sides must be divisible by 4"):
+        evaluate(from_config_dict(config), tmp_path / "other", Display(quiet=True))
     genotype = load_genotype(whole / "search/genotype.json")
     assert dataclasses.asdict(genotype)["space"] == "nasbench201"
 

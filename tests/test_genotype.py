@@ -175,12 +175,14 @@ def test_cell_by_type():
         PUBLISHED["darts_v2"].cell("cell")
 
 
-def test_save_and_load(tmp_path):
+def test_save_and_load(tmp_path, monkeypatch):
     path = tmp_path / "genotype.json"
     path.write_text("an older file")
     save(path, NASBENCH201, {"seed": 3, "wörkdir": "runs/x"})
     assert load_genotype(path) == NASBENCH201
     assert load_genotype(str(path)) == NASBENCH201
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_genotype("~/genotype.json") == NASBENCH201
     assert json.loads(path.read_text()) == {
         "version": 1,
         "space": "nasbench201",

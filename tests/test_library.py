@@ -26,7 +26,7 @@ def test_the_modules_of_the_same_names_are_there_too():
         module = importlib.import_module(f"drnas_jax.{name}")
         assert isinstance(module, types.ModuleType)
         assert module.__name__ == f"drnas_jax.{name}"
-    from drnas_jax.evaluate import true_accuracy  # noqa: F401
+    from drnas_jax.evaluate import truth  # noqa: F401
     from drnas_jax.retrain import retrain_step  # noqa: F401
     from drnas_jax.search.step import search_step  # noqa: F401
 

@@ -13,6 +13,7 @@ import pytest
 from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.genotype import Genotype, save
 from drnas_jax.main import PHASES, main
+from drnas_jax.workdir import open_workdir
 
 DIGITS = "--config=configs/digits.py:smoke"
 CELL = Genotype(
@@ -76,6 +77,8 @@ def refused(capsys, *argv):
         ([DIGITS, "--config.data.image_size=10"], ["10x10", "4"]),
         ([DIGITS, "--config.genotype=random"], ["'random'", "--phases=retrain,evaluate"]),
         ([DIGITS, "--config.checkpoint=x", "--phases=retrain"], ["'x'", "--phases=evaluate"]),
+        ([DIGITS, "--config.retrain.drop_path=0.3"], ["drop_path is 0.3", "nasbench201", "to 0"]),
+        ([DIGITS, "--config.retrain.auxiliary_weight=0.4"], ["auxiliary_weight is 0.4", "to 0"]),
         ([DIGITS, "--config.search.lr_warmup_epochs=4"], ["lr_warmup_epochs is 4", "4 epochs"]),
         ([DIGITS, "--config.genotype=no/such.json", "--phases=retrain"], ["no/such.json"]),
         ([DIGITS, "--config.genotype=drnas_cifar10", "--phases=retrain"], ["'darts'"]),
@@ -143,7 +146,7 @@ def test_several_seeds(tmp_path, monkeypatch):
     called = []
 
     def phase(config, workdir, display):
-        called.append((config.seed, config.seeds, workdir))
+        called.append((config.seed, config.seeds, open_workdir(workdir, config)))
 
     for name in ("search", "retrain"):
         monkeypatch.setitem(PHASES, name, phase)
@@ -155,6 +158,13 @@ def test_several_seeds(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "seed6/config.json").read_text())["config"]
     assert (found["seed"], found["seeds"]) == (6, 1)
     assert main([*argv[:-1], "--config.seeds=3"]) == 2  # another run's directory
+
+
+def test_a_workdir_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("drnas_jax.main.PHASES", dict.fromkeys(PHASES, lambda *_: None))
+    assert main(["", DIGITS, "--workdir=~/run", "--phases=search"]) == 0
+    assert {path.name for path in tmp_path.glob("run/*")} == {"config.json", "report.html"}
 
 
 def test_workdir_in_the_place_of_a_file(capsys, tmp_path):

@@ -6,6 +6,7 @@ from typing import cast
 import numpy as np
 
 from drnas_jax import lookup
+from drnas_jax.config import Config
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.genotype import Genotype
 from drnas_jax.spaces.base import Space, Structure, all_operations
@@ -14,7 +15,9 @@ __all__ = [
     "Space",
     "Structure",
     "all_operations",
+    "check_genotype",
     "check_image",
+    "check_retraining",
     "find",
     "names",
     "random_genotype",
@@ -43,6 +46,30 @@ def check_image(space: Space, stem: str, size: tuple[int, int]) -> None:
             f"the images are {size[0]}x{size[1]} pixels, and their sides must be divisible by "
             f"{space.STEMS[stem]}: set data.image_size"
         )
+
+
+def check_genotype(genotype: Genotype, name: str) -> None:
+    """Raises UserError unless the genotype is of the named space."""
+    if genotype.space != name:
+        raise UserError(
+            f"the genotype is of the space {genotype.space!r}: expected {name!r}; "
+            f"set --config.space={genotype.space} or take another genotype"
+        )
+
+
+def check_retraining(config: Config) -> None:
+    """Raises UserError if networks of the config's space lack what `config.retrain` asks for."""
+    known = find(config.space).RETRAIN_FIELDS
+    for field, what in (
+        ("auxiliary_weight", "have no auxiliary head"),
+        ("drop_path", "drop no path"),
+    ):
+        value = getattr(config.retrain, field)
+        if value and field not in known:
+            raise UserError(
+                f"retrain.{field} is {value}, but networks of the space {config.space} {what}: "
+                "set it to 0"
+            )
 
 
 def random_genotype(name: str, seed: int) -> Genotype:

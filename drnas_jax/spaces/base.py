@@ -59,12 +59,15 @@ class Space(Protocol):
         (see `drnas_jax.nn.banks.CONV_CHANNEL_AXES`).
       STEMS: the kinds of first layers, with what a side of the image is divided by on its way
         through such a network.
+      RETRAIN_FIELDS: out of 'auxiliary_weight' and 'drop_path' of a config's `retrain`, what
+        networks of the space can do.
     """
 
     PRIMITIVES: tuple[str, ...]
     EDGES: Mapping[str, tuple[str, ...]]
     CHANNEL_AXES: Mapping[str, Mapping[str, Mapping[int, str]]]
     STEMS: Mapping[str, int]
+    RETRAIN_FIELDS: tuple[str, ...]
 
     def has_row(self, cell_type: str, edge: int, primitive: str) -> bool:
         """Whether a primitive of CHANNEL_AXES has a row in its bank for an edge that keeps it."""

@@ -41,6 +41,7 @@ _NAMES = tuple(f"{INPUTS + node}<-{source}" for node, source in PAIRS)
 EDGES = {"normal": _NAMES, "reduce": _NAMES}
 CHANNEL_AXES = {name: channel_axes(name) for name in PRIMITIVES}
 STEMS = {"cifar": 4, "imagenet": 32}
+RETRAIN_FIELDS = ("auxiliary_weight", "drop_path")
 
 
 def has_row(cell_type: str, edge: int, primitive: str) -> bool:
@@ -108,13 +109,8 @@ def network_edges(genotype: Genotype) -> Edges:
     """The edges of a genotype's cells.
 
     Raises:
-      UserError: it is of another space, or has other nodes, operations or edges.
+      UserError: it has other cells, nodes, operations or edges.
     """
-    if genotype.space != "darts":
-        raise UserError(
-            f"the genotype is of the space {genotype.space!r}: expected 'darts'; "
-            f"set --config.space={genotype.space} or take another genotype"
-        )
     edges = []
     for cell_type in EDGES:
         cell = genotype.cell(cell_type)
@@ -315,7 +311,7 @@ def supernet(structure: Structure, kernels: Kernels, axis_name: str | None) -> n
     """See Space.supernet.
 
     Raises:
-      UserError: the stem is unknown, or does not go with the channels.
+      UserError: the stem does not go with the channels.
     """
     _check_stem(structure.stem, structure.channels)
     return Supernet(structure, kernels, axis_name)
@@ -334,8 +330,7 @@ def network(
     """See Space.network.
 
     Raises:
-      UserError: the genotype is of another space, or the stem is unknown or does not go with the
-        channels.
+      UserError: the genotype has other edges, or the stem does not go with the channels.
     """
     _check_stem(stem, channels)
     network_edges(genotype)
@@ -343,9 +338,11 @@ def network(
 
 
 def _check_stem(stem: str, channels: int) -> None:
-    check_choice("stem", stem, STEMS)
     if stem == "imagenet" and channels % 2:
-        raise UserError(f"the ImageNet stem needs an even number of channels, not {channels}")
+        raise UserError(
+            f"the ImageNet stem needs an even number of channels, not {channels}: set "
+            "search.channels and retrain.channels to even numbers"
+        )
 
 
 def derive(strength: Mapping[str, np.ndarray], structure: Structure) -> Genotype:

@@ -281,7 +281,7 @@ def cell_with(node):
 @pytest.mark.parametrize(
     ("genotype", "message"),
     [
-        (Genotype("nasbench201", (("cell", ((("none", 0),),)),)), "space 'nasbench201'"),
+        (Genotype("nasbench201", (("cell", ((("none", 0),),)),)), "no cell 'normal'"),
         (Genotype("darts", (("normal", ((("none", 0),),)),)), "has 4 nodes, and the normal cell 1"),
         (
             Genotype("darts", (("normal", ((("none", 0),),) * 4),)),

@@ -1,5 +1,6 @@
 """What every search space must do; a new file of drnas_jax/spaces is found by itself."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -105,6 +106,25 @@ def test_image_must_be_divisible(space):
 def test_unknown_stem(space):
     with pytest.raises(UserError, match=f"unknown stem 'leaf'.*{stem(space)}"):
         check_image(space, "leaf", (64, 64))
+
+
+def test_genotype_of_another_space(name):
+    genotype = spaces.random_genotype(name, 0)
+    spaces.check_genotype(genotype, name)
+    with pytest.raises(UserError, match=f"'{name}': expected 'other'; set --config.space={name}"):
+        spaces.check_genotype(genotype, "other")
+
+
+@pytest.mark.parametrize("field", ["auxiliary_weight", "drop_path"])
+def test_retraining_asks_for_what_the_networks_have(name, space, field):
+    values = base.get_config()
+    values.space = name
+    spaces.check_retraining(from_config_dict(values))
+    values.retrain[field] = 0.25
+    with contextlib.ExitStack() as stack:
+        if field not in space.RETRAIN_FIELDS:
+            stack.enter_context(pytest.raises(UserError, match=f"retrain.{field} is 0.25, but"))
+        spaces.check_retraining(from_config_dict(values))
 
 
 def random_mix(structure, rng):
