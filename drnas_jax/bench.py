@@ -94,7 +94,7 @@ def step_case(config: Config, stage: int) -> Case:
     state = sharding.run_once(functools.partial(problem.init, structure), problem.mesh, config.seed)
     for number in range(1, stage):
         state, structure = advance(
-            problem.space, state, structure, stages[number], config.seed + number
+            problem.space, state, structure, config.search, number, config.seed
         )
     state = sharding.replicate(state, problem.mesh)
     program = problem.step_program(structure, frozen=False)
@@ -141,7 +141,7 @@ def bench_input(config: Config, steps: int) -> dict[str, Any]:
     if isinstance(dataset, Dataset):
         rate = _augmentation_rate(config, dataset, mesh, steps)
         return {"images_per_s": round(rate, 1), **_machine()}
-    workers = config.data.workers or cores()
+    workers = dataset.workers
     schedule = _schedule(config, dataset, 4 * workers + steps)
     turns = [
         (_stream_rate(dataset, schedule, mesh, warm=4 * workers), _plain_rate(dataset))

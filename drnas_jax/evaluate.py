@@ -20,10 +20,10 @@ from drnas_jax.counting import Counts, count_network
 from drnas_jax.data import Dataset, Schedule, Stream
 from drnas_jax.distributed import from_primary, is_primary
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import Genotype, from_json, to_json
-from drnas_jax.metrics import Display, write_json
+from drnas_jax.files import write_json
+from drnas_jax.genotype import Genotype, from_json, search_seconds, to_json
+from drnas_jax.metrics import Display
 from drnas_jax.nn import kernels
-from drnas_jax.search.controller import search_seconds
 from drnas_jax.workdir import open_workdir
 
 
@@ -73,7 +73,7 @@ def evaluate(
     searched = workdir / "search" / "genotype.json"
     own = not (config.genotype or config.checkpoint)
     result = {
-        "genotype": to_json(genotype, {}),
+        "genotype": to_json(genotype),
         "params": counts.parameters,
         "macs": counts.macs,
         "search_seconds": from_primary(lambda: search_seconds(searched)) if own else None,
@@ -134,8 +134,8 @@ def score(
     schedule = Schedule(
         batch_size=config.retrain.batch_size,
         seed=config.seed,
-        held=np.arange(dataset.test_count, dtype=np.int32),
-        held_split="test",
+        evaluated=np.arange(dataset.test_count, dtype=np.int32),
+        split="test",
     )
     with contextlib.closing(feed.Reader(dataset, schedule, mesh)) as reader:
         scores = loop.evaluate(program, variables, reader.raw, reader.evaluation())

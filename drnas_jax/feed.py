@@ -145,7 +145,7 @@ class Reader:
         self._whole = schedule.steps  # how many steps whole dispatches must make
         if isinstance(dataset, Dataset):
             self.skipped.update(dict.fromkeys(dataset.skipped))
-            arrays = dataset.split(schedule.held_split)
+            arrays = dataset.split(schedule.split)
             self.raw = sharding.place(Images(*arrays), mesh, REPLICATED)
         self._at = 0  # the request that the open iterator gives next
         self._open: Iterator[tuple[Any, Any]] | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drnas_jax.errors import UserError
-from drnas_jax.metrics import write_json
+from drnas_jax.files import read_json, write_json
 
 Pair = tuple[str, int]
 Node = tuple[Pair, ...]
@@ -68,7 +68,15 @@ class Genotype:
         raise UserError(f"the genotype has no cell {cell_type!r}: it has {types}")
 
 
-def to_json(genotype: Genotype, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def to_cells(genotype: Genotype) -> dict[str, Any]:
+    """A genotype's cells as plain values."""
+    return {
+        cell_type: [[list(pair) for pair in node] for node in cell]
+        for cell_type, cell in genotype.cells
+    }
+
+
+def to_json(genotype: Genotype, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Plain values for a genotype.json; `provenance` says, in plain values, where it is from.
 
     Raises:
@@ -77,11 +85,8 @@ def to_json(genotype: Genotype, provenance: Mapping[str, Any]) -> dict[str, Any]
     plain = {
         "version": VERSION,
         "space": genotype.space,
-        "cells": {
-            cell_type: [[list(pair) for pair in node] for node in cell]
-            for cell_type, cell in genotype.cells
-        },
-        "provenance": dict(provenance),
+        "cells": to_cells(genotype),
+        "provenance": dict(provenance or {}),
     }
     from_json(plain, "the genotype to be written")
     return plain
@@ -171,6 +176,17 @@ def load_genotype(path_or_name: str | os.PathLike[str]) -> Genotype:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not a genotype.json: {error}") from error
     return from_json(values, name)
+
+
+def search_seconds(path: str | os.PathLike[str]) -> float | None:
+    """How long the search took that wrote this genotype.json, or None if nothing says.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    provenance = (read_json(path) or {}).get("provenance")
+    seconds = provenance.get("search_seconds") if isinstance(provenance, dict) else None
+    return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def _fault(place: str, value: Any, expected: str) -> UserError:

@@ -14,8 +14,9 @@ from drnas_jax.checkpoint import Checkpoints, Saved
 from drnas_jax.distributed import Agreement, from_primary, total
 from drnas_jax.errors import UserError
 from drnas_jax.feed import Reader
+from drnas_jax.files import append_history, rewind_history
 from drnas_jax.interrupt import Interrupt, Interrupted
-from drnas_jax.metrics import Display, TensorBoard, append_history, rewind_history
+from drnas_jax.metrics import Display, TensorBoard
 from drnas_jax.sharding import platform, replicate
 
 _REPORT_EVERY = 0.5  # seconds; reading a loss waits for the device

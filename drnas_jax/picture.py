@@ -18,7 +18,7 @@ _CENTRED: dict[str, Any] = dict(ha="center", va="center", zorder=2)
 _INPUT_NAMES = {1: ("input",), 2: ("$c_{k-2}$", "$c_{k-1}$")}
 
 
-def draw(genotype: Genotype) -> str:
+def to_svg(genotype: Genotype) -> str:
     """SVG of all cells, one below the other: nodes from left to right, an arc for each edge.
 
     Works for every space; the same genotype gives the same text.

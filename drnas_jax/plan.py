@@ -195,11 +195,12 @@ def _lower(problem: Problem, raw: Any, stage: int) -> _Lowered:
     random = np.random.default_rng(config.seed)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     state = state.replace(
-        alpha={kind: random.normal(size=rows.shape) for kind, rows in state.alpha.items()}
+        alpha={name: random.normal(size=rows.shape) for name, rows in state.alpha.items()}
     )
     for number in range(1, stage):
-        target = config.search.stages[number]
-        state, structure = advance(problem.space, state, structure, target, config.seed + number)
+        state, structure = advance(
+            problem.space, state, structure, config.search, number, config.seed
+        )
     state = state.replace(alpha={k: v.astype(np.float32) for k, v in state.alpha.items()})
     everywhere = NamedSharding(mesh, REPLICATED)
     state, raw = jax.tree.map(

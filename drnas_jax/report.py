@@ -21,9 +21,9 @@ from drnas_jax.analysis.ranking import agreement
 from drnas_jax.benchmarks.nasbench201 import DATASETS
 from drnas_jax.config import differences
 from drnas_jax.errors import UserError
+from drnas_jax.files import write_text
 from drnas_jax.genotype import from_cells
-from drnas_jax.metrics import write_text
-from drnas_jax.picture import draw
+from drnas_jax.picture import to_svg
 from drnas_jax.runs import Run, of_each_seed, read_run
 
 _STYLE = """
@@ -147,7 +147,7 @@ def _cells(run: Run) -> str:
     if run.genotype is None:
         return ""
     words = spaces.find(run.genotype.space).describe(run.genotype)
-    svg = draw(run.genotype)
+    svg = to_svg(run.genotype)
     return _section(
         "The cell", svg[svg.index("<svg") :], f"<p><code>{html.escape(words)}</code></p>"
     )
@@ -174,9 +174,11 @@ def _concentrations(run: Run) -> str:
     if not run.search:
         return ""
     space, parts = spaces.find(run.config["space"]), []
-    for kind in run.search[0]["concentration"]:
-        figure = figures.concentrations(run.search, kind, space.EDGES[kind], space.PRIMITIVES)
-        parts += [f"<h3>{html.escape(kind)}</h3>", _plot(figure)]
+    for cell_type in run.search[0]["concentration"]:
+        figure = figures.concentrations(
+            run.search, cell_type, space.EDGES[cell_type], space.PRIMITIVES
+        )
+        parts += [f"<h3>{html.escape(cell_type)}</h3>", _plot(figure)]
     words = "Mean weight of every operation on every edge; the slider moves over the epochs."
     return _section("Mixing weights", _text(words), *parts)
 

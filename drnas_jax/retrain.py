@@ -77,7 +77,7 @@ def retrain(
     config = freeze(config)
     workdir = open_workdir(workdir, config)
     directory = workdir / "retrain"
-    genotype = from_json(from_primary(lambda: to_json(choose_genotype(config, workdir), {})), "")
+    genotype = from_json(from_primary(lambda: to_json(choose_genotype(config, workdir))), "")
     phase = Retraining(config, genotype, display or Display(quiet=not is_primary()))
     with alone(directory):
         state, progress = loop.run(phase, directory)
@@ -271,7 +271,7 @@ class Retraining:
         """See Phase.restore."""
 
         def like(metadata: Mapping[str, Any]) -> RetrainState:
-            if metadata["genotype"] != to_json(self.genotype, {}):
+            if metadata["genotype"] != to_json(self.genotype):
                 raise UserError(
                     "the retraining in this workdir was begun with another genotype: give that one "
                     "again, or take a new --workdir"
@@ -325,7 +325,7 @@ class Retraining:
         """See Phase.metadata."""
         part = self.config.retrain
         return {
-            "genotype": to_json(self.genotype, {}),
+            "genotype": to_json(self.genotype),
             "channels": self.channels,
             "cells": part.cells,
             "classes": self.dataset.num_classes,

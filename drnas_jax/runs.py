@@ -12,8 +12,8 @@ from drnas_jax.benchmarks import nasbench201
 from drnas_jax.benchmarks.nasbench201 import Table
 from drnas_jax.config import ArchConfig
 from drnas_jax.errors import UserError
+from drnas_jax.files import read_history, read_json
 from drnas_jax.genotype import Genotype, from_json, load_genotype
-from drnas_jax.metrics import read_history, read_json
 
 
 class Run(NamedTuple):

@@ -108,7 +108,9 @@ def from_torch(
 def _nasbench201_supernet(state: State, cells: int, classes: int, masks: Masks | None) -> Imported:
     channels, per_stage = len(_tensor(state, "stem.0.weight")), (cells - 2) // 3
     masks, operations = _kept(spaces.find("nasbench201"), masks)
-    structure = Structure(channels, per_stage, classes, _partial(state, channels), operations)
+    structure = Structure(
+        channels, per_stage, classes, _partial(state, channels), operations, "cifar"
+    )
     module = nasbench201.supernet(structure, _kernels(), None)
     links = nasbench201_links(per_stage, structure.kept("cell"))
     full = nasbench201_links(per_stage, (nasbench201.PRIMITIVES,) * len(nasbench201.PAIRS))
@@ -152,7 +154,10 @@ def _filled(
     for name in state:
         if name not in known and not _IGNORED.fullmatch(name):
             raise UserError(f"the state_dict holds {name!r}, which the inferred network has not")
-    mix = {kind: jnp.ones((len(mask), max(mask.sum(1)))) for kind, mask in (masks or {}).items()}
+    mix = {
+        cell_type: jnp.ones((len(mask), max(mask.sum(1))))
+        for cell_type, mask in (masks or {}).items()
+    }
     arguments = (jnp.zeros((1, side, side, 3)), *([mix] if masks else []), False)
     like = jax.eval_shape(lambda: module.init(jax.random.key(0), *arguments))
     return Imported(module, to_variables(links, state, like), links, masks)
@@ -185,22 +190,24 @@ def _partial(state: State, channels: int) -> int:
 
 def _kept(space: Space, masks: Masks | None) -> tuple[Masks, tuple[tuple[str, Operations], ...]]:
     """The masks (None: everything is kept), and the primitives that they keep."""
-    every = {kind: (len(edges), len(space.PRIMITIVES)) for kind, edges in space.EDGES.items()}
+    every = {
+        cell_type: (len(edges), len(space.PRIMITIVES)) for cell_type, edges in space.EDGES.items()
+    }
     if masks is None:
-        masks = {kind: np.ones(shape, bool) for kind, shape in every.items()}
-    if {kind: np.shape(mask) for kind, mask in masks.items()} != every:
+        masks = {cell_type: np.ones(shape, bool) for cell_type, shape in every.items()}
+    if {cell_type: np.shape(mask) for cell_type, mask in masks.items()} != every:
         raise UserError(f"the masks do not have the shapes {every}")
     if any(np.asarray(mask).dtype != bool for mask in masks.values()):
         raise UserError("the masks are not of bools")
     return masks, tuple(
         (
-            kind,
+            cell_type,
             tuple(
                 tuple(name for name, keep in zip(space.PRIMITIVES, row, strict=True) if keep)
-                for row in masks[kind]
+                for row in masks[cell_type]
             ),
         )
-        for kind in space.EDGES
+        for cell_type in space.EDGES
     )
 
 
@@ -243,9 +250,9 @@ def run(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     after = _running(state) | to_torch(imported.links, {"batch_stats": statistics}, state)
     out |= {f"g:{name}": value for name, value in gradients.items()}
     out |= {f"after:{name}": value for name, value in after.items()}
-    for kind, mask in (imported.masks or {}).items():
-        key = "grad_mix" if kind == "cell" else f"grad_mix_{kind}"
-        out[key] = _unselect(mix_gradient[kind], mask)
+    for cell_type, mask in (imported.masks or {}).items():
+        key = "grad_mix" if cell_type == "cell" else f"grad_mix_{cell_type}"
+        out[key] = _unselect(mix_gradient[cell_type], mask)
     return {name: np.asarray(value) for name, value in out.items()}
 
 
@@ -278,7 +285,7 @@ def _trained(module: nn.Module, variables: Any, mix: Mix, x: jax.Array, y: jax.A
 def _by_cell_type(values: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray] | None:
     """`mask` or `mix` of the one cell type of NAS-Bench-201, or of the two of DARTS."""
     keys = {"cell": what, "normal": f"{what}_normal", "reduce": f"{what}_reduce"}
-    found = {kind: values[key] for kind, key in keys.items() if key in values}
+    found = {cell_type: values[key] for cell_type, key in keys.items() if key in values}
     return found or None
 
 
@@ -286,12 +293,17 @@ def _select(mix: dict[str, np.ndarray] | None, masks: Masks | None) -> Mix:
     """The mixing weights of kept operations: by cell type [e, o]."""
     if masks is None:
         return {}
-    shapes = {kind: np.shape(mask) for kind, mask in masks.items()}
-    if mix is None or {kind: np.shape(weights) for kind, weights in mix.items()} != shapes:
+    shapes = {cell_type: np.shape(mask) for cell_type, mask in masks.items()}
+    if (
+        mix is None
+        or {cell_type: np.shape(weights) for cell_type, weights in mix.items()} != shapes
+    ):
         raise UserError(f"the mixing weights (mix, mix_normal, mix_reduce) must have {shapes}")
     return {
-        kind: jnp.asarray(np.take_along_axis(mix[kind], _columns(mask), axis=1), jnp.float32)
-        for kind, mask in masks.items()
+        cell_type: jnp.asarray(
+            np.take_along_axis(mix[cell_type], _columns(mask), axis=1), jnp.float32
+        )
+        for cell_type, mask in masks.items()
     }
 
 

@@ -184,9 +184,9 @@ def network(
     return Network(structure, kernels, axis_name)
 
 
-def derive(strength: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
+def derive(strength: Mapping[str, np.ndarray], operations: Mapping[str, Operations]) -> Genotype:
     """See Space.derive: every layer keeps its strongest operation."""
-    kept = structure.kept("chain")
+    kept = operations["chain"]
     best = [kept[layer][int(np.argmax(row))] for layer, row in enumerate(strength["chain"])]
     nodes = tuple(((name, layer),) for layer, name in enumerate(best))
     return Genotype("chain", (("chain", nodes),))

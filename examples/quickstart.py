@@ -9,7 +9,7 @@ import sys
 
 from drnas_jax import evaluate, retrain, search, spaces
 from drnas_jax.configs import digits
-from drnas_jax.metrics import read_history
+from drnas_jax.files import read_history
 
 
 def main(workdir: str) -> None:

@@ -14,7 +14,8 @@ from test_resume import assert_same_bits
 from drnas_jax import evaluate, load_genotype
 from drnas_jax.config import from_config_dict
 from drnas_jax.errors import UserError
-from drnas_jax.metrics import Display, read_history
+from drnas_jax.files import read_history
+from drnas_jax.metrics import Display
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("search", "retrain")

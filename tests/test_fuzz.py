@@ -14,8 +14,8 @@ from drnas_jax.benchmarks.nasbench201 import Table
 from drnas_jax.config import Config, from_config_dict, to_dict
 from drnas_jax.configs import base
 from drnas_jax.errors import UserError
+from drnas_jax.files import read_history
 from drnas_jax.flags import parse
-from drnas_jax.metrics import read_history
 from drnas_jax.spaces import nasbench201 as space
 from drnas_jax.torch_import import main as import_main
 

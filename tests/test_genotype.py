@@ -95,7 +95,7 @@ def test_nearly_a_genotype_is_refused_or_read(values):
         assert "\n" not in str(error)
         assert len(str(error)) < 500
     else:
-        assert from_json(to_json(genotype, {}), "again") == genotype
+        assert from_json(to_json(genotype), "again") == genotype
 
 
 @fuzz
@@ -210,7 +210,7 @@ def test_what_can_not_be_read_is_not_written(tmp_path):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_cells(name):
     genotype = load_genotype(name)
-    assert from_json(to_json(genotype, {}), name) == genotype
+    assert from_json(to_json(genotype), name) == genotype
     assert genotype.space == "darts"
     assert [cell_type for cell_type, _ in genotype.cells] == ["normal", "reduce"]
     for _, cell in genotype.cells:

@@ -11,9 +11,9 @@ from small_run import environment, started, wait_until
 from test_end_to_end import ROOT, command
 
 from drnas_jax import main as program
+from drnas_jax.files import read_history
 from drnas_jax.genotype import Genotype, save
 from drnas_jax.interrupt import Interrupt, Interrupted, exit_at_once
-from drnas_jax.metrics import read_history
 
 DIGITS = "--config=configs/digits.py:smoke"
 

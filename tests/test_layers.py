@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "drnas_jax"
 # not: arch, nn and data know nothing of search, search nothing of retraining.
 ROOMS = (
     ("compiler", "errors", "interrupt", "keys", "losses", "machine"),
-    ("config", "configs", "lookup", "metrics", "sharding", "counting"),
+    ("config", "configs", "files", "lookup", "metrics", "sharding", "counting"),
     ("distributed",),
     ("genotype", "workdir", "checkpoint", "optimise", "flags"),
     ("picture",),

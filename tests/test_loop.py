@@ -12,8 +12,9 @@ from flax import struct
 from drnas_jax import loop, losses
 from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.errors import UserError
+from drnas_jax.files import append_history, read_history
 from drnas_jax.interrupt import Interrupted
-from drnas_jax.metrics import Display, append_history, read_history
+from drnas_jax.metrics import Display
 from drnas_jax.sharding import make_mesh, replicate
 
 STEPS = 10

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from drnas_jax import metrics
+from drnas_jax import files, metrics
 from drnas_jax.errors import UserError
 
 LINES = [{"epoch": i, "loss": 0.5 * i, "genotype": "|é~0|"} for i in range(3)]
@@ -21,19 +21,19 @@ LINES = [{"epoch": i, "loss": 0.5 * i, "genotype": "|é~0|"} for i in range(3)]
 def history(tmp_path):
     path = tmp_path / "search" / "history.jsonl"
     for line in LINES:
-        metrics.append_history(path, line)
+        files.append_history(path, line)
     return path
 
 
 def test_history_is_a_json_object_a_line(history):
-    assert metrics.read_history(history) == LINES
+    assert files.read_history(history) == LINES
     assert [json.loads(line) for line in history.read_text().splitlines()] == LINES
 
 
 def test_no_history_is_an_empty_one(tmp_path):
     path = tmp_path / "history.jsonl"
-    assert metrics.read_history(path) == []
-    assert metrics.rewind_history(path, 3) == 0
+    assert files.read_history(path) == []
+    assert files.rewind_history(path, 3) == 0
     assert not path.exists()
 
 
@@ -46,8 +46,8 @@ def test_history_takes_arrays_and_writes_what_is_not_finite_as_null(tmp_path):
         "nested": {"normal": np.array([[1, 2], [3, 4]]), "loss": float("inf")},
         "text": ("a", "b"),
     }
-    metrics.append_history(path, line)
-    assert metrics.read_history(path) == [
+    files.append_history(path, line)
+    assert files.read_history(path) == [
         {
             "float": 0.5,
             "int": 3,
@@ -64,15 +64,15 @@ def test_history_survives_a_kill_at_any_byte(history):
     for size in range(len(written)):
         history.write_bytes(written[:size])
         whole = LINES[: sum(end <= size for end in ends)]
-        assert metrics.read_history(history) == whole
-        metrics.append_history(history, {"epoch": "new"})
-        assert metrics.read_history(history) == [*whole, {"epoch": "new"}]
+        assert files.read_history(history) == whole
+        files.append_history(history, {"epoch": "new"})
+        assert files.read_history(history) == [*whole, {"epoch": "new"}]
 
 
 def test_history_drops_a_last_line_of_garbage(history):
     with history.open("ab") as file:
         file.write(b"\0\xff\0\0\n")
-    assert metrics.read_history(history) == LINES
+    assert files.read_history(history) == LINES
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"epoch": 1, "lo', b"\xff\xfe", b"12"])
@@ -80,28 +80,28 @@ def test_damage_before_the_last_line_names_file_and_line(history, damage):
     first, _, last = history.read_bytes().splitlines()
     history.write_bytes(b"\n".join([first, damage, last, b""]))
     with pytest.raises(UserError, match=rf"{re.escape(str(history))}, line 2, is damaged"):
-        metrics.read_history(history)
+        files.read_history(history)
     with pytest.raises(UserError, match="line 2"):
-        metrics.rewind_history(history, 1)
+        files.rewind_history(history, 1)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 7])
 def test_rewind_keeps_the_first_lines(history, keep):
-    assert metrics.rewind_history(history, keep) == min(keep, 3)
-    assert metrics.read_history(history) == LINES[:keep]
-    metrics.append_history(history, {"epoch": keep})
-    assert metrics.read_history(history) == [*LINES[:keep], {"epoch": keep}]
+    assert files.rewind_history(history, keep) == min(keep, 3)
+    assert files.read_history(history) == LINES[:keep]
+    files.append_history(history, {"epoch": keep})
+    assert files.read_history(history) == [*LINES[:keep], {"epoch": keep}]
 
 
 def test_write_json_keeps_the_order_and_indents(tmp_path):
     path = tmp_path / "new" / "result.json"
-    metrics.write_json(path, {"z": 1, "a": {"y": np.float32(0.5), "b": None}})
+    files.write_json(path, {"z": 1, "a": {"y": np.float32(0.5), "b": None}})
     assert path.read_text() == '{\n  "z": 1,\n  "a": {\n    "y": 0.5,\n    "b": null\n  }\n}\n'
 
 
 @pytest.mark.parametrize(
     "write",
-    [lambda path: metrics.write_json(path, {}), lambda path: metrics.rewind_history(path, 0)],
+    [lambda path: files.write_json(path, {}), lambda path: files.rewind_history(path, 0)],
 )
 def test_a_failed_write_leaves_the_old_file_and_no_other(history, monkeypatch, write):
     def fail(*_):

@@ -7,7 +7,7 @@ import pytest
 
 from drnas_jax import spaces
 from drnas_jax.genotype import PUBLISHED
-from drnas_jax.picture import draw
+from drnas_jax.picture import to_svg
 
 
 def texts(svg):
@@ -20,7 +20,7 @@ def texts(svg):
 @pytest.mark.parametrize("name", spaces.names())
 def test_every_operation_is_in_the_picture(name):
     genotype = spaces.random_genotype(name, 0)
-    found = texts(draw(genotype))
+    found = texts(to_svg(genotype))
     names = Counter(name for _, cell in genotype.cells for node in cell for name, _ in node)
     assert {name: found[name] for name in names} == names
     for cell_type, cell in genotype.cells:
@@ -30,6 +30,6 @@ def test_every_operation_is_in_the_picture(name):
 
 
 def test_the_same_genotype_gives_the_same_text():
-    one, other = (draw(PUBLISHED["drnas_cifar10"]) for _ in range(2))
+    one, other = (to_svg(PUBLISHED["drnas_cifar10"]) for _ in range(2))
     assert one == other
-    assert one != draw(PUBLISHED["darts_v2"])
+    assert one != to_svg(PUBLISHED["darts_v2"])

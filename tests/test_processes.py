@@ -15,7 +15,7 @@ import pytest
 from test_end_to_end import ROOT
 from test_resume import assert_same_bits
 
-from drnas_jax.metrics import read_history
+from drnas_jax.files import read_history
 
 # One step an epoch, so that the history tells of every step; two stages of ten.
 STEPS = {

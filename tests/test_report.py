@@ -14,8 +14,8 @@ from drnas_jax.benchmarks.nasbench201 import Table
 from drnas_jax.config import from_config_dict, to_dict
 from drnas_jax.configs import nasbench201
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import save, to_json
-from drnas_jax.metrics import append_history, write_json
+from drnas_jax.files import append_history, write_json
+from drnas_jax.genotype import save, to_cells, to_json
 
 SPACE = spaces.find("nasbench201")
 EPOCHS, EDGES = 6, len(SPACE.EDGES["cell"])
@@ -39,7 +39,7 @@ def line(epoch):
         "valid_accuracy": 0.09 * epoch,
         "entropy": 1.6 - 0.1 * epoch,
         "concentration": {"cell": [row] * EDGES},
-        "genotype": to_json(cell("nor_conv_3x3"), {})["cells"],
+        "genotype": to_cells(cell("nor_conv_3x3")),
         "images_per_second": 10.0,
     }
 
@@ -69,7 +69,7 @@ def make(directory, root, seed=0):
         trained = {"epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.2 * epoch}
         append_history(directory / "retrain/history.jsonl", trained)
     result = {
-        "genotype": to_json(cell("nor_conv_3x3"), {}),
+        "genotype": to_json(cell("nor_conv_3x3")),
         "params": 12345, "macs": 67890, "search_seconds": 61.0, "retrain_seconds": 7.0,
         "test_accuracy": 0.8765, "test_top5": 0.99, "seed": seed,
     }  # fmt: skip
@@ -135,7 +135,7 @@ def test_several_seeds_stand_for_their_runs(workdir, any_cell, tmp_path):
 def test_the_cell_is_the_one_that_was_evaluated(workdir, any_cell):
     """Not another that was searched here."""
     result = json.loads((workdir / "result.json").read_text())
-    write_json(workdir / "result.json", {**result, "genotype": to_json(cell("none"), {})})
+    write_json(workdir / "result.json", {**result, "genotype": to_json(cell("none"))})
     page = report.write_report([workdir]).read_text()
     assert "10.00 %" in page and "93.00 %" not in page and "none~0" in page
 
@@ -155,7 +155,7 @@ def test_insight_of_all_runs(workdir, any_cell, tmp_path):
         file.unlink()
         for one in lines:
             ranked = [
-                {"cells": to_json(cell(name), {})["cells"], "accuracy": value}
+                {"cells": to_cells(cell(name)), "accuracy": value}
                 for name, value in (("none", 0.1), ("nor_conv_3x3", 0.5))
             ]
             append_history(file, {**one, "hessian": 0.25 * one["epoch"], "ranked": ranked})

@@ -16,9 +16,10 @@ from drnas_jax.config import from_config_dict
 from drnas_jax.configs import digits
 from drnas_jax.errors import UserError
 from drnas_jax.feed import Reader
+from drnas_jax.files import read_history
 from drnas_jax.genotype import Genotype, save
 from drnas_jax.interrupt import Interrupted
-from drnas_jax.metrics import Display, read_history
+from drnas_jax.metrics import Display
 from drnas_jax.retrain import Retraining
 from drnas_jax.search.probe import Probe
 from drnas_jax.search.problem import Problem

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drnas_jax.cells import draw
+from drnas_jax.cells import draw_cell
 from drnas_jax.genotype import Genotype
-from drnas_jax.spaces import Space, Structure
+from drnas_jax.spaces import Space
+from drnas_jax.spaces.base import Operations
 
 
 class Explored(NamedTuple):
@@ -55,14 +56,16 @@ def explore(
     found = []
     for line in history:
         rng = np.random.default_rng([seed, line["epoch"]])
-        rows_of = {kind: strength(edges) for kind, edges in line["concentration"].items()}
-        structure = _structure(space, rows_of)
-        packed = {kind: [row[~np.isnan(row)] for row in rows] for kind, rows in rows_of.items()}
+        rows_of = {
+            name: concentration_array(edges) for name, edges in line["concentration"].items()
+        }
+        operations = _kept_operations(space, rows_of)
+        packed = {name: [row[~np.isnan(row)] for row in rows] for name, rows in rows_of.items()}
         mean = space.derive(
-            {kind: np.stack([row / row.sum() for row in rows]) for kind, rows in packed.items()},
-            structure,
+            {name: np.stack([row / row.sum() for row in rows]) for name, rows in packed.items()},
+            operations,
         )
-        cells = [draw(space, structure, packed, draw_edge, rng) for _ in range(samples)]
+        cells = [draw_cell(space, operations, packed, draw_edge, rng) for _ in range(samples)]
         values = np.array([accuracy(cell) for cell in cells])
         first, second, third = np.percentile(values, [25, 50, 75])
         found.append(
@@ -79,25 +82,21 @@ def explore(
     return found
 
 
-def strength(edges: Sequence[Sequence[float | None]]) -> np.ndarray:
+def concentration_array(edges: Sequence[Sequence[float | None]]) -> np.ndarray:
     """The concentrations of a history's line [e, o], nan where an operation is pruned."""
     return np.array([[np.nan if v is None else v for v in row] for row in edges], np.float64)
 
 
-def _structure(space: Space, strength: Mapping[str, np.ndarray]) -> Structure:
-    """With the operations that are kept; its other fields do not matter here."""
-    operations = tuple(
-        (
-            kind,
+def _kept_operations(space: Space, rows_of: Mapping[str, np.ndarray]) -> dict[str, Operations]:
+    """The primitives of each edge that have a concentration, by cell type."""
+    return {
+        cell_type: tuple(
             tuple(
-                tuple(
-                    name
-                    for name, value in zip(space.PRIMITIVES, row, strict=True)
-                    if not np.isnan(value)
-                )
-                for row in rows
-            ),
+                name
+                for name, value in zip(space.PRIMITIVES, row, strict=True)
+                if not np.isnan(value)
+            )
+            for row in rows
         )
-        for kind, rows in strength.items()
-    )
-    return Structure(1, 1, 1, 1, operations)
+        for cell_type, rows in rows_of.items()
+    }

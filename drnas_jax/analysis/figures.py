@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from drnas_jax.analysis.exploration import Explored, strength
+from drnas_jax.analysis.exploration import Explored, concentration_array
 
 History = Sequence[Mapping[str, Any]]
 
@@ -100,18 +100,18 @@ def exploration(found: Sequence[Explored]) -> go.Figure:
 
 
 def concentrations(
-    history: History, kind: str, edges: Sequence[str], primitives: Sequence[str]
+    history: History, cell_type: str, edges: Sequence[str], primitives: Sequence[str]
 ) -> go.Figure:
     """Mean mixing weights of a cell type's edges as a heat map, with a slider over the epochs.
 
     Args:
       history: the lines of search/history.jsonl.
-      kind: the cell type.
+      cell_type: whose edges.
       edges: names of its edges.
       primitives: names of the operations.
     """
-    all_strengths = [strength(line["concentration"][kind]) for line in history]
-    means = [rows / np.nansum(rows, axis=1, keepdims=True) for rows in all_strengths]
+    all_rows = [concentration_array(line["concentration"][cell_type]) for line in history]
+    means = [rows / np.nansum(rows, axis=1, keepdims=True) for rows in all_rows]
     frames = [
         go.Frame(
             name=str(line["epoch"]),
@@ -131,7 +131,7 @@ def concentrations(
                 ),
             ),
         )
-        for line, rows, mean in zip(history, all_strengths, means, strict=True)
+        for line, rows, mean in zip(history, all_rows, means, strict=True)
     ]
     figure = _figure(140 + 26 * len(edges), "", "")
     figure.add_trace(frames[-1].data[0])

@@ -20,8 +20,8 @@ import numpy as np
 
 from drnas_jax import spaces
 from drnas_jax.errors import UserError
+from drnas_jax.files import write_text
 from drnas_jax.genotype import Genotype
-from drnas_jax.metrics import write_text
 
 DATASETS = ("cifar10", "cifar100", "imagenet16_120")
 _COLUMN = re.compile(rf"({'|'.join(DATASETS)})_((?:valid|test)_(?:12|200))")

@@ -9,6 +9,7 @@ from drnas_jax.config import DataConfig
 from drnas_jax.data.images import UnreadableImage, centre_crop, decode, fit
 from drnas_jax.data.sources import Source, Split, in_threads, open_source
 from drnas_jax.errors import UserError
+from drnas_jax.machine import cores
 
 _CHUNK = 256  # examples a thread decodes at a time
 _SAMPLE = 1024  # training images from which the statistics of a streamed data set are estimated
@@ -94,7 +95,7 @@ class Stream:
       image_size: see DataConfig.
       crop: 'resized' (random parts of the images, resized) or 'padded' (as in memory).
       skip: replace unreadable images.
-      workers: processes that decode; 0: one a core.
+      workers: how many processes decode.
     """
 
     name: str
@@ -164,16 +165,18 @@ def load(config: DataConfig) -> Dataset | Stream:
             image_size=config.image_size,
             crop=config.crop,
             skip=config.corrupt == "skip",
-            workers=config.workers,
+            workers=config.workers or cores(),
         )
     train, test = (_decode(config, source, name, shape) for name in ("train", "test"))
     return Dataset(
-        config.name,
-        *train[:2],
-        *test[:2],
-        source.classes,
-        flip,
-        statistics,
+        name=config.name,
+        images=train[0],
+        labels=train[1],
+        test_images=test[0],
+        test_labels=test[1],
+        classes=source.classes,
+        flip=flip,
+        statistics=statistics,
         skipped=train[2] + test[2],
         fingerprint=source.fingerprint,
     )

@@ -16,14 +16,14 @@ class Request(NamedTuple):
       split: 'train' or 'test'.
       numbers: of the examples, int32 [b].
       weight: in evaluation, float32 [b]: 0 where an example only fills the batch. Else None.
-      stream: in training, the name of the random stream of its crops. Else ''.
+      name: in training, of the part, and so of the randomness of its crops. Else ''.
       step: in training, the number of the step, over all epochs.
     """
 
     split: str
     numbers: np.ndarray
     weight: np.ndarray | None
-    stream: str
+    name: str
     step: int
 
 
@@ -32,12 +32,12 @@ class Part:
     """One of the batches that every training step takes.
 
     Attributes:
-      stream: names its use, and so its randomness.
+      name: of its use, and so of its randomness.
       index: the training examples to choose from, int32 [n].
       idle: epochs in which steps do without it.
     """
 
-    stream: str
+    name: str
     index: np.ndarray
     idle: frozenset[int] = frozenset()
 
@@ -55,8 +55,8 @@ class Schedule:
       parts: of each training step.
       epochs: of the phase.
       steps: in an epoch.
-      held: examples to evaluate after each epoch, int32 [n].
-      held_split: what these are numbers of, 'train' or 'test'.
+      evaluated: examples to judge after each epoch, int32 [n].
+      split: whose examples all numbers mean, 'train' or 'test'.
     """
 
     batch_size: int
@@ -64,8 +64,8 @@ class Schedule:
     parts: tuple[Part, ...] = ()
     epochs: int = 1
     steps: int = 0
-    held: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
-    held_split: str = "train"
+    evaluated: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
+    split: str = "train"
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -76,9 +76,9 @@ class Schedule:
         if at >= self.steps * len(parts):
             return self._evaluation(at - self.steps * len(parts))
         step, part = at // len(parts), parts[at % len(parts)]
-        order = _order(len(part.index), self.batch_size, self.steps, self.seed, part.stream, epoch)
+        order = _order(len(part.index), self.batch_size, self.steps, self.seed, part.name, epoch)
         numbers = part.index[order[step]]
-        return Request("train", numbers, None, part.stream, epoch * self.steps + step)
+        return Request(self.split, numbers, None, part.name, epoch * self.steps + step)
 
     def position(self, epoch: int, done: int) -> int:
         """The number of the first request after so many steps of an epoch."""
@@ -91,7 +91,7 @@ class Schedule:
     @property
     def evaluation_batches(self) -> int:
         """In each epoch."""
-        return -(-len(self.held) // self.batch_size)
+        return -(-len(self.evaluated) // self.batch_size)
 
     @functools.cached_property
     def _starts(self) -> list[int]:
@@ -103,8 +103,8 @@ class Schedule:
         return np.cumsum([0, *lengths]).tolist()
 
     def _evaluation(self, batch: int) -> Request:
-        index, weight = eval_batches(len(self.held), self.batch_size)
-        return Request(self.held_split, self.held[index[batch]], weight[batch], "", 0)
+        index, weight = eval_batches(len(self.evaluated), self.batch_size)
+        return Request(self.split, self.evaluated[index[batch]], weight[batch], "", 0)
 
 
 # Two streams, and the next epoch begins while the last one ends.

@@ -32,7 +32,6 @@ from drnas_jax.data.schedule import Request, Schedule
 from drnas_jax.data.sources import Split
 from drnas_jax.data.splits import generator
 from drnas_jax.errors import UserError
-from drnas_jax.machine import cores
 
 _CHUNK = 64  # examples a worker hands over at a time
 _LABELS = 1024  # labels likewise
@@ -75,7 +74,7 @@ def stream_batches(
       UserError: an image is unreadable, has no label or another size than the rest.
       ChildProcessError: a worker was killed.
     """
-    workers = _workers(stream)
+    workers = stream.workers
     ring = Ring(_SLOTS * workers, (_CHUNK, *stream.shape))
     reader = _read(_Chunks(stream, schedule, start, rows, ring), workers)
     place = 0  # of the next chunk
@@ -127,10 +126,6 @@ class _Sent:
     value: Any
 
 
-def _workers(stream: Stream) -> int:
-    return stream.workers or cores()
-
-
 def read_rows(
     stream: Stream, request: Request, rows: np.ndarray, seed: int, out: np.ndarray | None = None
 ) -> Rows:
@@ -145,8 +140,8 @@ def read_rows(
     """
     split, size = split_of(stream.source, request.split), len(request.numbers)
     draws = [None] * len(rows)
-    if request.stream and stream.crop == "resized":
-        random = generator(seed, f"{request.stream}/crop", request.step)
+    if request.name and stream.crop == "resized":
+        random = generator(seed, f"{request.name}/crop", request.step)
         draws = random.random((size, *DRAWS))[rows]
 
     def read(row: int) -> Example | UnreadableImage:
@@ -278,6 +273,6 @@ def read_labels(stream: Stream, part: int, parts: int) -> np.ndarray:
     if split.labels is not None:
         return split.labels if part == 0 else found
     chunks = _Labels(split, part, parts)
-    for start, values in _read(chunks, min(_workers(stream), len(chunks))):
+    for start, values in _read(chunks, min(stream.workers, len(chunks))):
         found[start : start + len(values)] = values
     return found

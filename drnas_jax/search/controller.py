@@ -14,18 +14,19 @@ import numpy as np
 
 from drnas_jax import loop
 from drnas_jax.arch.base import draw_by_mean, softmax
-from drnas_jax.cells import draw as draw_cell
+from drnas_jax.cells import draw_cell
 from drnas_jax.checkpoint import Checkpoints, Saved
 from drnas_jax.config import Config, freeze
 from drnas_jax.counting import count_parameters
 from drnas_jax.distributed import from_primary, is_primary
-from drnas_jax.genotype import Genotype, load_genotype, save, to_json
-from drnas_jax.metrics import Display, read_json, write_text
-from drnas_jax.picture import draw
+from drnas_jax.files import write_text
+from drnas_jax.genotype import Genotype, load_genotype, save, search_seconds, to_cells
+from drnas_jax.metrics import Display
+from drnas_jax.picture import to_svg
 from drnas_jax.search.probe import Probe
 from drnas_jax.search.problem import Problem, make_problem
-from drnas_jax.search.stages import advance
-from drnas_jax.search.state import SearchState
+from drnas_jax.search.stages import advance, stage_at
+from drnas_jax.search.state import SearchState, mean_mix
 from drnas_jax.sharding import replicate, run_once
 from drnas_jax.spaces import Structure
 from drnas_jax.workdir import alone, open_workdir, version
@@ -74,7 +75,7 @@ def search(
         seconds = progress.seconds + time.monotonic() - began
 
         def write() -> None:
-            write_text(directory / "genotype.svg", draw(genotype))
+            write_text(directory / "genotype.svg", to_svg(genotype))
             save(file, genotype, _provenance(config, seconds))
 
         from_primary(write)
@@ -83,17 +84,6 @@ def search(
 
 def _result(file: Path) -> SearchResult:
     return SearchResult(load_genotype(str(file)), search_seconds(file) or 0.0)
-
-
-def search_seconds(file: Path) -> float | None:
-    """How long the search took that wrote this genotype.json, or None if nothing says.
-
-    Raises:
-      UserError: the file is damaged.
-    """
-    provenance = (read_json(file) or {}).get("provenance")
-    seconds = provenance.get("search_seconds") if isinstance(provenance, dict) else None
-    return float(seconds) if isinstance(seconds, int | float) else None
 
 
 class _SearchPhase:
@@ -134,28 +124,29 @@ class _SearchPhase:
 
     def _structure(self, metadata: Mapping[str, Any]) -> Structure:
         operations = tuple(
-            (kind, tuple(map(tuple, metadata["operations"][kind])))
-            for kind, _ in self.structure.operations
+            (cell_type, tuple(map(tuple, metadata["operations"][cell_type])))
+            for cell_type, _ in self.structure.operations
         )
         return dataclasses.replace(
             self.structure, partial_channels=metadata["partial_channels"], operations=operations
         )
 
     def metadata(self) -> dict[str, Any]:
-        operations = {kind: list(map(list, kept)) for kind, kept in self.structure.operations}
         return {
             "stage": self.stage,
             "partial_channels": self.structure.partial_channels,
-            "operations": operations,
+            "operations": {
+                cell_type: list(map(list, kept)) for cell_type, kept in self.structure.operations
+            },
         }
 
     def begin_epoch(self, state: SearchState, epoch: int) -> tuple[SearchState, Any]:
-        stage, frozen = self.problem.stage_at(epoch)
+        stage, frozen = stage_at(self.stages, epoch)
         if stage != self.stage:
-            seed = self.problem.config.seed + stage
-            target = self.stages[stage]
-            here = jax.tree.map(np.asarray, state)
-            state, structure = advance(self.problem.space, here, self.structure, target, seed)
+            config, here = self.problem.config, jax.tree.map(np.asarray, state)
+            state, structure = advance(
+                self.problem.space, here, self.structure, config.search, stage, config.seed
+            )
             state = replicate(state, self.mesh)
             self._enter(stage, structure)
         if not self.programs:
@@ -166,8 +157,8 @@ class _SearchPhase:
 
     def _describe_stage(self, state: SearchState) -> None:
         operations = ", ".join(
-            f"{len(edges[0])} operations on each {kind} edge"
-            for kind, edges in self.structure.operations
+            f"{len(edges[0])} operations on each {cell_type} edge"
+            for cell_type, edges in self.structure.operations
         )
         self.display.message(
             f"{self.name}: {operations}, K {self.structure.partial_channels}, "
@@ -179,8 +170,8 @@ class _SearchPhase:
         program = self.problem.step_program(self.structure, frozen)
         batches = self.reader.abstract(epoch)
         compiled = program.lower(state, self.reader.raw, *batches).compile()
-        kind = "weights only, alpha frozen" if frozen else "alpha and weights"
-        self.display.message(f"step ({kind}) compiled in {time.monotonic() - began:.1f} s")
+        trained = "weights only, alpha frozen" if frozen else "alpha and weights"
+        self.display.message(f"step ({trained}) compiled in {time.monotonic() - began:.1f} s")
         return compiled
 
     def result(self, state: SearchState) -> Genotype:
@@ -205,22 +196,26 @@ class _SearchPhase:
         strength = self._mean(state)
         if self.problem.config.search.edge_ranking == "softmax":
             # On one edge it orders operations as the mean does; it only compares edges otherwise.
-            strength = {kind: np.asarray(softmax(alpha)) for kind, alpha in state.alpha.items()}
-        return self.problem.space.derive(strength, self.structure)
+            strength = {
+                cell_type: np.asarray(softmax(alpha)) for cell_type, alpha in state.alpha.items()
+            }
+        return self.problem.space.derive(strength, dict(self.structure.operations))
 
     def _mean(self, state: SearchState) -> dict[str, np.ndarray]:
-        return {kind: np.asarray(mix) for kind, mix in self.problem.mean(state.alpha).items()}
+        mean = mean_mix(self.problem.distribution, state.alpha)
+        return {cell_type: np.asarray(mix) for cell_type, mix in mean.items()}
 
     def end_epoch(
         self, state: SearchState, epoch: int, train: Mapping[str, float]
     ) -> dict[str, Any]:
         problem = self.problem
-        valid = problem.validate(self.validation, state, epoch)
+        batches = self.reader.evaluation(epoch)
+        valid = loop.evaluate(self.validation, state, self.reader.raw, batches)
         genotype = self.genotype(state)
         concentration = self._concentration(state)
-        for kind, values in concentration.items():
-            kept = self.structure.kept(kind)
-            self.display.concentrations(kind, problem.space.EDGES[kind], kept, values)
+        for cell_type, values in concentration.items():
+            edges, kept = problem.space.EDGES[cell_type], self.structure.kept(cell_type)
+            self.display.concentrations(cell_type, edges, kept, values)
         self.display.message(
             f"validation: loss {valid['loss']:.4f}, accuracy {100 * valid['accuracy']:.2f} %; "
             f"genotype now: {problem.space.describe(genotype)}"
@@ -234,9 +229,10 @@ class _SearchPhase:
             "valid_accuracy": valid["accuracy"],
             "entropy": _entropy(self._mean(state)),
             "concentration": {
-                kind: self._all_columns(kind, values) for kind, values in concentration.items()
+                cell_type: self._all_columns(cell_type, values)
+                for cell_type, values in concentration.items()
             },
-            "genotype": to_json(genotype, {})["cells"],
+            "genotype": to_cells(genotype),
             **self._insight(state, epoch),
         }
 
@@ -249,12 +245,13 @@ class _SearchPhase:
             self.display.message(f"largest eigenvalue in alpha: {insight['hessian']:.4g}")
         if search.ranked_cells:
             flat = {
-                kind: np.ones((len(kept), len(kept[0]))) for kind, kept in self.structure.operations
+                cell_type: np.ones((len(kept), len(kept[0])))
+                for cell_type, kept in self.structure.operations
             }
             cells = self._draw_cells(flat, draw_by_mean, search.ranked_cells, epoch)
             found = self.probe.accuracies(state, cells, epoch, search.candidate_batches)
             insight["ranked"] = [
-                {"cells": to_json(cell, {})["cells"], "accuracy": accuracy}
+                {"cells": to_cells(cell), "accuracy": accuracy}
                 for cell, accuracy in zip(cells, found, strict=True)
             ]
         return insight
@@ -264,26 +261,25 @@ class _SearchPhase:
         concentration: Mapping[str, np.ndarray],
         draw_edge: Callable[[np.ndarray, np.random.Generator], np.ndarray],
         count: int,
-        stream: int,
+        epoch: int,
     ) -> list[Genotype]:
-        """So many draws, each cell once."""
-        space, rng = self.problem.space, np.random.default_rng([self.problem.config.seed, stream])
-        drawn = (
-            draw_cell(space, self.structure, concentration, draw_edge, rng) for _ in range(count)
-        )
+        """So many draws, each cell once; others in every epoch."""
+        space, rng = self.problem.space, np.random.default_rng([self.problem.config.seed, epoch])
+        operations = dict(self.structure.operations)
+        drawn = (draw_cell(space, operations, concentration, draw_edge, rng) for _ in range(count))
         return list(dict.fromkeys(drawn))
 
     def _concentration(self, state: SearchState) -> dict[str, np.ndarray]:
         return {
-            kind: np.asarray(self.problem.distribution.concentration(alpha))
-            for kind, alpha in state.alpha.items()
+            cell_type: np.asarray(self.problem.distribution.concentration(alpha))
+            for cell_type, alpha in state.alpha.items()
         }
 
-    def _all_columns(self, kind: str, values: np.ndarray) -> np.ndarray:
+    def _all_columns(self, cell_type: str, values: np.ndarray) -> np.ndarray:
         """[e, o] over all primitives, nan (null in the file) where one is pruned."""
         primitives = self.problem.space.PRIMITIVES
         full = np.full((len(values), len(primitives)), np.nan)
-        for edge, kept in enumerate(self.structure.kept(kind)):
+        for edge, kept in enumerate(self.structure.kept(cell_type)):
             full[edge, [primitives.index(name) for name in kept]] = values[edge]
         return full
 

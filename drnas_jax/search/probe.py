@@ -53,9 +53,9 @@ class Probe:
           UserError: a cell is not in the supernet.
         """
         problem, read = self._problem, self._read(epoch, batches)
-        found = []
+        operations, found = dict(self._structure.operations), []
         for cell in cells:
-            mix = replicate(one_hot(problem.space, self._structure, cell), problem.mesh)
+            mix = replicate(one_hot(problem.space, operations, cell), problem.mesh)
             sums = loop.evaluate(self._cell_program, (state, mix), problem.reader.raw, read)
             found.append(sums["accuracy"])
         return found

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from drnas_jax import arch, data, loop, losses, optimise, sharding, spaces
+from drnas_jax import arch, data, losses, optimise, sharding, spaces
 from drnas_jax.arch import MixingDistribution
 from drnas_jax.config import Config
 from drnas_jax.data import Dataset, Part, Schedule, Stream, read_labels
 from drnas_jax.distributed import from_primary, total
 from drnas_jax.feed import Batch, Feed, Images, Reader, make_feed, step_program, sum_program
-from drnas_jax.metrics import write_array
+from drnas_jax.files import write_array
 from drnas_jax.nn import kernels
 from drnas_jax.search.stages import first_structure, stage_at
 from drnas_jax.search.state import SearchState, init_state
@@ -59,10 +59,6 @@ class Problem:
     def epochs(self) -> int:
         """Of all stages together."""
         return sum(self.config.search.epochs)
-
-    def stage_at(self, epoch: int) -> tuple[int, bool]:
-        """See `stages.stage_at`."""
-        return stage_at(self.config.search.stages, epoch)
 
     def first_structure(self) -> Structure:
         """The structure of the first stage, see `stages.first_structure`."""
@@ -125,16 +121,6 @@ class Problem:
 
         return sum_program(totals, self.mesh)
 
-    def validate(
-        self, program: Callable[..., Any], state: SearchState, epoch: int
-    ) -> dict[str, float]:
-        """Loss, accuracy and top-5 over the whole validation split, after an epoch."""
-        return loop.evaluate(program, state, self.reader.raw, self.reader.evaluation(epoch))
-
-    def mean(self, alpha: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Mean mixing weights by cell type, [e, o]."""
-        return {cell_type: self.distribution.mean(rows) for cell_type, rows in alpha.items()}
-
 
 def make_problem(
     config: Config,
@@ -172,7 +158,7 @@ def make_problem(
         parts=(Part(STREAMS[0], train), Part(STREAMS[1], valid, idle=frozen)),
         epochs=epochs,
         steps=steps,
-        held=valid,
+        evaluated=valid,
     )
     return Problem(
         config=config,

@@ -30,9 +30,7 @@ def stage_at(stages: Sequence[Stage], epoch: int) -> tuple[int, bool]:
     raise IndexError("the search has no such epoch")
 
 
-def first_structure(
-    space: Space, config: SearchConfig, classes: int, stem: str = "cifar"
-) -> Structure:
+def first_structure(space: Space, config: SearchConfig, classes: int, stem: str) -> Structure:
     """The structure of the first stage: all operations on every edge.
 
     Raises:
@@ -44,26 +42,28 @@ def first_structure(
             f"search.operations starts with {config.operations[0]}: the first stage keeps all "
             f"{len(space.PRIMITIVES)} operations of the space ({', '.join(space.PRIMITIVES)})"
         )
-    structure = Structure(
-        config.channels,
-        config.cells,
-        classes,
-        config.partial_channels[0],
-        all_operations(space),
-        stem,
-    )
-    if min(config.operations) == 1 and _selects_edges(space, structure):
+    if min(config.operations) == 1 and _selects_edges(space):
         raise UserError(
             f"search.operations is {config.operations}: this space chooses edges by the weights of "
             "their operations, which with one operation are all equal; keep at least 2"
         )
-    return structure
+    return Structure(
+        config.channels,
+        config.cells,
+        classes,
+        config.partial_channels[0],
+        tuple(all_operations(space).items()),
+        stem,
+    )
 
 
-def _selects_edges(space: Space, structure: Structure) -> bool:
+def _selects_edges(space: Space) -> bool:
     """Whether a cell has less edges than the supernet."""
-    equal = {kind: np.ones((len(kept), len(kept[0]))) for kind, kept in structure.operations}
-    cells = space.derive(equal, structure).cells
+    operations = all_operations(space)
+    equal = {
+        cell_type: np.ones((len(kept), len(kept[0]))) for cell_type, kept in operations.items()
+    }
+    cells = space.derive(equal, operations).cells
     found = sum(len(node) for _, cell in cells for node in cell)
     return found < sum(len(edges) for edges in space.EDGES.values())
 
@@ -167,12 +167,21 @@ def widen(
 
 
 def advance(
-    space: Space, state: SearchState, structure: Structure, target: Stage, seed: int
+    space: Space,
+    state: SearchState,
+    structure: Structure,
+    config: SearchConfig,
+    stage: int,
+    seed: int,
 ) -> tuple[SearchState, Structure]:
-    """From the end of one stage to the start of the next, `target`."""
+    """From the end of one stage to the start of the next, which is `stage` (from 0).
+
+    `seed` is that of the run; the channels of each stage are copied by another one.
+    """
+    target = config.stages[stage]
     state, structure = prune(space, state, structure, target.operations)
     if target.partial_channels != structure.partial_channels:
-        state, structure = widen(space, state, structure, target.partial_channels, seed)
+        state, structure = widen(space, state, structure, target.partial_channels, seed + stage)
     return state, structure
 
 

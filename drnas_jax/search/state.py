@@ -1,5 +1,6 @@
 """The one state of a search; it changes only by `replace`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,6 +39,13 @@ class SearchState(struct.PyTreeNode):
     totals: losses.Totals
 
 
+def mean_mix(
+    distribution: MixingDistribution, alpha: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The mean mixing weights, by cell type [e, o]."""
+    return {cell_type: distribution.mean(rows) for cell_type, rows in alpha.items()}
+
+
 def init_state(
     structure: Structure,
     supernet: nn.Module,
@@ -64,7 +72,7 @@ def init_state(
         )
         for cell_type, kept in structure.operations
     }
-    mix = {cell_type: distribution.mean(rows) for cell_type, rows in alpha.items()}
+    mix = mean_mix(distribution, alpha)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = supernet.lazy_init(stream_key(seed, "init/weights"), images, mix, True)
     return SearchState(

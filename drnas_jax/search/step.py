@@ -18,7 +18,7 @@ from drnas_jax.arch import MixingDistribution
 from drnas_jax.feed import Images
 from drnas_jax.keys import stream_key
 from drnas_jax.optimise import clip
-from drnas_jax.search.state import SearchState
+from drnas_jax.search.state import SearchState, mean_mix
 from drnas_jax.sharding import AXIS
 
 Mix = dict[str, jax.Array]
@@ -190,5 +190,4 @@ def logits_at(recipe: Recipe, state: SearchState, mix: Mix, images: jax.Array) -
 
 def mean_logits(recipe: Recipe, state: SearchState, images: jax.Array) -> jax.Array:
     """Logits at the mean mixing weights (validation), see `logits_at`."""
-    mix = {cell_type: recipe.distribution.mean(rows) for cell_type, rows in state.alpha.items()}
-    return logits_at(recipe, state, mix, images)
+    return logits_at(recipe, state, mean_mix(recipe.distribution, state.alpha), images)

@@ -80,5 +80,8 @@ def random_genotype(name: str, seed: int) -> Genotype:
     """
     space, random = find(name), np.random.default_rng(seed)
     operations = all_operations(space)
-    strength = {kind: random.random((len(kept), len(kept[0]))) for kind, kept in operations}
-    return space.derive(strength, Structure(1, 1, 1, 1, operations))
+    strength = {
+        cell_type: random.random((len(kept), len(kept[0])))
+        for cell_type, kept in operations.items()
+    }
+    return space.derive(strength, operations)

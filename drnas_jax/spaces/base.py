@@ -32,16 +32,16 @@ class Structure:
     classes: int
     partial_channels: int
     operations: tuple[tuple[str, Operations], ...]
-    stem: str = "cifar"
+    stem: str
 
     def kept(self, cell_type: str) -> Operations:
         """The primitives kept on each edge of a cell type."""
         return dict(self.operations)[cell_type]
 
 
-def all_operations(space: "Space") -> tuple[tuple[str, Operations], ...]:
-    """Of a structure: every edge keeps all primitives."""
-    return tuple((kind, (space.PRIMITIVES,) * len(edges)) for kind, edges in space.EDGES.items())
+def all_operations(space: "Space") -> dict[str, Operations]:
+    """Every edge keeps all primitives; by cell type."""
+    return {name: (space.PRIMITIVES,) * len(edges) for name, edges in space.EDGES.items()}
 
 
 class Space(Protocol):
@@ -95,12 +95,14 @@ class Space(Protocol):
         training. `drop_path` is the rate, which counts where there is a random key of that name.
         """
 
-    def derive(self, strength: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
+    def derive(
+        self, strength: Mapping[str, np.ndarray], operations: Mapping[str, Operations]
+    ) -> Genotype:
         """The strongest operation of each edge; where a node selects inputs, the strongest edges.
 
         Args:
           strength: of each operation, by cell type [e, o]: the mean mixing weights (DrNAS paper).
-          structure: tells the operations.
+          operations: the primitives kept on each edge, by cell type.
         """
 
     def describe(self, genotype: Genotype) -> str:

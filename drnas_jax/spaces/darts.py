@@ -30,7 +30,7 @@ from drnas_jax.nn.darts_operations import (
     channel_axes,
 )
 from drnas_jax.nn.kernels import Kernels
-from drnas_jax.spaces.base import Structure
+from drnas_jax.spaces.base import Operations, Structure
 
 Array = jax.Array
 
@@ -190,8 +190,9 @@ class Model(nn.Module):
         drop_path: Array | float,
     ) -> Inputs:
         """The cells of some runs that have equal nodes."""
-        kind, edges = runs[0].cell_type, dict(self.edges)[runs[0].cell_type]
-        cell = Cell(mode, kind, edges, runs[0].channels, self.partial_channels)
+        cell_type = runs[0].cell_type
+        edges = dict(self.edges)[cell_type]
+        cell = Cell(mode, cell_type, edges, runs[0].channels, self.partial_channels)
         variables = [RunBanks(run, cell, self.affine, name=run.name)() for run in runs]
         arrays = [
             {name: bank.arrays(mode.train) for name, bank in banks.items()} for banks in variables
@@ -345,12 +346,12 @@ def _check_stem(stem: str, channels: int) -> None:
         )
 
 
-def derive(strength: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
+def derive(strength: Mapping[str, np.ndarray], operations: Mapping[str, Operations]) -> Genotype:
     """See Space.derive: of every node the two input edges whose best operation is strongest."""
     return Genotype(
         "darts",
         tuple(
-            (cell_type, strongest_edges(strength[cell_type], structure.kept(cell_type)))
+            (cell_type, strongest_edges(strength[cell_type], operations[cell_type]))
             for cell_type in EDGES
         ),
     )

@@ -261,9 +261,9 @@ def network(
     return Network(structure, kernels, axis_name)
 
 
-def derive(strength: Mapping[str, np.ndarray], structure: Structure) -> Genotype:
+def derive(strength: Mapping[str, np.ndarray], operations: Mapping[str, Operations]) -> Genotype:
     """See Space.derive: every edge keeps its operation of largest mean."""
-    kept = structure.kept("cell")
+    kept = operations["cell"]
     best = [kept[edge][int(np.argmax(row))] for edge, row in enumerate(strength["cell"])]
     return _genotype(best)
 

@@ -4,7 +4,7 @@ import pytest
 
 from drnas_jax import spaces
 from drnas_jax.analysis.ranking import agreement
-from drnas_jax.genotype import to_json
+from drnas_jax.genotype import to_cells
 
 SPACE = spaces.find("nasbench201")
 CELLS = [SPACE.parse(f"|{a}~0|+|none~0|none~1|+|none~0|none~1|none~2|") for a in SPACE.PRIMITIVES]
@@ -12,7 +12,7 @@ CELLS = [SPACE.parse(f"|{a}~0|+|none~0|none~1|+|none~0|none~1|none~2|") for a in
 
 def line(epoch, accuracies):
     ranked = [
-        {"cells": to_json(cell, {})["cells"], "accuracy": value}
+        {"cells": to_cells(cell), "accuracy": value}
         for cell, value in zip(CELLS, accuracies, strict=True)
     ]
     return {"epoch": epoch, "ranked": ranked}

@@ -38,20 +38,20 @@ def enumerated(schedule):
                 if epoch in part.idle:
                     continue
                 n = len(part.index)
-                order = epoch_order(n, size, schedule.steps, schedule.seed, part.stream, epoch)
+                order = epoch_order(n, size, schedule.steps, schedule.seed, part.name, epoch)
                 numbers = [part.index[i] for i in order[step]]
                 place = epoch * schedule.steps + step
-                yield epoch, step, "train", numbers, None, part.stream, place
-        for start in range(0, len(schedule.held), size):
-            numbers = list(schedule.held[start : start + size])
+                yield epoch, step, schedule.split, numbers, None, part.name, place
+        for start in range(0, len(schedule.evaluated), size):
+            numbers = list(schedule.evaluated[start : start + size])
             weight = [1] * len(numbers) + [0] * (size - len(numbers))
-            numbers += itertools.islice(itertools.cycle(schedule.held), size - len(numbers))
-            yield epoch, schedule.steps, "test", numbers, weight, "", 0
+            numbers += itertools.islice(itertools.cycle(schedule.evaluated), size - len(numbers))
+            yield epoch, schedule.steps, schedule.split, numbers, weight, "", 0
 
 
 def as_plain(request):
     weight = None if request.weight is None else list(request.weight)
-    return request.split, list(request.numbers), weight, request.stream, request.step
+    return request.split, list(request.numbers), weight, request.name, request.step
 
 
 @given(schedules())
@@ -74,7 +74,7 @@ def test_a_position_is_that_of_the_enumeration(schedule):
         for done in range(schedule.steps + 1):
             before = sum(place < (epoch, done) for place in places)
             assert schedule.position(epoch, done) == before
-    assert schedule.evaluation_batches == -(-len(schedule.held) // schedule.batch_size)
+    assert schedule.evaluation_batches == -(-len(schedule.evaluated) // schedule.batch_size)
 
 
 @given(schedules(), st.randoms(use_true_random=False))
@@ -92,16 +92,16 @@ def test_idle_epochs_have_no_such_part():
     index = np.arange(8, dtype=np.int32)
     parts = (Part("weights", index), Part("alpha", index, idle=frozenset([0, 2])))
     schedule = Schedule(4, 0, parts, epochs=3, steps=2)
-    streams = [schedule[k].stream for k in range(len(schedule))]
+    streams = [schedule[k].name for k in range(len(schedule))]
     assert streams == ["weights"] * 2 + ["weights", "alpha"] * 2 + ["weights"] * 2
-    assert [part.stream for part in schedule.parts_in(1)] == ["weights", "alpha"]
-    assert [part.stream for part in schedule.parts_in(2)] == ["weights"]
+    assert [part.name for part in schedule.parts_in(1)] == ["weights", "alpha"]
+    assert [part.name for part in schedule.parts_in(2)] == ["weights"]
 
 
 @given(n=st.integers(1, 200), batch_size=st.integers(1, 70))
 def test_an_evaluation_counts_each_held_example_once(n, batch_size):
     held = np.random.default_rng(n).permutation(1000)[:n].astype(np.int32)
-    schedule = Schedule(batch_size, 0, epochs=2, held=held)
+    schedule = Schedule(batch_size, 0, epochs=2, evaluated=held)
     for epoch in range(2):
         first = schedule.position(epoch, 0)
         requests = [schedule[first + k] for k in range(schedule.evaluation_batches)]

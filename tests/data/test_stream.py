@@ -96,12 +96,12 @@ def test_a_batch_holds_the_crops_of_its_examples(digits):
     schedule, rows = scheduled(digits, 8), np.arange(8)
     for k, batch in enumerate(here(digits, schedule, rows)):
         request = schedule[k]
-        split = digits.source.train if request.stream else digits.source.test
+        split = digits.source.train if request.name else digits.source.test
         numbers = generator(3, "weights/crop", request.step).random((8, 10, 4))
         for row, i in enumerate(request.numbers):
             expected = (
                 random_resized_crop(split[i], 1, 6, numbers[row])
-                if request.stream
+                if request.name
                 else centre_crop(split[i], 1, 6)
             )
             np.testing.assert_array_equal(batch.images[row, ..., 0], expected)
@@ -195,7 +195,7 @@ def test_an_unreadable_image_is_replaced_and_does_not_count(folder, crop):
 def test_an_unreadable_image_that_only_fills_a_batch_is_counted_once(folder):
     stream = streamed(folder, corrupt="skip")
     stream.source.test.files[0].write_bytes(b"no image")
-    schedule = Schedule(3, 0, held=np.arange(4, dtype=np.int32), held_split="test")
+    schedule = Schedule(3, 0, evaluated=np.arange(4, dtype=np.int32), split="test")
     batches = here(stream, schedule, np.arange(3))
     assert [len(batch.skipped) for batch in batches] == [1, 0]
     np.testing.assert_array_equal([batch.weight for batch in batches], [[0, 1, 1], [1, 0, 0]])
@@ -205,7 +205,7 @@ def test_a_batch_of_nothing_readable_is_an_error(folder):
     stream = streamed(folder, corrupt="skip")
     for file in stream.source.test.files:
         file.write_bytes(b"no image")
-    schedule = Schedule(3, 0, held=np.arange(4, dtype=np.int32), held_split="test")
+    schedule = Schedule(3, 0, evaluated=np.arange(4, dtype=np.int32), split="test")
     for k, row in ((0, 0), (1, 2)):
         with pytest.raises(UserError, match=r"a whole batch of 'folder' .* is unreadable: .*png"):
             read_rows(stream, schedule[k], np.array([row]), 0)

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from drnas_jax.search.stages import first_structure
 from drnas_jax.sharding import replicate
 from drnas_jax.spaces import nasbench201
 
@@ -36,7 +35,7 @@ def test_steps_stay_finite(tiny, case):
     fields = dict(CASES[case])
     kept, alpha = fields.pop("kept", None), fields.pop("alpha", None)
     problem = tiny(partial_channels=(2, 2), **fields)
-    structure = first_structure(problem.space, problem.config.search, problem.classes)
+    structure = problem.first_structure()
     if kept:
         structure = dataclasses.replace(structure, operations=kept)
     state = jax.device_get(problem.init(structure, 0))

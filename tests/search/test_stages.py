@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from drnas_jax import spaces
-from drnas_jax.config import Stage
 from drnas_jax.counting import count_parameters
 from drnas_jax.errors import UserError
 from drnas_jax.search.stages import advance, first_structure, prune, widen
@@ -25,7 +24,7 @@ def numbered(tiny):
 
     @functools.cache
     def shapes(partial_channels):
-        first = first_structure(space, problem.config.search, problem.classes)
+        first = problem.first_structure()
         structure = dataclasses.replace(first, cells=2, partial_channels=partial_channels)
         return jax.eval_shape(lambda: problem.init(structure, 0)), structure
 
@@ -212,39 +211,46 @@ def test_widen_follows_the_seed(numbered):
 # Both
 
 
-@pytest.mark.parametrize("target", [Stage(1, 2, 3, 0), Stage(1, 4, 3, 0), Stage(1, 2, 5, 0)])
-def test_advance_is_prune_then_widen(numbered, target):
+@pytest.mark.parametrize(("operations", "partial_channels"), [(3, 2), (3, 4), (5, 2)])
+def test_advance_is_prune_then_widen(tiny, numbered, operations, partial_channels):
     state, structure = numbered(random_alpha(0))
-    found, reached = advance(space, state, structure, target, 7)
-    pruned = prune(space, state, structure, target.operations)
-    expected, expected_structure = widen(space, *pruned, target.partial_channels, 7)
+    config = dataclasses.replace(
+        tiny().config.search,
+        epochs=(1, 1),
+        warmup_epochs=(0, 0),
+        operations=(5, operations),
+        partial_channels=(4, partial_channels),
+    )
+    found, reached = advance(space, state, structure, config, 1, seed=6)
+    pruned = prune(space, state, structure, operations)
+    expected, expected_structure = widen(space, *pruned, partial_channels, seed=7)
     assert reached == expected_structure
-    assert reached.partial_channels == target.partial_channels
-    assert {len(edge) for edge in reached.kept("cell")} == {target.operations}
+    assert reached.partial_channels == partial_channels
+    assert {len(edge) for edge in reached.kept("cell")} == {operations}
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_first_structure(tiny):
     search = tiny().config.search
-    structure = first_structure(space, search, 4)
+    structure = first_structure(space, search, 4, "cifar")
     assert structure.kept("cell") == (space.PRIMITIVES,) * EDGES
     assert structure.partial_channels == search.partial_channels[0] == 4
     with pytest.raises(UserError, match="search.operations starts with 3.*all 5 operations"):
-        first_structure(space, dataclasses.replace(search, operations=(3, 3)), 4)
+        first_structure(space, dataclasses.replace(search, operations=(3, 3)), 4, "cifar")
 
 
 def test_one_operation_cannot_choose_edges(tiny):
     search = dataclasses.replace(tiny().config.search, operations=(7, 1))
     with pytest.raises(UserError, match=r"operations is \(7, 1\).*keep at least 2"):
-        first_structure(spaces.find("darts"), search, 4)
+        first_structure(spaces.find("darts"), search, 4, "cifar")
     search = dataclasses.replace(search, operations=(5, 1))  # where a cell has all edges
-    first_structure(spaces.find("nasbench201"), search, 4)
+    first_structure(spaces.find("nasbench201"), search, 4, "cifar")
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_pruned_supernet_is_really_smaller(tiny, compiled):
     problem = tiny()  # one cell a stage: the cost analysis counts a loop's body once
-    structure = first_structure(space, problem.config.search, problem.classes)
+    structure = problem.first_structure()
 
     def flops(state, structure):
         index = jax.ShapeDtypeStruct((1, 16), np.int32)

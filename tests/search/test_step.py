@@ -18,7 +18,6 @@ from drnas_jax.feed import Images
 from drnas_jax.losses import cross_entropy
 from drnas_jax.nn.norm import BatchNorm
 from drnas_jax.search import step as steps
-from drnas_jax.search.stages import first_structure
 from drnas_jax.sharding import REPLICATED, SHARDED, data_parallel, make_mesh, replicate
 from drnas_jax.spaces import nasbench201
 
@@ -61,7 +60,7 @@ def small(tiny):
 
 def structure_of(problem):
     """All operations for the small supernet; two an edge, which all occur, for a real one."""
-    first = first_structure(problem.space, problem.config.search, problem.classes)
+    first = problem.first_structure()
     if problem.space is SMALL_SPACE:
         return first
     names, kept = problem.space.PRIMITIVES, []

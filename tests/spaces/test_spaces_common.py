@@ -332,7 +332,7 @@ def test_derived_genotype_makes_a_network(space):
         kind: rng.dirichlet(np.ones(len(edges[0])), len(edges))
         for kind, edges in structure.operations
     }
-    genotype = space.derive(mean, structure)
+    genotype = space.derive(mean, dict(structure.operations))
     for kind in space.STEMS:
         shape = (CHANNELS, CELLS, CLASSES, kind, False)
         network = space.network(genotype, *shape, kernels.PLAIN, None)
