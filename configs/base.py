@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
                 std=(),
                 memory_limit_mb=4096,  # a decoded data set larger than this is streamed
                 workers=0,  # processes that decode a streamed one; 0: one a core
-                corrupt="error",  # an unreadable image is an 'error', or 'skip': left out, counted
+                corrupt="error",  # unreadable image: 'error', or 'skip' it (streamed: replace it)
             ),
             arch=dict(
                 name="dirichlet",  # mixing distribution, a file of drnas_jax/arch

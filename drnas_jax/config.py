@@ -247,21 +247,7 @@ def _check(config: Config) -> None:
     if len(arch.temperature) != 2 or min(arch.temperature) <= 0:
         raise UserError(f"arch.temperature is {arch.temperature}: expected two positive numbers")
     _check_search(search)
-    for phase, part, epochs in (
-        ("search", search, sum(search.epochs)),
-        ("retrain", retrain, retrain.epochs),
-    ):
-        if part.lr_warmup_epochs and part.lr_warmup_epochs >= epochs:
-            raise UserError(
-                f"{phase}.lr_warmup_epochs is {part.lr_warmup_epochs}: expected less than the "
-                f"{epochs} epochs"
-            )
-        check_choice(f"{phase}.lr_schedule", part.lr_schedule, ("cosine", "linear"))
-        for field in ("channels", "cells", "batch_size"):
-            if getattr(part, field) < 1:
-                raise UserError(f"{phase}.{field} is {getattr(part, field)}: expected at least 1")
-    if retrain.epochs < 1:
-        raise UserError(f"retrain.epochs is {retrain.epochs}: expected at least 1")
+    _check_training(config)
     for name, fraction in (
         ("arch.b1", arch.b1),
         ("arch.b2", arch.b2),
@@ -282,6 +268,26 @@ def _check(config: Config) -> None:
             if isinstance(number, int | float):
                 _check_not_negative(name, number)
     _check_stages(search)
+
+
+def _check_training(config: Config) -> None:
+    """Of both phases."""
+    search, retrain = config.search, config.retrain
+    for phase, part, epochs in (
+        ("search", search, sum(search.epochs)),
+        ("retrain", retrain, retrain.epochs),
+    ):
+        if part.lr_warmup_epochs and part.lr_warmup_epochs >= epochs:
+            raise UserError(
+                f"{phase}.lr_warmup_epochs is {part.lr_warmup_epochs}: expected less than the "
+                f"{epochs} epochs"
+            )
+        check_choice(f"{phase}.lr_schedule", part.lr_schedule, ("cosine", "linear"))
+        for field in ("channels", "cells", "batch_size"):
+            if getattr(part, field) < 1:
+                raise UserError(f"{phase}.{field} is {getattr(part, field)}: expected at least 1")
+    if retrain.epochs < 1:
+        raise UserError(f"retrain.epochs is {retrain.epochs}: expected at least 1")
 
 
 def _check_data(data: DataConfig) -> None:

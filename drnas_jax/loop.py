@@ -83,7 +83,7 @@ def run(phase: Phase, directory: Path) -> tuple[Any, Progress]:
       directory: of its checkpoints, history.jsonl and event files.
 
     Returns:
-      The state at the end.
+      The state at the end, and how far it is.
 
     Raises:
       UserError: the training loss is not finite, or the checkpoint is of other data.

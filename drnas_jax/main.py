@@ -20,7 +20,7 @@ from drnas_jax.machine import cores
 from drnas_jax.metrics import Display
 from drnas_jax.retrain import retrain
 from drnas_jax.search.controller import search
-from drnas_jax.workdir import open_workdir
+from drnas_jax.workdir import of_seed, open_workdir
 
 PHASES: dict[str, Callable] = {"search": search, "retrain": retrain, "evaluate": evaluate}
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display) -> None:
     """The phases, and a report; several seeds one after the other, each in a workdir of its own."""
     runs = config.of_each_seed()
-    workdirs = [workdir / f"seed{run.seed}" for run in runs] if len(runs) > 1 else [workdir]
+    workdirs = [of_seed(workdir, run.seed) for run in runs] if len(runs) > 1 else [workdir]
     for run, directory in zip(runs, workdirs, strict=True):
         if len(runs) > 1:
             display.message(f"seed {run.seed}: {directory}")

@@ -41,5 +41,5 @@ def weight_optimiser(
 
 
 def alpha_optimiser(config: ArchConfig) -> optax.GradientTransformation:
-    """Adam; the regulariser's gradient is added to the (clipped) gradient before it."""
+    """Adam. The step clips alpha's gradient before, and then adds the regulariser's."""
     return optax.adam(config.lr, b1=config.b1, b2=config.b2)

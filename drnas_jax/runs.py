@@ -14,13 +14,13 @@ from drnas_jax.config import ArchConfig
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_history, read_json
 from drnas_jax.genotype import Genotype, from_json, load_genotype
+from drnas_jax.workdir import of_seed
 
 
 class Run(NamedTuple):
     """What lies in a workdir.
 
     Attributes:
-      directory: the workdir.
       name: what the page calls it.
       described: its config.json.
       search, retrain: the lines of both histories.
@@ -29,7 +29,6 @@ class Run(NamedTuple):
       table: NAS-Bench-201's, where the run can be judged by one.
     """
 
-    directory: Path
     name: str
     described: Mapping[str, Any]
     search: list[dict[str, Any]]
@@ -85,7 +84,6 @@ def read_run(directory: str | os.PathLike[str], name: str) -> Run:
     if result:
         genotype = from_json(result.get("genotype"), str(directory / "result.json"))
     return Run(
-        directory=directory,
         name=name,
         described=described,
         search=read_history(directory / "search" / "history.jsonl"),
@@ -114,5 +112,5 @@ def of_each_seed(workdir: Path) -> list[Path]:
     if not isinstance(config, dict) or config["seeds"] == 1:
         return [workdir]
     seeds = range(config["seed"], config["seed"] + config["seeds"])
-    paths = [workdir / f"seed{seed}" for seed in seeds]
+    paths = [of_seed(workdir, seed) for seed in seeds]
     return [path for path in paths if (path / "config.json").exists()] or [workdir]

@@ -65,6 +65,11 @@ def _open(directory: Path, config: Config) -> None:
         raise UserError(f"workdir {directory} cannot be written ({error.strerror})") from error
 
 
+def of_seed(workdir: Path, seed: int) -> Path:
+    """The workdir of one of several seeds."""
+    return workdir / f"seed{seed}"
+
+
 def _begun(directory: Path) -> bool:
     """Whether anything was done in a workdir, or in those of its seeds."""
     names = ("search", "retrain", "result.json")

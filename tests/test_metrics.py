@@ -1,117 +1,14 @@
 import io
-import json
-import os
 import pathlib
 import re
 import struct
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from drnas_jax import files, metrics
-from drnas_jax.errors import UserError
-
-LINES = [{"epoch": i, "loss": 0.5 * i, "genotype": "|é~0|"} for i in range(3)]
-
-
-@pytest.fixture
-def history(tmp_path):
-    path = tmp_path / "search" / "history.jsonl"
-    for line in LINES:
-        files.append_history(path, line)
-    return path
-
-
-def test_history_is_a_json_object_a_line(history):
-    assert files.read_history(history) == LINES
-    assert [json.loads(line) for line in history.read_text().splitlines()] == LINES
-
-
-def test_no_history_is_an_empty_one(tmp_path):
-    path = tmp_path / "history.jsonl"
-    assert files.read_history(path) == []
-    assert files.rewind_history(path, 3) == 0
-    assert not path.exists()
-
-
-def test_history_takes_arrays_and_writes_what_is_not_finite_as_null(tmp_path):
-    path = tmp_path / "history.jsonl"
-    line = {
-        "float": np.float32(0.5),
-        "int": np.int64(3),
-        "jax": jnp.asarray([1.5, jnp.nan]),
-        "nested": {"normal": np.array([[1, 2], [3, 4]]), "loss": float("inf")},
-        "text": ("a", "b"),
-    }
-    files.append_history(path, line)
-    assert files.read_history(path) == [
-        {
-            "float": 0.5,
-            "int": 3,
-            "jax": [1.5, None],
-            "nested": {"normal": [[1, 2], [3, 4]], "loss": None},
-            "text": ["a", "b"],
-        }
-    ]
-
-
-def test_history_survives_a_kill_at_any_byte(history):
-    written = history.read_bytes()
-    ends = [i for i, byte in enumerate(written) if byte == ord("\n")]  # a line is whole by then
-    for size in range(len(written)):
-        history.write_bytes(written[:size])
-        whole = LINES[: sum(end <= size for end in ends)]
-        assert files.read_history(history) == whole
-        files.append_history(history, {"epoch": "new"})
-        assert files.read_history(history) == [*whole, {"epoch": "new"}]
-
-
-def test_history_drops_a_last_line_of_garbage(history):
-    with history.open("ab") as file:
-        file.write(b"\0\xff\0\0\n")
-    assert files.read_history(history) == LINES
-
-
-@pytest.mark.parametrize("damage", [b"", b'{"epoch": 1, "lo', b"\xff\xfe", b"12"])
-def test_damage_before_the_last_line_names_file_and_line(history, damage):
-    first, _, last = history.read_bytes().splitlines()
-    history.write_bytes(b"\n".join([first, damage, last, b""]))
-    with pytest.raises(UserError, match=rf"{re.escape(str(history))}, line 2, is damaged"):
-        files.read_history(history)
-    with pytest.raises(UserError, match="line 2"):
-        files.rewind_history(history, 1)
-
-
-@pytest.mark.parametrize("keep", [0, 1, 3, 7])
-def test_rewind_keeps_the_first_lines(history, keep):
-    assert files.rewind_history(history, keep) == min(keep, 3)
-    assert files.read_history(history) == LINES[:keep]
-    files.append_history(history, {"epoch": keep})
-    assert files.read_history(history) == [*LINES[:keep], {"epoch": keep}]
-
-
-def test_write_json_keeps_the_order_and_indents(tmp_path):
-    path = tmp_path / "new" / "result.json"
-    files.write_json(path, {"z": 1, "a": {"y": np.float32(0.5), "b": None}})
-    assert path.read_text() == '{\n  "z": 1,\n  "a": {\n    "y": 0.5,\n    "b": null\n  }\n}\n'
-
-
-@pytest.mark.parametrize(
-    "write",
-    [lambda path: files.write_json(path, {}), lambda path: files.rewind_history(path, 0)],
-)
-def test_a_failed_write_leaves_the_old_file_and_no_other(history, monkeypatch, write):
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write(history)
-    assert [json.loads(line) for line in history.read_text().splitlines()] == LINES
-    assert os.listdir(history.parent) == [history.name]
+from drnas_jax import metrics
 
 
 def _events(path: pathlib.Path) -> list[Event]:

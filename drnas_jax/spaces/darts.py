@@ -142,7 +142,9 @@ class Model(nn.Module):
       edges: by cell type.
       partial_channels: K.
       auxiliary: whether there is an auxiliary head, after the second reduction.
-      affine, kernels, axis_name: see Cell.
+      affine: BatchNorm inside cells has a scale and bias (networks), or not (supernets).
+      kernels: of the backend.
+      axis_name: mesh axis over which batch statistics are synchronised, or None.
     """
 
     channels: int

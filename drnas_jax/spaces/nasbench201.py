@@ -55,7 +55,7 @@ class Cell(nn.Module):
     Attributes:
       operations: primitives kept on each edge.
       partial_channels: K.
-      kernels, affine, axis_name: see drnas_jax.nn.darts_cell.Cell.
+      kernels, affine, axis_name: see Model.
       train: normalise by the batch.
     """
 
@@ -175,7 +175,9 @@ class Model(nn.Module):
 
     Attributes:
       structure: its shape.
-      kernels, affine, axis_name: see drnas_jax.nn.darts_cell.Cell.
+      kernels: of the backend.
+      affine: BatchNorm inside cells has a scale and bias (networks), or not (supernets).
+      axis_name: mesh axis over which batch statistics are synchronised, or None.
     """
 
     structure: Structure
