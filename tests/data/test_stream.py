@@ -36,10 +36,10 @@ def streamed(folder, **changes):
 
 
 def scheduled(stream, batch_size, epochs=2, steps=2, seed=3):
-    """One part, idle in no epoch, and an evaluation of the test split."""
-    index, held = (np.arange(n, dtype=np.int32) for n in (stream.count, stream.test_count))
+    """One part, idle in no epoch, and an evaluation of the last examples, as in a search."""
+    index = np.arange(stream.count, dtype=np.int32)
     parts = (Part("weights", index),)
-    return Schedule(batch_size, seed, parts, epochs, steps, held[: 2 * batch_size - 1], "test")
+    return Schedule(batch_size, seed, parts, epochs, steps, index[1 - 2 * batch_size :])
 
 
 def here(stream, schedule, rows):
@@ -95,8 +95,7 @@ def test_rows_are_those_of_the_whole_batch(digits):
 def test_a_batch_holds_the_crops_of_its_examples(digits):
     schedule, rows = scheduled(digits, 8), np.arange(8)
     for k, batch in enumerate(here(digits, schedule, rows)):
-        request = schedule[k]
-        split = digits.source.train if request.name else digits.source.test
+        request, split = schedule[k], digits.source.train
         numbers = generator(3, "weights/crop", request.step).random((8, 10, 4))
         for row, i in enumerate(request.numbers):
             expected = (
@@ -128,12 +127,13 @@ def test_padded_images_are_those_in_memory(folder, size):
     memory = load(config("folder", dir=str(folder), image_size=size))
     assert isinstance(stream, Stream) and isinstance(memory, Dataset)
     assert stream.shape == memory.shape
-    schedule = scheduled(stream, 3)
-    for k, batch in enumerate(here(stream, schedule, np.arange(3))):
-        request = schedule[k]
-        images, labels = memory.split(request.split)
-        np.testing.assert_array_equal(batch.images, images[request.numbers])
-        np.testing.assert_array_equal(batch.labels, labels[request.numbers])
+    test = Schedule(2, 0, evaluated=np.arange(stream.test_count, dtype=np.int32), split="test")
+    for schedule in (scheduled(stream, 3), test):
+        for k, batch in enumerate(here(stream, schedule, np.arange(schedule.batch_size))):
+            request = schedule[k]
+            images, labels = memory.split(request.split)
+            np.testing.assert_array_equal(batch.images, images[request.numbers])
+            np.testing.assert_array_equal(batch.labels, labels[request.numbers])
 
 
 # What cannot be read

@@ -7,7 +7,7 @@ import pytest
 from test_step import Small, small, start, structure_of  # noqa: F401 (small: a fixture)
 
 from drnas_jax.arch.base import draw_by_mean
-from drnas_jax.cells import draw, one_hot
+from drnas_jax.cells import draw_cell, one_hot
 from drnas_jax.losses import cross_entropy
 from drnas_jax.search.probe import Probe
 
@@ -47,14 +47,14 @@ def test_curvature_is_the_largest_eigenvalue(small, devices, batches):  # noqa: 
 def test_accuracies_are_those_of_the_cells_alone(small):  # noqa: F811
     problem = small()
     state, structure, rng = start(problem), structure_of(problem), np.random.default_rng(3)
-    space = problem.space
+    space, operations = problem.space, dict(structure.operations)
     flat = {"cell": np.ones_like(state.alpha["cell"])}
-    cells = [draw(space, structure, flat, draw_by_mean, rng) for _ in range(12)]
+    cells = [draw_cell(space, operations, flat, draw_by_mean, rng) for _ in range(12)]
     images, labels = validation(problem, 2)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     expected = []
     for cell in cells:
-        mix = one_hot(space, structure, cell)
+        mix = one_hot(space, operations, cell)
         hits = []
         for part in (slice(0, 16), slice(16, 32)):  # batch statistics, so batch by batch
             logits, _ = Small(problem.classes, None).apply(
