@@ -10,7 +10,7 @@ size, a method, or both: `--config=configs/nasbench201.py:cpu,darts`.
 | size | what | expected time |
 |---|---|---|
 | (none) | the paper's: C 16, N 5, 32x32 pixels, 100 epochs in all | not measured |
-| cpu | a proxy: C 8, N 5, 12x12 pixels, 16 epochs | search: 23 to 32 minutes on one CPU core |
+| cpu | a proxy: C 8, N 5, 12x12 pixels, 16 epochs | search: 22 to 32 minutes, 1 or 2 CPU cores |
 | smoke | the same program on handwritten digits, no download | 1 minute on 2 CPU cores |
 
 | method | what |
