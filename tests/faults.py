@@ -232,7 +232,11 @@ def _damaged(how: str) -> Callable[[Campaign, Path], str]:
 
 
 def _cut_history(campaign: Campaign, workdir: Path) -> str:
-    file = campaign.checkpoint(workdir).parents[1] / "history.jsonl"
+    campaign.checkpoint(workdir)
+    # A search that has ended does not write to its history any more.
+    phase = "retrain" if (workdir / "search" / "genotype.json").exists() else "search"
+    file = workdir / phase / "history.jsonl"
+    file.parent.mkdir(exist_ok=True)
     with file.open("a") as opened:  # as a kill in mid-write leaves it
         opened.write('{"stage": 1, "epo')
     return "the line was written anew"
