@@ -49,12 +49,15 @@ def check_image(space: Space, stem: str, size: tuple[int, int]) -> None:
 
 
 def check_genotype(genotype: Genotype, name: str) -> None:
-    """Raises UserError unless the genotype is of the named space."""
+    """Raises UserError unless the genotype is of the named space and has its cell types."""
     if genotype.space != name:
         raise UserError(
             f"the genotype is of the space {genotype.space!r}: expected {name!r}; "
             f"set --config.space={genotype.space} or take another genotype"
         )
+    types, expected = (sorted(dict(cells)) for cells in (genotype.cells, find(name).EDGES))
+    if types != expected:
+        raise UserError(f"the genotype has the cells {types}: the space {name} has {expected}")
 
 
 def check_retraining(config: Config) -> None:

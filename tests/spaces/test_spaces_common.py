@@ -115,6 +115,14 @@ def test_genotype_of_another_space(name):
         spaces.check_genotype(genotype, "other")
 
 
+def test_genotype_with_another_cell(name):
+    genotype = spaces.random_genotype(name, 0)
+    more = dataclasses.replace(genotype, cells=(*genotype.cells, ("more", genotype.cells[0][1])))
+    for unfit in (more, dataclasses.replace(genotype, cells=())):
+        with pytest.raises(UserError, match=f"has the cells .*: the space {name} has"):
+            spaces.check_genotype(unfit, name)
+
+
 @pytest.mark.parametrize("field", ["auxiliary_weight", "drop_path"])
 def test_retraining_asks_for_what_the_networks_have(name, space, field):
     values = base.get_config()
