@@ -1,0 +1,131 @@
+"""Compares the numbers of this tree with those of another commit, bit for bit.
+
+    python tests/same_numbers.py COMMIT [CASE ...]
+
+Both trees run the same commands on this machine, each in a fresh workdir. Compared are the lines
+of search/history.jsonl and retrain/history.jsonl without times, and the cells of genotype.json.
+Fields that only the new tree writes are ignored. Prints a line for each case and exits with 1 if any
+differs.
+
+The case `cifar10` needs the TFDS data in shared/tfds beside the checkout and is skipped without it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TFDS = ROOT.parent / "shared" / "tfds"
+
+# Three steps in each of two stages, then three steps of retraining, on scikit-learn's digits.
+SHORT = (
+    "--config=configs/digits.py:smoke",
+    "--config.search.channels=8",
+    "--config.search.batch_size=232",
+    "--config.search.epochs=(1,1)",
+    "--config.retrain.batch_size=472",
+    "--config.retrain.epochs=1",
+)
+DARTS = (
+    "--config.space=darts",
+    "--config.search.cells=3",
+    "--config.search.operations=(7,4)",
+    "--config.retrain.cells=3",
+)
+CASES = {
+    "digits": ("--config=configs/digits.py:smoke",),
+    "nasbench201": ("--config=configs/nasbench201.py:smoke",),
+    "cifar10": ("--config=configs/cifar10.py:smoke", f"--config.data.dir={TFDS}"),
+    "plain": (*SHORT, "--config.compute.kernels=plain"),
+    "plain_darts": (*SHORT, *DARTS, "--config.compute.kernels=plain"),
+    "gpu": (*SHORT, "--config.compute.kernels=gpu"),
+    "gpu_darts": (*SHORT, *DARTS, "--config.compute.kernels=gpu"),
+    "cpu_darts": (*SHORT, *DARTS),
+    "devices": SHORT,
+    "streamed": (*SHORT, "--config.data.memory_limit_mb=0", "--config.data.workers=1"),
+    "candidates": (*SHORT, "--config.search.candidates=4", "--config.search.candidate_batches=1"),
+}
+TIMES = ("images_per_second",)
+
+
+def run(tree: Path, case: str, workdir: Path) -> None:
+    """Runs the command of a case with the package of a tree."""
+    devices = 8 if case == "devices" else 1
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(tree),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [sys.executable, "-m", "drnas_jax.main", *CASES[case], f"--workdir={workdir}"]
+    ended = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit(f"{case} failed in {tree}:\n{ended.stderr[-3000:]}")
+
+
+def numbers(workdir: Path) -> dict[str, list]:
+    """What is compared: the lines of both histories, and the cells that were found."""
+    found: dict[str, list] = {}
+    for phase in ("search", "retrain"):
+        lines = (workdir / phase / "history.jsonl").read_text().splitlines()
+        found[phase] = [json.loads(line) for line in lines]
+    found["cells"] = [json.loads((workdir / "search" / "genotype.json").read_text())["cells"]]
+    return found
+
+
+def differences(old: dict[str, list], new: dict[str, list]) -> list[str]:
+    """The places where the new numbers are not the old ones."""
+    places = []
+    for kind, lines in old.items():
+        if len(lines) != len(new[kind]):
+            places.append(f"{kind}: {len(lines)} lines before, {len(new[kind])} now")
+            continue
+        for i, (before, after) in enumerate(zip(lines, new[kind], strict=True)):
+            places += [
+                f"{kind}[{i}].{field}: {value} before, {after.get(field)} now"
+                for field, value in before.items()
+                if field not in TIMES and after.get(field) != value
+            ]
+    return places
+
+
+def main(commit: str, *cases: str) -> int:
+    """Runs the cases (all of them by default) and returns the exit code."""
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        git = ["git", "-C", str(ROOT)]
+        subprocess.run([*git, "worktree", "prune"], check=True)
+        tree = Path(folder) / "tree"
+        subprocess.run([*git, "worktree", "add", "-q", "--detach", tree, commit], check=True)
+        # A folder of results for each commit, so that comparing again runs only this tree.
+        name = subprocess.run([*git, "rev-parse", commit], capture_output=True, text=True).stdout
+        cache = os.environ.get("SAME_NUMBERS_CACHE")
+        before = Path(cache, name.strip()) if cache else Path(folder) / "before"
+        try:
+            for case in cases or CASES:
+                if case == "cifar10" and not TFDS.is_dir():
+                    print(f"{case}: skipped, there is no {TFDS}", flush=True)
+                    continue
+                if not (before / case / "result.json").exists():
+                    run(tree, case, before / case)
+                run(ROOT, case, Path(folder) / case)
+                found = differences(numbers(before / case), numbers(Path(folder) / case))
+                failed += bool(found)
+                print(f"{case}: {'different' if found else 'the same'}", flush=True)
+                for place in found[:5]:
+                    print(f"  {place[:300]}", flush=True)
+        finally:
+            subprocess.run([*git, "worktree", "remove", "--force", tree], check=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        raise SystemExit(__doc__)
+    unknown = set(sys.argv[2:]) - set(CASES)
+    if unknown:
+        raise SystemExit(f"unknown case {sorted(unknown)[0]}: choose among {', '.join(CASES)}")
+    sys.exit(main(*sys.argv[1:]))
