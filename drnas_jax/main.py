@@ -8,18 +8,19 @@ from pathlib import Path
 import jax
 from absl import flags, logging
 
-from drnas_jax import distributed, spaces
-from drnas_jax.benchmarks import nasbench201
+from drnas_jax import spaces
 from drnas_jax.config import Config
-from drnas_jax.distributed import from_primary, is_primary
 from drnas_jax.errors import UserError, check_choice
-from drnas_jax.evaluate import evaluate
 from drnas_jax.flags import parse
-from drnas_jax.interrupt import Interrupted, exit_at_once
-from drnas_jax.machine import cores
-from drnas_jax.metrics import Display
-from drnas_jax.retrain import retrain
-from drnas_jax.search.controller import search
+from drnas_jax.phases.evaluate import evaluate
+from drnas_jax.phases.retrain import retrain
+from drnas_jax.phases.search.phase import search
+from drnas_jax.tables import nasbench201
+from drnas_jax.training import hosts
+from drnas_jax.training.hosts import from_primary, is_primary
+from drnas_jax.training.machine import cores
+from drnas_jax.training.metrics import Display
+from drnas_jax.training.signals import Interrupted, exit_at_once
 from drnas_jax.workdir import of_seed, open_workdir
 
 PHASES: dict[str, Callable] = {"search": search, "retrain": retrain, "evaluate": evaluate}
@@ -64,7 +65,7 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
             PHASES[phase](run, directory, display)
 
     def write() -> None:
-        from drnas_jax.report import write_report  # here: plotly takes long to import
+        from drnas_jax.report.page import write_report  # here: plotly takes long to import
 
         display.message(f"report: {write_report([workdir])}")
 
@@ -108,7 +109,7 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
         check_choice("phase", phase, PHASES)
     _check_phases(config, values.phases)
     nasbench201.locate(config.nasbench201.table, config.data.dir)  # now, not after the search
-    distributed.initialize(
+    hosts.initialize(
         values.coordinator, values.num_processes, values.process_id, values.distributed
     )
     return config, [phase for phase in PHASES if phase in values.phases], values.workdir

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 
 from drnas_jax.config import Config, differences, to_dict
-from drnas_jax.distributed import from_primary
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_json, write_json
+from drnas_jax.training.hosts import from_primary
 
 _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orbax-checkpoint")
 

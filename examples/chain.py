@@ -15,9 +15,9 @@ import numpy as np
 
 from drnas_jax.genotype import Genotype
 from drnas_jax.nn import norm
+from drnas_jax.nn.backend import Kernels
 from drnas_jax.nn.banks import CONV_CHANNEL_AXES, Bank, Mode, Recorder, Weight, channel_shuffle
 from drnas_jax.nn.blocks import classify
-from drnas_jax.nn.kernels import Kernels
 from drnas_jax.spaces.base import Operations, Structure
 
 PRIMITIVES = ("skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")

@@ -12,7 +12,7 @@ import sys
 import matplotlib
 from matplotlib.figure import Figure
 
-from drnas_jax.runs import read_run
+from drnas_jax.report.runs import read_run
 
 
 def main(workdir: str, out: str) -> None:

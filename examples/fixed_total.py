@@ -1,15 +1,15 @@
 """A mixing distribution of one's own: a Dirichlet whose total concentration stays the same.
 
 Alpha then says which operations are strong, and never how sure the search is. To use it, copy this
-file to drnas_jax/arch/ and give `--config.arch.name=fixed_total`.
+file to drnas_jax/distributions/ and give `--config.arch.name=fixed_total`.
 """
 
 import jax
 import jax.numpy as jnp
 
-from drnas_jax.arch import base
-from drnas_jax.arch.dirichlet import draw, sample_dirichlet
 from drnas_jax.config import ArchConfig
+from drnas_jax.distributions import base
+from drnas_jax.distributions.dirichlet import draw, sample_dirichlet
 
 
 def create(config: ArchConfig) -> base.MixingDistribution:

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parents[1]
 # Begun first, so that no core is left with one of them at the end.
 LONG = (
-    *("processes", "end_to_end", "resume", "interrupt", "darts_cell", "spaces_common"),
-    *("torch_import", "nasbench201_space", "kernels"),
+    *("processes", "end_to_end", "resume", "signals", "darts_cell", "spaces_common"),
+    *("torch_import", "nasbench201_space", "backend"),
 )
 
 # Before jax is imported, and inherited by the commands that tests start.
@@ -72,8 +72,8 @@ def _tiny_problem(devices=1, *, space="nasbench201", classes=4, arch=(), compute
     from drnas_jax.config import from_config_dict
     from drnas_jax.configs import base
     from drnas_jax.data import Dataset
-    from drnas_jax.search.problem import make_problem
-    from drnas_jax.sharding import make_mesh
+    from drnas_jax.phases.search.problem import make_problem
+    from drnas_jax.training.devices import make_mesh
 
     config = base.get_config()
     config.space, config.data.crop_padding = space, 1

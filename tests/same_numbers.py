@@ -4,8 +4,8 @@
 
 Both trees run the same commands on this machine, each in a fresh workdir. Compared are the lines
 of search/history.jsonl and retrain/history.jsonl without times, and the cells of genotype.json.
-Fields that only the new tree writes are ignored. Prints a line for each case and exits with 1 if any
-differs.
+Fields that only the new tree writes are ignored. Prints a line for each case and exits with 1 if
+any differs.
 
 The case `cifar10` needs the TFDS data in shared/tfds beside the checkout and is skipped without it.
 """

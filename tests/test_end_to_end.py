@@ -11,11 +11,12 @@ import pytest
 from small_run import FIELDS, environment, started, wait_until
 from test_resume import assert_same_bits
 
-from drnas_jax import evaluate, load_genotype
+from drnas_jax import load_genotype
 from drnas_jax.config import from_config_dict
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_history
-from drnas_jax.metrics import Display
+from drnas_jax.phases import evaluate
+from drnas_jax.training.metrics import Display
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("search", "retrain")

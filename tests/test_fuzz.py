@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import make
 
-from drnas_jax import report
-from drnas_jax.benchmarks import nasbench201 as benchmark
-from drnas_jax.benchmarks.nasbench201 import Table
 from drnas_jax.config import Config, from_config_dict, to_dict
 from drnas_jax.configs import base
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_history
 from drnas_jax.flags import parse
+from drnas_jax.report import page as report
 from drnas_jax.spaces import nasbench201 as space
-from drnas_jax.torch_import import main as import_main
+from drnas_jax.tables import nasbench201 as benchmark
+from drnas_jax.tables.nasbench201 import Table
+from drnas_jax.tools.torch_import import main as import_main
 
 MANY, SOME = settings(max_examples=200, deadline=None), settings(max_examples=60, deadline=None)
 CELLS = [f"|{name}~0|+|none~0|none~1|+|none~0|none~1|none~2|" for name in ("none", "skip_connect")]

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from drnas_jax.checkpoint import Checkpoints
 from drnas_jax.genotype import Genotype, save
 from drnas_jax.main import PHASES, main
+from drnas_jax.training.checkpoints import Checkpoints
 from drnas_jax.workdir import open_workdir
 
 DIGITS = "--config=configs/digits.py:smoke"

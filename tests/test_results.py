@@ -5,7 +5,7 @@ import re
 import statistics
 from pathlib import Path
 
-from drnas_jax.benchmarks.nasbench201 import DATASETS, load
+from drnas_jax.tables.nasbench201 import DATASETS, load
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -10,19 +10,21 @@ import numpy as np
 import pytest
 from small_run import FIELDS
 
-from drnas_jax import data, evaluate, loop, retrain, search, sharding
-from drnas_jax.checkpoint import ocp
+from drnas_jax import data
 from drnas_jax.config import from_config_dict
 from drnas_jax.configs import digits
+from drnas_jax.data.feed import Reader
 from drnas_jax.errors import UserError
-from drnas_jax.feed import Reader
 from drnas_jax.files import read_history
 from drnas_jax.genotype import Genotype, save
-from drnas_jax.interrupt import Interrupted
-from drnas_jax.metrics import Display
-from drnas_jax.retrain import Retraining
-from drnas_jax.search.probe import Probe
-from drnas_jax.search.problem import Problem
+from drnas_jax.phases import evaluate, loop, retrain, search
+from drnas_jax.phases.retrain import Retraining
+from drnas_jax.phases.search.diagnostics import Probe
+from drnas_jax.phases.search.problem import Problem
+from drnas_jax.training import devices as on
+from drnas_jax.training.checkpoints import ocp
+from drnas_jax.training.metrics import Display
+from drnas_jax.training.signals import Interrupted
 from drnas_jax.workdir import alone
 
 STEPS = 11  # in an epoch: 718 training images in batches of 64
@@ -90,10 +92,10 @@ def config(monkeypatch):
 @pytest.fixture
 def on_devices(monkeypatch):
     """Sets how many devices there are."""
-    make, devices = sharding.make_mesh, jax.devices()
+    make, devices = on.make_mesh, jax.devices()
 
     def set_count(count):
-        monkeypatch.setattr(sharding, "make_mesh", lambda: make(devices[:count]))
+        monkeypatch.setattr(on, "make_mesh", lambda: make(devices[:count]))
 
     return set_count
 

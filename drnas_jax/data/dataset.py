@@ -9,7 +9,7 @@ from drnas_jax.config import DataConfig
 from drnas_jax.data.images import UnreadableImage, centre_crop, decode, fit
 from drnas_jax.data.sources import Source, Split, in_threads, open_source
 from drnas_jax.errors import UserError
-from drnas_jax.machine import cores
+from drnas_jax.training.machine import cores
 
 _CHUNK = 256  # examples a thread decodes at a time
 _SAMPLE = 1024  # training images from which the statistics of a streamed data set are estimated

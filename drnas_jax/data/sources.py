@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from drnas_jax.config import DataConfig
 from drnas_jax.data.images import Example, UnreadableImage, has_colours
 from drnas_jax.errors import UserError
-from drnas_jax.machine import cores
+from drnas_jax.training.machine import cores
 
 # Letters and figures: a mirror image is no longer the same class (or no character at all).
 _CHARACTERS = ("binary_alpha_digits", "cmaterdb", "emnist", "kmnist", "mnist", "omniglot", "svhn")

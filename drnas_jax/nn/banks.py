@@ -17,7 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from drnas_jax.nn import norm
-from drnas_jax.nn.kernels import KEPT, Kernels
+from drnas_jax.nn.backend import KEPT, Kernels
 
 Array = jax.Array
 Moments = dict[str, tuple[Array, Array]]  # by BatchNorm's suffix: mean and unbiased variance

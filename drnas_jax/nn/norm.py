@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from drnas_jax.nn.kernels import KEPT
+from drnas_jax.nn.backend import KEPT
 
 Array = jax.Array
 

@@ -5,7 +5,7 @@ from typing import cast
 
 import numpy as np
 
-from drnas_jax import lookup
+from drnas_jax import components
 from drnas_jax.config import Config
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.genotype import Genotype
@@ -26,7 +26,7 @@ __all__ = [
 
 def names() -> list[str]:
     """The search spaces there are."""
-    return lookup.names(sys.modules[__name__])
+    return components.names(sys.modules[__name__])
 
 
 def find(name: str) -> Space:
@@ -35,7 +35,7 @@ def find(name: str) -> Space:
     Raises:
       UserError: there is none; the message lists those there are.
     """
-    return cast(Space, lookup.find(sys.modules[__name__], "search space", name))
+    return cast(Space, components.find(sys.modules[__name__], "search space", name))
 
 
 def check_image(space: Space, stem: str, size: tuple[int, int]) -> None:

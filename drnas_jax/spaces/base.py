@@ -8,7 +8,7 @@ import flax.linen as nn
 import numpy as np
 
 from drnas_jax.genotype import Genotype
-from drnas_jax.nn.kernels import Kernels
+from drnas_jax.nn.backend import Kernels
 
 Operations = tuple[tuple[str, ...], ...]  # the primitives kept on each edge of a cell type
 
@@ -75,7 +75,7 @@ class Space(Protocol):
     def supernet(self, structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:
         """A module called as (x [b, h, w, c], mix, train, learn = None) -> logits [b, classes].
 
-        `learn`: see `drnas_jax.nn.kernels.Kernels`.
+        `learn`: see `drnas_jax.nn.backend.Kernels`.
         """
 
     def network(

@@ -17,6 +17,7 @@ import numpy as np
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.genotype import Genotype
 from drnas_jax.nn import norm
+from drnas_jax.nn.backend import Kernels
 from drnas_jax.nn.banks import (
     CONV_CHANNEL_AXES,
     Arrays,
@@ -28,7 +29,6 @@ from drnas_jax.nn.banks import (
     scaled,
 )
 from drnas_jax.nn.blocks import classify
-from drnas_jax.nn.kernels import Kernels
 from drnas_jax.spaces.base import Operations, Structure
 
 Array = jax.Array

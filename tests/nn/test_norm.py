@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from drnas_jax.nn import kernels, norm
+from drnas_jax.nn import backend, norm
 from drnas_jax.nn.banks import Bank, Mode, Recorder, Weight, channel_shuffle
 from drnas_jax.nn.norm import BatchNorm
-from drnas_jax.sharding import AXIS, SHARDED, data_parallel, make_mesh
+from drnas_jax.training.devices import AXIS, SHARDED, data_parallel, make_mesh
 
 # Values of size 1 in float32: roundings of 1e-7 each, some tens of them.
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -141,7 +141,7 @@ class Weighted(nn.Module):
 
     affine: bool
     train: bool
-    own: kernels.Kernels
+    own: backend.Kernels
 
     @nn.compact
     def __call__(self, x, mix):
@@ -180,7 +180,7 @@ def separate(variables, x, mix, train):
 def test_rows_are_normalised_as_each_alone(platform, affine, train):
     x, mix = normal(0, (2, 4, 5, FEATURES)), np.array([0.7, -0.2, 0.4, 1.1], np.float32)
     variables = bank_variables(affine)
-    module = Weighted(affine, train, kernels.for_platform(platform))
+    module = Weighted(affine, train, backend.for_platform(platform))
 
     def stacked(params, x, mix):
         nested = {"params": {"bank": params}, "batch_stats": {"bank": variables["batch_stats"]}}

@@ -12,17 +12,18 @@ import numpy as np
 import optax
 import pytest
 
-from drnas_jax import losses, spaces
+from drnas_jax import spaces
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import PUBLISHED, Genotype
+from drnas_jax.nn.backend import CPU, GPU, PLAIN
 from drnas_jax.nn.banks import Mode
 from drnas_jax.nn.blocks import AuxiliaryHead
-from drnas_jax.nn.darts_cell import Cell
-from drnas_jax.nn.darts_operations import Edge
-from drnas_jax.nn.kernels import CPU, GPU, PLAIN
-from drnas_jax.search.stages import prune, widen
-from drnas_jax.search.state import SearchState
+from drnas_jax.phases.search.stages import prune, widen
+from drnas_jax.phases.search.state import SearchState
 from drnas_jax.spaces import Structure, darts
+from drnas_jax.spaces.darts.cell import Cell
+from drnas_jax.spaces.darts.operations import Edge
+from drnas_jax.training import losses
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
 SPACE = spaces.find("darts")

@@ -10,10 +10,10 @@ import pytest
 
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import PUBLISHED, Genotype
-from drnas_jax.losses import cross_entropy
-from drnas_jax.nn import kernels, norm
+from drnas_jax.nn import backend, norm
 from drnas_jax.spaces import Structure
 from drnas_jax.spaces import nasbench201 as space
+from drnas_jax.training.losses import cross_entropy
 
 EDGES = space.EDGES["cell"]
 FILES = ("nb201_search_k1", "nb201_search_k4", "nb201_search_pruned")
@@ -133,7 +133,7 @@ def reference(request, shared):
 @pytest.fixture(scope="module")
 def ours(reference):
     """What we compute on the reference's inputs."""
-    module = space.supernet(reference.structure, kernels.PLAIN, None)
+    module = space.supernet(reference.structure, backend.PLAIN, None)
     x, y = reference.values["x"], reference.values["y"].astype(np.int32)
 
     def loss(params, mix, stats, x):
@@ -297,7 +297,7 @@ def test_derive_after_pruning():
 
 
 def network(cell, cells=1):
-    return space.network(cell, 4, cells, 10, "cifar", False, kernels.PLAIN, None)
+    return space.network(cell, 4, cells, 10, "cifar", False, backend.PLAIN, None)
 
 
 def leaf_names(tree):
@@ -344,7 +344,7 @@ def apply(module, variables, x, train):
 def test_cell_of_one_operation_an_edge(affine):
     """Against the cell's sums, written out by hand with plain pieces."""
     names = ("nor_conv_3x3", "avg_pool_3x3", "nor_conv_1x1", "none", "nor_conv_3x3", "skip_connect")
-    cell = space.Cell(tuple((name,) for name in names), 1, kernels.PLAIN, affine, None, False)
+    cell = space.Cell(tuple((name,) for name in names), 1, backend.PLAIN, affine, None, False)
     x = np.random.default_rng(1).normal(size=(2, 5, 4, 3)).astype(np.float32)
     mix = np.ones((6, 1), np.float32)
     variables = fill(jax.eval_shape(cell.init, jax.random.key(0), x, mix))
@@ -354,12 +354,12 @@ def test_cell_of_one_operation_an_edge(affine):
             kind: {leaf: array[row] for leaf, array in banks[name].items()}
             for kind, banks in variables.items()
         }
-        y = kernels.PLAIN.conv(jax.nn.relu(y), own["params"].pop("kernel"), 1)
+        y = backend.PLAIN.conv(jax.nn.relu(y), own["params"].pop("kernel"), 1)
         own["params"] = {"scale": np.ones(3), "bias": np.zeros(3)} | own["params"]
         return norm.BatchNorm().apply(own, y, False)
 
     one = conv(x, "nor_conv_3x3", 0)
-    two = kernels.PLAIN.avg_pool(x, 1) + conv(one, "nor_conv_1x1", 0)
+    two = backend.PLAIN.avg_pool(x, 1) + conv(one, "nor_conv_1x1", 0)
     three = two + conv(one, "nor_conv_3x3", 1)  # and 'none' of the input
     # Two sums of up to 27 products of size 1, one after the other, reach some hundreds.
     np.testing.assert_allclose(cell.apply(variables, x, mix)[0], three, rtol=1e-5, atol=1e-4)

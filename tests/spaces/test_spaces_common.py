@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import pytest
 
-from drnas_jax import arch, spaces
+from drnas_jax import distributions, spaces
 from drnas_jax.config import from_config_dict
 from drnas_jax.configs import base
 from drnas_jax.errors import UserError
-from drnas_jax.nn import kernels
-from drnas_jax.search import stages
-from drnas_jax.search.state import init_state
+from drnas_jax.nn import backend
+from drnas_jax.phases.search import stages
+from drnas_jax.phases.search.state import init_state
 from drnas_jax.spaces import Structure, check_image
 
 CHANNELS, CELLS, CLASSES, PARTIAL = 8, 3, 5, 4
@@ -51,11 +51,11 @@ def image_shape(space, kind=None):
 @functools.cache
 def fresh(space, structure):
     """A fresh search state's shapes."""
-    distribution = arch.create(from_config_dict(base.get_config()).arch)
+    distribution = distributions.create(from_config_dict(base.get_config()).arch)
     return jax.eval_shape(
         lambda: init_state(
             structure,
-            space.supernet(structure, kernels.GPU, None),
+            space.supernet(structure, backend.GPU, None),
             distribution,
             optax.sgd(0.1, momentum=0.9),
             optax.adam(0.1),
@@ -151,7 +151,7 @@ def fill(shapes, rng):
 def test_logits(space):
     """Finite, of the right shape, and dependent on every mixing weight but that of 'none'."""
     structure = whole(space)
-    module = space.supernet(structure, kernels.GPU, None)
+    module = space.supernet(structure, backend.GPU, None)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, *image_shape(space))).astype(np.float32)
     mix = random_mix(structure, rng)
@@ -209,7 +209,7 @@ FAST = ("darts", "gpu")  # to compile
 )
 def test_bfloat16_is_near_float32(space, platform):
     """Parameters, statistics and all gradients stay float32; they differ by bfloat16's rounding."""
-    own, structure = kernels.for_platform(platform), dataclasses.replace(whole(space), cells=1)
+    own, structure = backend.for_platform(platform), dataclasses.replace(whole(space), cells=1)
     found, expected = (evaluate(space, own, dtype, structure) for dtype in ("bfloat16", "float32"))
     for low, high in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert low.dtype == high.dtype == np.float32
@@ -239,9 +239,9 @@ def random_structure(space, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_all_kernels_agree_on_any_structure(space, seed):
     structure = random_structure(space, seed)
-    expected = evaluate(space, kernels.PLAIN, np.float32, structure)
+    expected = evaluate(space, backend.PLAIN, np.float32, structure)
     for platform in ("cpu", "gpu", "tpu"):
-        found = evaluate(space, kernels.for_platform(platform), np.float32, structure)
+        found = evaluate(space, backend.for_platform(platform), np.float32, structure)
         assert jax.tree.structure(found) == jax.tree.structure(expected)
         for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             # A ReLU whose input is within rounding of 0 may flip, which moves few numbers much:
@@ -343,7 +343,7 @@ def test_derived_genotype_makes_a_network(space):
     genotype = space.derive(mean, dict(structure.operations))
     for kind in space.STEMS:
         shape = (CHANNELS, CELLS, CLASSES, kind, False)
-        network = space.network(genotype, *shape, kernels.PLAIN, None)
+        network = space.network(genotype, *shape, backend.PLAIN, None)
         x = jnp.zeros((2, *image_shape(space, kind)))
         (logits, auxiliary), variables = jax.eval_shape(
             lambda network=network, x=x: network.init_with_output(jax.random.key(0), x, False)

@@ -1,0 +1,1 @@
+"""One self-contained page about a run: `python -m drnas_jax.report.page DIR [DIR ...]`."""

@@ -1,0 +1,1 @@
+"""Commands beside the phases: benchmarks, TPU planning, weights from PyTorch."""

@@ -1,0 +1,1 @@
+"""What phases share: devices, hosts, checkpoints, optimisers, losses, random keys."""

@@ -1,0 +1,177 @@
+"""The benches run and print one JSON line of the contract."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_end_to_end import ROOT
+
+from drnas_jax.config import from_config_dict
+from drnas_jax.genotype import Genotype, save
+from drnas_jax.tools import bench
+from drnas_jax.training import devices
+
+DIGITS = "--config=configs/digits.py:smoke"
+TINY = [
+    DIGITS,
+    "--config.search.channels=4",
+    "--config.search.batch_size=8",
+    "--config.retrain.channels=4",
+    "--config.retrain.batch_size=8",
+]
+FEW = "--config.search.operations=(5,1)"  # in the second stage: it compiles faster
+TIMES = {"lower_s", "compile_s", "step_s", "images_per_s", "peak_memory_mb", "temp_memory_mb"}
+WORK = {"gflop", "gbyte", "gflop_per_s", "gbyte_per_s"}
+LIMITS = {"matmul_gflop_per_s", "copy_gbyte_per_s"}
+MACHINE = {"device", "jax"}
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    mesh = devices.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(devices, "make_mesh", lambda: mesh)
+
+
+def cell_of(tmp_path, primitive):
+    nodes = tuple(tuple((primitive, i) for i in range(node)) for node in (1, 2, 3))
+    save(tmp_path / "cell.json", Genotype("nasbench201", (("cell", nodes),)), {})
+    return f"--config.genotype={tmp_path / 'cell.json'}"
+
+
+@pytest.fixture
+def cell(tmp_path):
+    return cell_of(tmp_path, "skip_connect")
+
+
+def printed(capsys, *argv):
+    assert bench.main(["bench", *argv]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.endswith("\n") and len(out.splitlines()) == 1
+    return json.loads(out)
+
+
+def refused(capsys, *argv):
+    assert bench.main(["bench", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
+    return err
+
+
+def check_times(result, images):
+    assert result.keys() == {"bench"} | TIMES | WORK | LIMITS | MACHINE
+    for name in TIMES | LIMITS:
+        assert result[name] > 0
+    assert result["images_per_s"] == pytest.approx(images / result["step_s"], rel=0.1)
+    assert result["jax"] == jax.__version__
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch, request):
+    """Takes seconds to measure; once is enough."""
+    if request.node.name != "test_step[2]":
+        monkeypatch.setattr(bench, "_limits", lambda dtype: dict.fromkeys(LIMITS, 1.0))
+
+
+# The second stage is pruned and widened; that it compiles another program is what is tested.
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_step(capsys, one_device, stage):
+    # Shares of the true data, for which the synthetic images are too few, and no epoch for alpha.
+    flags = ("train_fraction=0.01", "alpha_fraction=0.01", "warmup_epochs=(2,2)")
+    changed = [f"--config.search.{flag}" for flag in flags]
+    result = printed(capsys, "step", *TINY, FEW, *changed, f"--stage={stage}", "--steps=2")
+    assert result["bench"] == "step"
+    check_times(result, images=8)
+
+
+def test_compare(capsys, one_device, cell):
+    result = printed(capsys, "retrain", *TINY, cell, "--steps=2", "--compare=plain")
+    other = result.pop("compare")
+    assert result["bench"] == "retrain"
+    check_times(result, images=8)
+    assert other.keys() == {"kernels"} | TIMES
+    assert other["kernels"] == "plain"
+    assert other["step_s"] > 0
+
+
+def test_work_is_that_of_one_step(capsys, monkeypatch, one_device, tmp_path):
+    """Accelerators do several steps in one dispatch."""
+    flags = [*TINY, cell_of(tmp_path, "nor_conv_1x1"), "--config.retrain.channels=32"]
+    work = []
+    for steps in (1, 2):
+        monkeypatch.setattr(devices, "steps_per_dispatch", lambda mesh, n, steps=steps: steps)
+        work.append(printed(capsys, "retrain", *flags, "--steps=1"))
+    for name in ("gflop", "gbyte"):
+        assert work[0][name] == work[1][name] > 0
+    check_times(work[1], images=8)
+
+
+@pytest.mark.slow
+def test_all(capsys, one_device, cell):
+    assert bench.main(["bench", "all", *TINY, cell, "--steps=1"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["bench"] for line in lines] == ["step", "retrain", "input"]
+
+
+def test_input_on_all_devices(capsys):
+    result = printed(capsys, "input", *TINY, "--steps=3")
+    assert result.keys() == {"bench", "images_per_s"} | MACHINE
+    assert result["bench"] == "input"
+    assert result["images_per_s"] > 0
+    assert result["device"].startswith("8 x ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["step", DIGITS, "--stage=9"], ["--stage is 9", "1 to 2"]),
+        (["step", DIGITS, "--stage=0"], ["--stage=0"]),
+        (["step", DIGITS, "--steps=0"], ["--steps=0"]),
+        (["step"], ["--config=FILE"]),
+        (["step", DIGITS, "--config.seedd=1"], ["seedd"]),
+        (["step", DIGITS, "--config.search.batch_size=12"], ["12", "8 devices"]),
+        (["step", DIGITS, "--workdir=x"], ["workdir"]),
+        ([DIGITS], ["step, retrain, input, all"]),
+        (["step", "input", DIGITS], ["step, retrain, input, all"]),
+        (["speed", DIGITS], ["'speed'", "all, input, retrain, step"]),
+        (["step", DIGITS, "--compare=fast"], ["'fast'", "cpu, gpu, plain, tpu"]),
+        (["retrain", DIGITS], ["--config.genotype"]),
+        (["retrain", DIGITS, "--config.genotype=no/such"], ["no/such"]),
+        (["input", DIGITS, "--config.data.name=no/such"], ["no/such"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_mistake_is_one_line(capsys, argv, words):
+    line = refused(capsys, *argv)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shape", "classes"),
+    [
+        ("digits", 0, (8, 8, 1), 10),
+        ("cifar10", 0, (32, 32, 3), 10),
+        ("imagenet2012", 0, (224, 224, 3), 1000),
+        ("imagenet2012", 32, (32, 32, 3), 1000),
+        ("cifar10", 16, (16, 16, 3), 10),
+    ],
+)
+def test_synthetic_images_are_like_the_data_set(name, size, shape, classes):
+    from drnas_jax.configs import base
+
+    config = base.get_config()
+    config.data.update(name=name, image_size=size)
+    dataset = bench.synthetic(from_config_dict(config), 6)
+    assert dataset.images.shape[1:] == shape
+    assert len(dataset.images) == len(dataset.labels) >= 12  # a batch of 6 in both halves
+    assert dataset.num_classes == classes
+    assert dataset.images.dtype == np.uint8
+    assert dataset.labels.max() < classes

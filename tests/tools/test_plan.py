@@ -1,0 +1,144 @@
+"""Planning for TPUs: what needs their compiler is skipped where that is not installed."""
+
+import importlib.util
+import types
+
+import jax
+import pytest
+from test_end_to_end import ROOT
+
+from drnas_jax.config import from_config_dict
+from drnas_jax.tools import plan
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+
+# Two loops, one in the other, and a conditional; cycles as the TPU compiler writes them.
+PROGRAM = """HloModule jit_f
+
+%inner_body (p: s32[]) -> s32[] {
+  ROOT %a = s32[] add(%p, %p), backend_config={"window_config":{"estimated_cycles":"7"}}
+}
+
+%inner_condition (p: s32[]) -> pred[] {
+  %c = s32[]{:T(128)} constant(5)
+  ROOT %lt = pred[] compare(%p, %c), direction=LT
+}
+
+%outer_body (p: s32[]) -> s32[] {
+  %b = s32[] add(%p, %p), backend_config={"window_config":{"estimated_cycles":"100"}}
+  ROOT %w = s32[] while(%b), condition=%inner_condition, body=%inner_body
+}
+
+%outer_condition (p: s32[]) -> pred[] {
+  %c = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[] compare(%p, %c), direction=LT
+}
+
+%left (p: s32[]) -> s32[] {
+  ROOT %a = s32[] add(%p, %p), backend_config={"window_config":{"estimated_cycles":"20000"}}
+}
+
+%right (p: s32[]) -> s32[] {
+  ROOT %a = s32[] add(%p, %p), backend_config={"window_config":{"estimated_cycles":"40000"}}
+}
+
+ENTRY %main (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  %a = s32[] add(%p, %p), backend_config={"window_config":{"estimated_cycles":"1000"}}
+  %w = s32[] while(%a), condition=%outer_condition, body=%outer_body
+  ROOT %c = s32[] conditional(%p, %w, %w), branch_computations={%left, %right}
+}
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def config_of(file, variant, **search):
+    module = importlib.import_module(f"configs.{file}")
+    values = module.get_config(variant)
+    values.search.update(search)
+    return from_config_dict(values)
+
+
+def refused(capsys, *argv):
+    assert plan.main(["plan", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
+    return err
+
+
+def test_cycles_count_as_often_as_loops_run():
+    assert plan.count_cycles(PROGRAM) == 1000 + 3 * (100 + 5 * 7) + 20000 + 40000
+
+
+def test_hours_of_a_search():
+    config = config_of("imagenet", "")  # 25 + 25 epochs, of which 10 each leave alpha alone
+    stages = [
+        plan.Plan(1, 100, 6, 7, 1e9, True, (0.1, 1.0), "", 0.0),
+        plan.Plan(2, 100, 3, 4, 1e9, True, (0.3, 2.0), "", 0.0),
+    ]
+    fast, slow = plan.search_hours(config, stages)
+    assert fast == pytest.approx((25 - 5) * 100 * (0.1 + 0.3) / 3600)
+    assert slow == pytest.approx((25 - 5) * 100 * (1.0 + 2.0) / 3600)
+
+
+def test_a_bound_may_be_unknown():
+    config = config_of("imagenet", "")
+    stages = [
+        plan.Plan(1, 100, 6, 7, 1e9, True, (0.1, 1.0), "", 0.0),
+        plan.Plan(2, 100, 3, 4, 1e9, True, (0.3, None), "", 0.0),
+    ]
+    fast, slow = plan.search_hours(config, stages)
+    assert fast == pytest.approx((25 - 5) * 100 * (0.1 + 0.3) / 3600) and slow is None
+    devices = [types.SimpleNamespace(device_kind=next(iter(plan.CHIPS)))] * 16
+    table = plan.table(config, devices, stages)
+    seconds, images = ([*column.cells] for column in table.columns[6:8])
+    assert seconds == ["0.100 to 1.000", "0.300 to ?"]
+    assert images == ["1,024 to 10,240", "? to 3,413"]
+
+
+def test_imagenet_need_not_be_there():
+    config = config_of("imagenet", "")
+    stream = plan.stand_in(config)
+    assert (stream.count, stream.shape, stream.num_classes) == (1_281_167, (224, 224, 3), 1000)
+
+
+def test_a_missing_compiler_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install -e '.[tpu]'" in refused(capsys, "--config=configs/digits.py")
+
+
+def test_an_unknown_stage(capsys):
+    error = refused(capsys, "--config=configs/digits.py", "--stage=3")
+    assert "--stage is 3" in error and "1 to 2" in error
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e:3x3", "v9:4x4", "16", "v4:2x2x2"])
+def test_an_unknown_topology(capsys, topology):
+    assert repr(topology) in refused(capsys, "--config=configs/digits.py", f"--topology={topology}")
+
+
+@needs_libtpu
+def test_a_batch_that_the_chips_do_not_divide(capsys):
+    argv = ("--config=configs/digits.py:smoke", "--topology=v5e:8x8")
+    assert plan.main(["plan", *argv]) == 2
+    assert "search.batch_size = 32" in capsys.readouterr().err
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_both_stages(capsys):
+    assert plan.main(["plan", "--config=configs/digits.py:smoke", "--topology=v5e:2x2"]) == 0
+    head, *lines = capsys.readouterr().out.strip().splitlines()
+    assert head == "4 x TPU v5 lite, float32"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+    assert [row[:5] for row in rows[2:]] == [["1", "4", "5", "32", "8"], ["2", "2", "3", "32", "8"]]
+    assert "hours" in lines[-1]
+    assert jax.default_backend() == "cpu"

@@ -1,0 +1,182 @@
+"""Every reference fixture, imported and run, against what PyTorch made of it."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from drnas_jax.errors import UserError
+from drnas_jax.genotype import PUBLISHED
+from drnas_jax.nn.backend import GPU, PLAIN
+from drnas_jax.spaces import Structure, darts
+from drnas_jax.tools import torch_import
+from drnas_jax.tools.torch_names import darts_links, to_torch
+
+REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
+OUTPUTS = ("logits_", "loss", "g:", "grad_", "after:")
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    file = REFERENCE / f"{name}.npz"
+    if not file.exists():
+        pytest.skip(f"there is no {file}")
+    return dict(np.load(file, allow_pickle=False))
+
+
+def split(values):
+    expected = {name: value for name, value in values.items() if name.startswith(OUTPUTS)}
+    return {name: value for name, value in values.items() if name not in expected}, expected
+
+
+def tolerance(name: str, want: np.ndarray) -> float:
+    """Float32 sums in another order: seen are 4e-6 for values, 2e-5 for gradients."""
+    if name.startswith(("g:", "grad_")):
+        # Some gradients vanish but for rounding (a bias before a BatchNorm): hence the floor.
+        return 1e-3 * np.abs(want).max() + 1e-7
+    return 1e-5 if name == "loss" else 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("nb201_search_k1", marks=pytest.mark.slow),
+        "nb201_search_k4",
+        "nb201_search_pruned",
+        pytest.param("darts_search_k1", marks=pytest.mark.slow),
+        pytest.param("darts_search_k4", marks=pytest.mark.slow),
+        pytest.param("darts_search_pruned", marks=pytest.mark.slow),
+        pytest.param("darts_search_imagenet", marks=pytest.mark.slow),
+        pytest.param("cifar_network", marks=pytest.mark.slow),
+        pytest.param("imagenet_network", marks=pytest.mark.slow),
+    ],
+)
+def test_equals_the_reference(name):
+    given, expected = split(load(name))
+    got = torch_import.run(given)
+    assert set(expected) <= set(got)
+    for key, want in expected.items():
+        assert got[key].shape == want.shape, key
+        np.testing.assert_allclose(
+            got[key], want, rtol=0, atol=tolerance(key, want), err_msg=f"{name}: {key}"
+        )
+
+
+def test_command_writes_what_run_returns(tmp_path, monkeypatch):
+    np.savez(tmp_path / "in.npz", x=np.ones(2))
+    monkeypatch.setattr(torch_import, "run", lambda values: {"g:file": 2 * values["x"]})
+    assert torch_import.main(["run", f"{tmp_path}/in.npz", f"{tmp_path}/out.npz"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["g:file"], [2, 2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage"),
+        (["walk", "a", "b"], "usage"),
+        (["run", "none.npz", "out.npz"], "none.npz cannot be read"),
+    ],
+)
+def test_command_mistakes_are_one_line(arguments, message, capsys):
+    assert torch_import.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_every_genotype_of_the_reference_has_a_name_here():
+    assert set(torch_import.GENOTYPES.values()) == set(PUBLISHED)
+
+
+def changed(**changes):
+    values, _ = split(load("nb201_search_k4"))
+    return {name: value for name, value in (values | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"w:lastact.0.weight": None}, "lacks 'lastact.0.weight'"),
+        ({"w:head.weight": np.ones(1)}, "holds 'head.weight'"),
+        ({"w:stem.1.weight": np.ones(3)}, r"stem.1.weight has the shape \(3,\)"),
+        ({"w:classifier.bias": None}, "no known network"),
+        ({"mix": None}, "mixing weights"),
+        ({"mix": np.ones((6, 4))}, "mixing weights"),
+        ({"mask": np.ones((6, 4), bool)}, "masks"),
+        ({"mask": np.ones((6, 5))}, "masks are not of bools"),
+        ({"x": None}, "lacks 'x'"),
+        ({"x": np.ones((4, 3, 8, 8))}, r"x has the shape \(4, 3, 8, 8\)"),
+        ({"x": np.array(["1"])}, "'x' is an array of <U1: expected numbers"),
+        ({"y": np.ones(1, int)}, r"and y \(1,\): expected"),
+    ],
+)
+def test_unfit_files_are_user_errors(changes, message):
+    with pytest.raises(UserError, match=message):
+        torch_import.run(changed(**changes))
+
+
+def test_network_needs_a_known_genotype():
+    values, _ = split(load("cifar_network"))
+    with pytest.raises(UserError, match="unknown genotype 'x'"):
+        torch_import.run(values | {"genotype": np.array("x")})
+    del values["genotype"]
+    with pytest.raises(UserError, match="give its genotype"):
+        torch_import.run(values)
+
+
+def torch_state(imported_links, variables):
+    """Random tensors for the leaves of our variables, in PyTorch's shapes."""
+    random = np.random.default_rng(0)
+    leaves, state = flatten_dict(variables), {}
+    for link in imported_links:
+        shape = np.empty(leaves[link.path].shape)[link.index].shape
+        if link.path[-1].startswith("depthwise"):
+            shape = (shape[2], 1, *shape[:2])
+        elif len(shape) == 4:
+            shape = (*shape[:1:-1], *shape[:2])
+        elif link.path[-2] == "classifier":
+            shape = shape[::-1]
+        elif link.path[0] == "params" and len(shape) == 2 and link.name.endswith("weight"):
+            shape = shape[::-1] if link.name.endswith("bn.weight") else (*shape[::-1], 1, 1)
+        if len(shape) == 2 and link.path[-2] != "classifier":
+            shape = (shape[0] * shape[1],)
+        state[link.name] = random.normal(size=shape).astype(np.float32)
+    return state
+
+
+def variables_of(module, *arguments):
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *arguments))
+
+
+@pytest.mark.parametrize(
+    ("channels", "cells", "classes", "partial", "stem"),
+    [(6, 4, 7, 2, "cifar"), (10, 3, 3, 5, "imagenet"), (4, 1, 2, 1, "cifar")],
+)
+def test_darts_supernets_of_any_size_are_recognised(channels, cells, classes, partial, stem):
+    operations = tuple((kind, (darts.PRIMITIVES,) * 14) for kind in darts.EDGES)
+    structure = Structure(channels, cells, classes, partial, operations, stem)
+    module = darts.supernet(structure, GPU, None)
+    mix = {kind: jnp.ones((14, 7)) for kind in darts.EDGES}
+    side = 2 * darts.STEMS[stem]
+    like = variables_of(module, jnp.zeros((1, side, side, 3)), mix, False)
+    links = darts_links(channels, cells, stem, dict(darts.supernet_edges(structure)), network=False)
+    state = torch_state(links, like)
+    imported = torch_import.from_torch(state)
+    assert imported.module.structure == structure
+    for name, value in to_torch(imported.links, imported.variables, state).items():
+        np.testing.assert_array_equal(value, state[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("stem", "auxiliary"), [("cifar", True), ("imagenet", False)])
+def test_networks_of_any_size_are_recognised(stem, auxiliary):
+    genotype = PUBLISHED["pc_darts_imagenet"]
+    module = darts.network(genotype, 6, 7, 9, stem, auxiliary, PLAIN, None)
+    side = {"cifar": 32, "imagenet": 224}[stem]
+    like = variables_of(module, jnp.zeros((1, side, side, 3)), False)
+    edges = dict(darts.network_edges(genotype))
+    links = darts_links(6, 7, stem, edges, network=True, auxiliary=auxiliary)
+    imported = torch_import.from_torch(torch_state(links, like), genotype)
+    own = imported.module
+    assert (own.channels, own.cells, own.classes) == (6, 7, 9)
+    assert (own.stem, own.auxiliary) == (stem, auxiliary)

@@ -1,0 +1,239 @@
+"""How the processes of a run find each other and agree, and what is said where they do not."""
+
+import fnmatch
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from test_end_to_end import ROOT
+from test_main import DIGITS, refused
+
+from drnas_jax import main as program
+from drnas_jax.errors import UserError
+from drnas_jax.training import devices, hosts
+
+
+@pytest.mark.parametrize(
+    ("environment", "several"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+        ({"SLURM_NTASKS": "2"}, False),  # the job's script itself, without srun
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1;tcp://n1:1"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"JAX_COORDINATOR_ADDRESS": "n1:1234"}, True),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # a pod; may be the only one
+    ],
+    ids=str,
+)
+def test_launched(monkeypatch, environment, several):
+    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: [])
+    assert hosts.launched(environment) == several
+
+
+def test_open_mpi_5_is_not_known_to_jax():
+    with pytest.raises(UserError, match=r"--process_id=\$OMPI_COMM_WORLD_RANK"):
+        hosts.launched({"OMPI_COMM_WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("chips", "library", "launched"),
+    [
+        (["/dev/accel0"], True, True),
+        (["/dev/vfio/vfio", "/dev/vfio/0"], True, True),
+        (["/dev/vfio/vfio"], True, False),  # of every machine with that driver
+        (["/dev/accel0"], False, False),
+        ([], True, False),
+    ],
+)
+def test_launched_on_a_tpu(monkeypatch, chips, library, launched):
+    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: fnmatch.filter(chips, pattern))
+    find = {"libtpu": object() if library else None}
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", find.get)
+    assert hosts.launched({}) == launched
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What jax.distributed.initialize is called with, in place of a call."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: calls.append(given))
+    return calls
+
+
+def test_alone(monkeypatch, joined):
+    monkeypatch.setattr(hosts, "launched", lambda environment: False)
+    hosts.initialize(None, None, None)
+    assert joined == []
+    hosts.initialize(None, None, None, detect=True)
+    assert joined == [(None, None, None)]
+
+
+def test_with_others(monkeypatch, joined):
+    monkeypatch.setattr(hosts, "launched", lambda environment: environment is os.environ)
+    hosts.initialize(None, None, None)
+    hosts.initialize("n1:1234", 2, 1)
+    assert joined == [(None, None, None), ("n1:1234", 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--coordinator=n1:1234"], ["--num_processes", "together"]),
+        (["--num_processes=2"], ["together"]),
+        (["--process_id=0"], ["together"]),
+        (["--coordinator=n1:1234", "--num_processes=2"], ["--process_id", "together"]),
+        (["--coordinator=n1:1234", "--process_id=0", "--distributed"], ["together"]),
+        (
+            ["--coordinator=n1:1234", "--num_processes=2", "--process_id=2"],
+            ["--process_id is 2", "0 to 1"],
+        ),
+        (["--coordinator=n1:1234", "--num_processes=0", "--process_id=0"], ["num_processes"]),
+        (["--coordinator=n1:1234", "--num_processes=2", "--process_id=-1"], ["process_id"]),
+        (["--coordinator=n1", "--num_processes=2", "--process_id=0"], ["n1:", "HOST:PORT"]),
+        (["--coordinator=n1:http", "--num_processes=2", "--process_id=0"], ["n1:http"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_flags_that_do_not_fit(monkeypatch, capsys, tmp_path, joined, flags, words):
+    monkeypatch.chdir(ROOT)
+    line = refused(capsys, DIGITS, f"--workdir={tmp_path / 'run'}", *flags)
+    for word in words:
+        assert word in line
+    assert joined == []
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_failure_to_join_is_one_line(monkeypatch, capsys, tmp_path, error):
+    def fail(*given, **more):
+        raise error("DEADLINE_EXCEEDED:\n\nnobody came\n" + 1000 * "details ")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    argv = [DIGITS, f"--workdir={tmp_path / 'run'}", "--distributed"]
+    assert program.main(["main", *argv]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1 and len(err) < 600
+    assert "error: the processes of this run did not find each other (DEADLINE_EXCEEDED: n" in err
+    assert "--coordinator" in err
+    assert not (tmp_path / "run").exists()
+
+
+def python(script, *arguments):
+    """Starts a script, with two devices."""
+    flags = "--xla_force_host_platform_device_count=2"
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+IMPATIENT = """
+import sys
+from drnas_jax import main
+from drnas_jax.training import hosts
+hosts._TIMEOUT = 3
+sys.exit(main.main(["main", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_nobody_answers(tmp_path, number):
+    argv = [DIGITS, f"--workdir={tmp_path / 'run'}", f"--coordinator=127.0.0.1:{free_port()}"]
+    process = python(IMPATIENT, *argv, "--num_processes=2", f"--process_id={number}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "did not find each other" in lines[0]
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+SIGNALLED = """
+import os, signal, sys, time
+from drnas_jax.training import hosts
+hosts.initialize(sys.argv[1], 1, 0)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(3)
+"""
+
+
+def test_a_signal_right_after_joining_is_not_lost():
+    process = python(SIGNALLED, f"127.0.0.1:{free_port()}")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGTERM, err
+
+
+TWO = """
+import sys
+import numpy as np
+from drnas_jax.training import hosts
+from drnas_jax.errors import UserError
+from drnas_jax.training.devices import make_mesh
+
+number = int(sys.argv[2])
+hosts.initialize(sys.argv[1], 2, number)
+assert hosts.is_primary() == (number == 0)
+assert hosts.from_primary(lambda: {"n": [number], "text": "é"}) == {"n": [0], "text": "é"}
+
+
+for kind in (UserError, OSError):
+
+    def fail():
+        raise kind(f"of process {number}")
+
+    try:
+        hosts.from_primary(fail)
+        raise AssertionError
+    except kind as error:
+        assert str(error) == "of process 0"
+assert hosts.total(number + 1) == 3
+assert hosts.total(np.array([number, 5])).tolist() == [1, 10]
+agreement = hosts.Agreement(make_mesh())
+# Process 1 alone names a number; both get it one call later.
+assert [agreement.before(number * n) for n in (15, 0, 0)] == [0, 15, 0]
+assert agreement.now(number * 2) == 2
+agreement.before(number * 7)
+assert agreement.now(0) == 7
+"""
+
+
+def test_two_processes_agree():
+    address = f"127.0.0.1:{free_port()}"
+    processes = [python(TWO, address, number) for number in (0, 1)]
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+
+
+def test_one_process_agrees_with_itself():
+    assert hosts.is_primary()
+    value = object()
+    assert hosts.from_primary(lambda: value) is value  # no JSON between
+    with pytest.raises(UserError, match="mine"):
+        hosts.from_primary(lambda: (_ for _ in ()).throw(UserError("mine")))
+    assert hosts.total(3) == 3
+    assert hosts.total(np.array([1, 2])).tolist() == [1, 2]
+    agreement = hosts.Agreement(devices.make_mesh())
+    assert [agreement.before(n) for n in (0, 15, 0)] == [0, 15, 0]  # there is none to wait for
+    assert agreement.now(2) == 2

@@ -1,0 +1,191 @@
+import io
+import pathlib
+import re
+import struct
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from drnas_jax.training import metrics
+
+
+def _events(path: pathlib.Path) -> list[Event]:
+    """TFRecord framing: length, its checksum, data, its checksum."""
+    data, events = path.read_bytes(), []
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    return events
+
+
+def test_tensorboard_writes_scalars_and_where_it_resumed(tmp_path):
+    with metrics.TensorBoard(tmp_path, resume_step=20) as board:
+        board.scalars({"search/loss": 0.5}, step=20)
+        board.scalars({"search/loss": np.float32(0.25)}, step=30)
+    (path,) = tmp_path.iterdir()
+    events = _events(path)
+    (start,) = (e for e in events if e.HasField("session_log"))
+    assert (start.step, start.session_log.status) == (20, SessionLog.START)
+    values = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
+    assert values == [(20, "search/loss", 0.5), (30, "search/loss", 0.25)]
+
+
+def test_tensorboard_tells_at_once_of_a_full_disk(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    with metrics.TensorBoard(tmp_path) as board:
+        board.scalars({"loss": 0.5}, step=1)
+        (path,) = tmp_path.iterdir()
+        assert [e.step for e in _events(path) if e.summary.value] == [1]
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics.EventsWriter, "flush", fail)
+            with pytest.raises(OSError, match="disk full"):
+                board.scalars({"loss": 0.25}, step=2)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when told to: `clock[0] += 5`."""
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    return now
+
+
+def _display(terminal: bool, width: int = 120, **options) -> metrics.Display:
+    environment = {"TERM": "xterm-256color"}  # not that of whoever runs the tests
+    console = Console(
+        file=io.StringIO(), force_terminal=terminal, width=width, _environ=environment
+    )
+    return metrics.Display(console, **options)
+
+
+def _shown(display: metrics.Display) -> str:
+    """What was printed, without the control codes and the plain lines' time of day."""
+    text = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", display._console.file.getvalue())
+    return re.sub(r"(?m)^\d\d:\d\d:\d\d ", "", text)
+
+
+def test_plain_lines_are_few_and_the_epoch_ends_with_one(clock):
+    with _display(terminal=False) as display:
+        display.start("search, epoch 2/3", total_steps=300, done=100)
+        for step in range(101, 201):  # a step a second
+            clock[0] += 1
+            display.update(step, loss=1.25, accuracy=0.5, images_per_second=1234.4)
+        display.finish()
+    lines = _shown(display).splitlines()
+    numbers = "loss 1.2500, accuracy 50.00 %, 1,234 images/s"
+    assert len(lines) == 11
+    assert lines[0] == f"search, epoch 2/3: step 110/300, {numbers}, 0:03:10 left"
+    assert lines[9] == f"search, epoch 2/3: step 200/300, {numbers}, 0:01:40 left"
+    assert lines[10] == f"search, epoch 2/3: step 200/300, {numbers}, took 0:01:40"
+
+
+def test_plain_lines_tell_the_time_of_day():
+    display = _display(terminal=False)
+    display.message("hello [bold] :smile:")
+    line = display._console.file.getvalue()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d hello \[bold\] :smile:\n", line)
+
+
+def test_time_left_does_not_count_compilation(clock):
+    with _display(terminal=False, interval=0) as display:
+        display.start("search", total_steps=100)
+        clock[0] += 500
+        display.update(10, 1.0, 0.5, 10)
+        clock[0] += 1
+        display.update(20, 1.0, 0.5, 10)
+        display.update(100, 1.0, 0.5, 10)
+    first, second, last = _shown(display).splitlines()
+    assert first.endswith("-:--:-- left")
+    assert second.endswith("0:00:08 left")
+    assert last.endswith("0:00:00 left")
+
+
+@pytest.mark.parametrize("width", [70, 120])
+def test_terminal_shows_a_bar_and_leaves_a_line(clock, width):
+    with _display(terminal=True, width=width) as display:
+        display.start("search 1/2 [3/50]", total_steps=300, done=30)
+        display.message("a line above the bar [bold]")
+        display.update(100, 1.25, 0.5, 1234)
+        clock[0] += 10
+        display.update(150, 1.25, 0.5, 1234)
+        display.finish()
+        display.finish()  # nothing more to end
+    text = _shown(display)
+    assert re.search(r"━ +10 % search 1/2 \[3/50\]", text)
+    assert "a line above the bar [bold]\n" in text
+    assert re.search(r" 50 % search 1/2 \[3/50\]  0:00:30 left  loss 1.250", text)
+    assert ("1,234 img/s" in text) == (width > 70)  # cut off, and the rest is there
+    assert text.count("took") == 1
+    assert text.endswith("images/s, took 0:00:10\n")
+
+
+def test_leaving_by_an_error_takes_the_bar_away():
+    display = _display(terminal=True)
+    with pytest.raises(KeyboardInterrupt), display:
+        display.start("search", total_steps=10)
+        raise KeyboardInterrupt
+    assert "took" not in _shown(display)
+    assert display._console.file.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+
+
+def test_update_before_start_is_an_error():
+    with pytest.raises(RuntimeError, match="before"):
+        _display(terminal=False).update(1, 1.0, 0.5, 10)
+
+
+CELL = dict(
+    cell_type="normal",
+    edges=["2<-0", "12<-10"],
+    operations=[["none", "skip"], ["skip", "nor_conv_3x3"]],  # pruned, each edge its own way
+    values=np.array([[0.5, 1.25], [1.0, 0.75]]),
+)
+
+
+def test_plain_concentrations_are_aligned_and_the_highest_is_marked():
+    display = _display(terminal=False)
+    display.concentrations(**CELL)
+    assert _shown(display).splitlines() == [
+        "normal: concentration",
+        "            none    skip  nor_conv_3x3",
+        "  2<-0    0.500   1.250*            -",
+        "  12<-10      -   1.000*        0.750",
+    ]
+
+
+def test_terminal_concentrations_are_a_table_with_the_highest_marked():
+    display = _display(terminal=True)
+    display.concentrations(**CELL)
+    assert re.findall(r"\x1b\[1;32m *([\d.]+)\*", display._console.file.getvalue()) == [
+        "1.250",
+        "1.000",
+    ]
+    rows = [line for line in _shown(display).splitlines() if "<-" in line]
+    cells = [[cell.strip() for cell in row.split("│")[1:-1]] for row in rows]
+    assert cells == [["2<-0", "0.500", "1.250*", "-"], ["12<-10", "-", "1.000*", "0.750"]]
+
+
+def test_concentrations_that_do_not_fit_their_names_are_an_error():
+    with pytest.raises(ValueError, match="shorter|longer"):
+        _display(terminal=False).concentrations(**CELL | dict(values=np.ones((2, 3))))
+
+
+def test_quiet_prints_nothing(capfd):
+    with metrics.Display(quiet=True) as display:
+        display.message("hello")
+        display.start("search", total_steps=2)
+        display.update(1, 1.0, 0.5, 10)
+        display.concentrations(**CELL)
+        display.finish()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_default_is_standard_error(capfd):
+    metrics.Display().message("hello")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "hello" in err
