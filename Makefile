@@ -6,10 +6,10 @@ STAMP := .venv/.installed
 LICENCES := "Apache;BSD;MIT;MPL;Mozilla Public License;PSF;Python Software Foundation"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs clean
+.PHONY: help demo test test-all test-install lint docs clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv: $(STAMP)  ## set up .venv with the package and its tools
 
@@ -31,7 +31,10 @@ test: $(STAMP)  ## the tests, without the slow ones; a file at a time on each co
 
 test-all: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow or install'
+
+test-install: $(STAMP)  ## plugins beside an installed wheel
+	$(BIN)/python -m pytest -m install tests/test_install.py
 
 lint: $(STAMP)  ## style, format, types, and the licences of all that is installed
 	$(BIN)/ruff check .

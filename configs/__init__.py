@@ -1,1 +1,1 @@
-"""Recipes: one file each; `base.py` lists and explains all fields."""
+"""Recipes, one per file; each changes some values of `drnas_jax.config.defaults()`."""

@@ -1,22 +1,26 @@
-"""The smallest real run: progressive DrNAS on scikit-learn's handwritten digits, no download.
+"""Progressive DrNAS on the handwritten digits of scikit-learn: the smallest recipe, no download.
 
     python -m drnas_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Two stages (K 4 to 2, operations 5 to 3), then the found cell is retrained and judged on 360 test
-images that neither saw. Expected on 2 CPU cores: 1 to 2 minutes, test accuracy 0.992 to 0.997. The
-variant `:smoke` ends in about a minute.
+The search has two stages (K 4 to 2, operations 5 to 3). Then the cell it found is retrained, and
+tested on 360 images that neither phase used.
+
+| variant | description | time on 2 CPU cores | test accuracy |
+|---|---|---|---|
+| (none) | the run of `make demo` | 1 to 2 minutes | 0.992 to 0.997 |
+| smoke | the same program with fewer channels and epochs | about 1 minute | not measured |
 """
 
 from ml_collections import ConfigDict
 
-from drnas_jax.configs import base
+from drnas_jax.config import defaults
 from drnas_jax.errors import check_choice
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The run of `make demo`, or its 'smoke' variant."""
+    """Returns the recipe or its variant."""
     check_choice("variant", variant or "demo", ("demo", "smoke"))
-    config = base.get_config()
+    config = defaults()
     config.data.update(dict(name="digits", crop_padding=1))
     config.arch.lr = 3e-3
     config.search.update(

@@ -3,10 +3,10 @@
 Each phase of a run is a function of a config and a workdir: `search`, `retrain`, `evaluate`.
 """
 
-from drnas_jax.genotype import load_genotype
 from drnas_jax.phases.evaluate import evaluate
-from drnas_jax.phases.retrain import retrain
+from drnas_jax.phases.retrain.phase import retrain
 from drnas_jax.phases.search.phase import search
+from drnas_jax.spaces import load_genotype
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "load_genotype", "retrain", "search"]

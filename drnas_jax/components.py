@@ -1,28 +1,221 @@
-"""Look a component up by its file's name: a new one is one new file, registered nowhere."""
+"""Looks components up: a bundled one by its name, a user's own module by its path.
 
+A component is a module with a function `create`. It may also have a class `Options`, a frozen
+dataclass; `create` then takes an instance of it. Neither kind of module is registered anywhere.
+"""
+
+import functools
+import hashlib
 import importlib
+import importlib.abc
+import importlib.util
+import os
 import pkgutil
+import re
+import sys
+import sysconfig
+import traceback
+import urllib.parse
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
-from drnas_jax.errors import check_choice
+from drnas_jax.errors import UserError
+
+# Kind of component -> the package whose public modules are the bundled ones.
+KINDS = {
+    "space": "drnas_jax.spaces",
+    "distribution": "drnas_jax.distributions",
+    "penalty": "drnas_jax.penalties",
+    "selection": "drnas_jax.rules.selection",
+    "stopping": "drnas_jax.rules.stopping",
+    "cost": "drnas_jax.costs",
+    "data": "drnas_jax.data.sources",
+    "table": "drnas_jax.tables",
+}
+
+# A user's file is imported as a submodule of this module, and its name there is its path. So any
+# process can import it by that name alone, as a worker process must to unpickle an object of it.
+__path__: list[str] = []
+_PREFIX = f"{__name__}."
+
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
-def names(package: ModuleType) -> list[str]:
-    """The public modules of a package such as `drnas_jax.distributions`, in alphabetical order."""
-    found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in found if not name.startswith("_") and name != "base")
+class Source(NamedTuple):
+    """The file of a user's module, and its content when this process imported it.
+
+    Attributes:
+      file: Absolute path of the file.
+      sha256: Hash of the file's content, in hexadecimal digits. It does not cover what the module
+        imports.
+    """
+
+    file: str
+    sha256: str
 
 
-def find(package: ModuleType, what: str, name: str) -> ModuleType:
-    """Imports the module `name` of a package.
+def names(kind: str) -> list[str]:
+    """Lists the bundled components of a kind: the public modules of its package except `base`."""
+    package = importlib.import_module(KINDS[kind])
+    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in modules if not name.startswith("_") and name != "base")
+
+
+def is_users(name: str) -> bool:
+    """Returns whether a name is that of a user's module: `my.module` or `path/to/module.py`."""
+    return name.endswith(".py") or bool(_DOTTED.fullmatch(name))
+
+
+def short_name(name: str) -> str:
+    """Returns the last part of a component's name: `vit` for `examples/vit.py` and `my.pkg.vit`."""
+    return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
+
+
+def find(kind: str, name: str, field: str) -> ModuleType:
+    """Imports a component.
 
     Args:
-      package: where to look.
-      what: the kind of component, in words, for the error message.
-      name: a module name in it.
+      kind: Key of `KINDS`.
+      name: Name of a bundled component, which has no dot; or a user's module, as a dotted import
+        path that is found on `sys.path` or in the current directory, or as a path that ends in
+        `.py`.
+      field: Name of the config field that holds `name`, for error messages.
 
     Raises:
-      UserError: there is no such module; the message lists those there are.
+      UserError: There is no such component, or the user's module fails to import or has no
+        function `create`.
     """
-    check_choice(what, name, names(package))
-    return importlib.import_module(f"{package.__name__}.{name}")
+    if is_users(name):
+        module = _import_users(name, field)
+        if not callable(getattr(module, "create", None)):
+            raise UserError(
+                f"{field} is {name!r}, which has no function `create`. Add one: it returns the "
+                f"{kind}"
+            )
+        _source(module)
+        return module
+    bundled = names(kind)
+    if name not in bundled:
+        choice = f"choose one of {', '.join(bundled)}, or" if bundled else "none is bundled:"
+        raise UserError(
+            f"unknown {field} {name!r}: {choice} give your own module as a dotted path "
+            "(my.module) or a .py file (path/to/module.py)"
+        )
+    return importlib.import_module(f"{KINDS[kind]}.{name}")
+
+
+def options_type(module: ModuleType) -> type | None:
+    """Returns the dataclass `Options` of a component, or None if it has no options.
+
+    Raises:
+      UserError: `Options` is something else than a frozen dataclass that compares by value.
+    """
+    options = getattr(module, "Options", None)
+    if options is None:
+        return None
+    parameters = getattr(options, "__dataclass_params__", None)
+    if not (isinstance(options, type) and parameters and parameters.frozen and parameters.eq):
+        raise UserError(f"Options in {module.__file__} is {options!r}: expected a frozen dataclass")
+    return options
+
+
+def create(kind: str, name: str, options: Any, *first: Any, field: str) -> Any:
+    """Calls the function `create` of a component and returns the result.
+
+    Args:
+      kind: Key of `KINDS`.
+      name: Name of the component; see `find`.
+      options: Instance of the component's `Options`, or None for the defaults; ignored if it has
+        none.
+      *first: Arguments that come before the options.
+      field: Name of the config field that holds `name`, for error messages.
+
+    Raises:
+      UserError: There is no such component; see `find`.
+    """
+    module = find(kind, name, field)
+    options_class = options_type(module)
+    if options_class is None:
+        return module.create(*first)
+    return module.create(*first, options_class() if options is None else options)
+
+
+def source_of(kind: str, name: str) -> Source | None:
+    """Returns the file and the hash of a user's module, or None for a bundled component."""
+    return _source(find(kind, name, kind)) if is_users(name) else None
+
+
+def import_file(file: Path) -> ModuleType:
+    """Imports a `.py` file, or returns its module if it was imported before.
+
+    Worker processes can import it too, however they were started, so objects of its classes can be
+    pickled.
+    """
+    path = str(file.expanduser().resolve().with_suffix(""))
+    return importlib.import_module(_PREFIX + path.replace("%", "%25").replace(".", "%2E"))
+
+
+def failure(error: Exception) -> str:
+    """Describes in one line where a user's code failed and why: file, line and error."""
+    if isinstance(error, SyntaxError):
+        file, line = error.filename, error.lineno
+        reason = f"{type(error).__name__}: {error.msg}"
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        # An error that a library raises is best understood from the line that called the library.
+        own = [frame for frame in frames if not _is_library(frame.filename)]
+        file, line = (own or frames)[-1].filename, (own or frames)[-1].lineno
+        reason = traceback.format_exception_only(error)[-1]
+    reason = " ".join(reason.split())
+    if len(reason) > 200:  # ml_collections prints the whole config between two useful sentences
+        reason = f"{reason[:120]} ... {reason[-60:]}"
+    return f"{file}, line {line}: {reason}"
+
+
+class _UserFiles(importlib.abc.MetaPathFinder):
+    """Imports a user's file by the module name that `import_file` gives it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        del path, target
+        if not fullname.startswith(_PREFIX):
+            return None
+        file = urllib.parse.unquote(fullname.removeprefix(_PREFIX)) + ".py"
+        return importlib.util.spec_from_file_location(fullname, file)
+
+
+sys.meta_path.append(_UserFiles())
+
+
+def _import_users(name: str, field: str) -> ModuleType:
+    is_file = name.endswith(".py")
+    if is_file and not Path(name).expanduser().is_file():
+        raise UserError(f"{field} is {name!r}, and there is no such file: correct the path")
+    if not is_file and (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    importlib.invalidate_caches()  # in a notebook the module may be younger than the process
+    try:
+        return import_file(Path(name)) if is_file else importlib.import_module(name)
+    except Exception as error:  # whatever the user's module raises
+        missing = error.name if isinstance(error, ModuleNotFoundError) and not is_file else None
+        if missing and f"{name}.".startswith(f"{missing}."):
+            raise UserError(
+                f"{field} is {name!r}, and there is no such module on sys.path or in the current "
+                "directory: correct the name, or give the path of a .py file"
+            ) from error
+        raise UserError(f"{field} is {name!r}, which fails to import: {failure(error)}") from error
+
+
+@functools.cache  # the file may change later, the imported module does not
+def _source(module: ModuleType) -> Source:
+    file = Path(str(module.__file__)).resolve()
+    return Source(str(file), hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def _is_library(filename: str) -> bool:
+    installed = {"site-packages", "dist-packages"} & set(Path(filename).parts)
+    return bool(installed) or filename.startswith((sysconfig.get_path("stdlib"), "<", __file__))

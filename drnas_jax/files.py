@@ -1,4 +1,8 @@
-"""A run's files: histories and JSON, whole on the disk or not there."""
+"""Reading and writing the files of a run: histories, JSON, text and arrays.
+
+A crash never leaves a damaged file: files are replaced in one atomic step, and a line of a history
+that was not written to its end is dropped when the history is read.
+"""
 
 import io
 import json
@@ -16,17 +20,18 @@ AnyPath = str | os.PathLike[str]
 
 
 def append_history(path: AnyPath, line: Mapping[str, Any]) -> None:
-    """Appends one JSON line and waits until it is on the disk.
+    """Appends one JSON line to a history and waits until it is on the disk.
 
     Args:
-      path: a .jsonl file; made, with its folder, where there is none.
-      line: plain values, numpy and JAX arrays and scalars, nested at will. A number that is not
-        finite is written as null, since JSON has no other way.
+      path: Path of the .jsonl file. The file and its folder are created if they do not exist.
+      line: Names and values of the line: plain Python values, NumPy and JAX arrays and scalars,
+        nested to any depth. Numbers that are not finite are written as null, since JSON has no
+        other way to say it.
     """
     path = Path(path)
     text = _to_json(line)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.read_bytes().endswith(b"\n"):  # killed in mid-write
+    if path.exists() and not path.read_bytes().endswith(b"\n"):  # killed while writing
         rewind_history(path, len(read_history(path)))
     with path.open("a", encoding="utf-8") as file:
         file.write(text + "\n")
@@ -34,12 +39,12 @@ def append_history(path: AnyPath, line: Mapping[str, Any]) -> None:
 
 
 def read_history(path: AnyPath) -> list[dict[str, Any]]:
-    """All lines of a history; none if there is no file.
+    """Returns all lines of a history, or an empty list if the file does not exist.
 
-    A last line that was cut short, by a kill in mid-write, is left out.
+    An incomplete last line, left by a process that was killed while writing, is skipped.
 
     Raises:
-      UserError: another line is damaged.
+      UserError: If any other line is damaged.
     """
     return [values for _, values in _read_lines(Path(path))]
 
@@ -47,17 +52,17 @@ def read_history(path: AnyPath) -> list[dict[str, Any]]:
 def rewind_history(path: AnyPath, keep: int) -> int:
     """Keeps the first lines of a history and drops the rest, in one atomic step.
 
-    On resume: with the epochs of the checkpoint kept, one that is redone is not there twice.
+    A resumed run calls this so that an epoch that it repeats is not in the history twice.
 
     Args:
-      path: a .jsonl file; nothing happens where there is none.
-      keep: lines to keep.
+      path: Path of the .jsonl file. Nothing happens if it does not exist.
+      keep: Number of lines to keep.
 
     Returns:
-      The lines that are left, fewer than `keep` if there were not so many.
+      The number of lines that are left. It is less than `keep` if the file had fewer lines.
 
     Raises:
-      UserError: a line is damaged that is not the last.
+      UserError: If a line other than the last one is damaged.
     """
     path = Path(path)
     kept = [text for text, _ in _read_lines(path)[:keep]]
@@ -67,20 +72,20 @@ def rewind_history(path: AnyPath, keep: int) -> int:
 
 
 def write_json(path: AnyPath, values: Mapping[str, Any]) -> None:
-    """Writes a JSON file in one atomic step: a reader sees the old one or the new one.
+    """Writes a JSON file in one atomic step: a reader sees the old file or the new one.
 
     Args:
-      path: the file; its folder is made where there is none.
-      values: as in `append_history`; their order is kept.
+      path: Path of the file. Its folder is created if it does not exist.
+      values: Names and values of the same kinds as in `append_history`. Their order is kept.
     """
     write_text(path, _to_json(values, indent=2) + "\n")
 
 
 def read_json(path: AnyPath) -> dict[str, Any] | None:
-    """Reads a JSON file that holds an object; None if there is no file.
+    """Reads a JSON file that holds an object, or returns None if the file does not exist.
 
     Raises:
-      UserError: it is damaged.
+      UserError: If the file is damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -89,7 +94,7 @@ def read_json(path: AnyPath) -> dict[str, Any] | None:
         values = json.loads(path.read_bytes())
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
-    except (ValueError, RecursionError) as error:  # also what decoding raises
+    except (ValueError, RecursionError) as error:  # includes UnicodeDecodeError
         raise UserError(
             f"{path} is damaged ({error}): restore it, or take a new workdir"
         ) from error
@@ -97,54 +102,57 @@ def read_json(path: AnyPath) -> dict[str, Any] | None:
 
 
 def write_text(path: AnyPath, text: str) -> None:
-    """Writes a text file in one atomic step; its folder is made where there is none."""
+    """Writes a text file in one atomic step, and creates its folder if it does not exist."""
     _replace(Path(path), text.encode())
 
 
 def write_array(path: AnyPath, array: np.ndarray) -> None:
-    """Writes an array as a .npy file in one atomic step; its folder is made where there is none."""
+    """Writes a .npy file in one atomic step, and creates its folder if it does not exist."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     _replace(Path(path), buffer.getvalue())
 
 
 def _read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Each line as it is written, and its values."""
+    """Returns each line of a history as a pair of its text and its values."""
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines()
-    read = []
+    pairs = []
     for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(text := line.decode())
             if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
-        except (ValueError, RecursionError) as error:  # also what decoding raises
+        except (ValueError, RecursionError) as error:  # includes UnicodeDecodeError
             if number == len(lines):
                 break
             raise UserError(
-                f"{path}, line {number}, is damaged ({error}): restore the file, or start again "
-                "with a new workdir"
+                f"{path}, line {number}, is damaged ({error}): restore the file, or start in a "
+                "new workdir"
             ) from error
-        read.append((text, values))
-    return read
+        pairs.append((text, values))
+    return pairs
 
 
 def _to_json(values: Any, indent: int | None = None) -> str:
+    """Encodes values as JSON, after conversion to plain Python values."""
     return json.dumps(_plain(values), indent=indent, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
+    """Converts arrays to lists, and numbers that are not finite to None."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and JAX arrays and scalars
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
         return _plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _replace(path: Path, content: bytes) -> None:
+    """Replaces the content of a file in one atomic step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -157,5 +165,6 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _sync(file: IO[Any]) -> None:
+    """Waits until everything written to a file is on the disk."""
     file.flush()
     os.fsync(file.fileno())

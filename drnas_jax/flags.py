@@ -1,96 +1,157 @@
 """Command lines with a config: `--config=FILE[:VARIANT] --config.FIELD=VALUE`."""
 
-import ast
+import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from drnas_jax import configs
-from drnas_jax.config import Config, from_config_dict
+from drnas_jax import components, config, configs
+from drnas_jax.config import Config
 from drnas_jax.errors import UserError
 
-_CONFIG_HELP = """\
-  --config: FILE or FILE:VARIANT, for instance configs/digits.py:smoke
-  --config.FIELD: sets a field of it; configs/base.py explains all
-"""
+_EXAMPLE = "give --config=FILE[:VARIANT], for instance --config=configs/digits.py"
 
 
 def parse(
     argv: Sequence[str], define: Callable[[flags.FlagValues], None]
 ) -> tuple[Config, flags.FlagValues, list[str]]:
-    """Parses a command line.
+    """Parses a command line. If a flag is given twice, the last one counts.
 
     Args:
-      argv: with the program's name first. A recipe of ours, `configs/NAME.py`, is found from any
-        folder.
-      define: defines the program's own flags on a FlagValues.
+      argv: Words of the command line, with the program's name first. A bundled recipe,
+        `configs/NAME.py`, is found from any directory.
+      define: Function that defines the program's own flags on a FlagValues.
 
     Returns:
       The frozen config, all flags, and the arguments that are not flags.
 
     Raises:
-      UserError: an unknown flag or field, a value of the wrong type, or no config.
+      UserError: There is no config, or the recipe fails, or a flag or a field is unknown or has a
+        wrong value.
     """
-    argv, values = _found(argv), flags.FlagValues()
+    values = flags.FlagValues()
+    define(values)
     try:
-        flags.DEFINE_bool("help", False, "show this help", flag_values=values)
-        config_flags.DEFINE_config_file(
-            "config",
-            None,
-            "config file, FILE or FILE:VARIANT",
-            flag_values=values,
-            sys_argv=argv,
-        )
-        define(values)
-        rest = values(argv)[1:]
-        if values.help:
-            print(_CONFIG_HELP + (values.main_module_help() or values.get_help()))
+        words = values.read_flags_from_files(list(argv[1:]), force_gnu=False)
+        if {"--help", "-help", "-h"} & set(words):
+            print(_help(values))
             raise SystemExit(0)
-        if values.config is None:
-            raise UserError("no config: give --config=FILE, for instance configs/digits.py")
-        return from_config_dict(values.config), values, rest
-    except UserError:
-        raise
-    except (AttributeError, LookupError) as error:
-        raise UserError(
-            "unknown config field, or a fault in the config file: "
-            f"{_line(error.args[0] if error.args else repr(error))} (configs/base.py lists all)"
-        ) from error
-    except OSError as error:
-        reason = _line(str(error.__cause__ or error).splitlines()[-1])
-        raise UserError(
-            f"the config cannot be read ({reason}): give --config=FILE, for instance "
-            "configs/digits.py"
-        ) from error
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"the config file cannot be loaded ({_line(error)}): fix it") from error
+        files, words = _take(words, "config")
+        if not files:
+            raise UserError(f"no config: {_EXAMPLE}")
+        complete = _complete(_load_recipe(files[-1]), words)
+        words = [argv[0], *_checked(words, complete)]
+        config_flags.DEFINE_config_dict(
+            "config", config.to_config_dict(complete), flag_values=values, sys_argv=words
+        )
+        rest = values(words)[1:]
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"{_line(error)} (--help lists all)") from error
-    except (flags.Error, ValueError) as error:
+    except flags.Error as error:
         raise UserError(_line(error)) from error
+    return config.from_config_dict(values.config), values, rest
 
 
-def _found(argv: Sequence[str]) -> list[str]:
-    """The command line with the path of a recipe that came with the package, where it needs one."""
+def _load_recipe(text: str) -> Mapping[str, Any]:
+    """Calls `get_config` of a recipe, FILE or FILE:VARIANT."""
+    name, _, variant = text.partition(":")
+    file = Path(name).expanduser()
+    if not file.exists() and re.fullmatch(r"configs/\w+\.py", name):
+        bundled = (Path(folder, file.name) for folder in configs.__path__)
+        file = next((path for path in bundled if path.exists()), file)
+    if not file.is_file() or file.suffix != ".py":
+        raise UserError(f"--config is {text!r}, and {name!r} is no .py file: {_EXAMPLE}")
+    arguments = (variant,) if variant else ()
+    try:
+        get_config = getattr(components.import_file(file), "get_config", None)
+        if get_config is None:
+            raise UserError(f"the recipe {name} has no function `get_config`: add it")
+        try:
+            inspect.signature(get_config).bind(*arguments)
+        except TypeError:
+            what = "has no variants" if variant else "needs a variant"
+            raise UserError(f"--config is {text!r}, but {name} {what}: {_EXAMPLE}") from None
+        return get_config(*arguments)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's recipe raises
+        raise UserError(f"the recipe {name} fails: {components.failure(error)}") from error
 
-    def path(match: re.Match[str]) -> str:
-        flag, name = match.groups()
-        ours = [
-            path for folder in configs.__path__ if (path := Path(folder, Path(name).name)).exists()
-        ]
-        return match[0] if Path(name).exists() or not ours else f"{flag}{ours[0]}"
 
-    return [re.sub(r"^(--config=|)(configs/\w+\.py)", path, word) for word in argv]
+def _complete(recipe: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Returns all fields of a recipe, with the options of the components that the words name.
+
+    Options that the recipe sets belong to the component that it names: another one starts from its
+    own defaults.
+    """
+    values = config.plain(config.build(recipe))
+    for name, component in config.COMPONENTS.items():
+        group, _, last = name.rpartition(".")
+        owner = values[group] if group else values
+        given, _ = _take(words, f"config.{name}")
+        if given and given[-1] != owner[last]:
+            owner.update({last: given[-1], component.options: {}})
+    return config.plain(config.build(values))
+
+
+def _checked(words: Sequence[str], complete: Mapping[str, Any]) -> list[str]:
+    """Checks the names of the fields, and keeps the last of several values for a tuple.
+
+    ml_collections would join them.
+    """
+    known = dict(config.leaves(complete))
+    for word in words:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", word)
+        if match and match[1] not in known:
+            raise config.unknown_field(match[1], known)
+    kept = list(words)
+    for name in (name for name, value in known.items() if isinstance(value, tuple)):
+        given, others = _take(kept, f"config.{name}")
+        if given:
+            kept = [f"--config.{name}={given[-1]}", *others]
+    return kept
+
+
+def _take(words: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """Splits the words of a command line into the values given to one flag and all other words."""
+    given, others, rest = [], [], iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name not in (f"--{flag}", f"-{flag}"):
+            others.append(word)
+        elif equals:
+            given.append(value)
+        elif (following := next(rest, None)) is not None:
+            given.append(following)
+        else:
+            raise UserError(f"--{flag} has no value: give --{flag}=VALUE")
+    return given, others
+
+
+def _help(values: flags.FlagValues) -> str:
+    """Lists all fields of the config, by group, and the flags of a program."""
+    lines = [
+        "--config=FILE or --config=FILE:VARIANT, for instance --config=configs/digits.py:smoke"
+    ]
+    lines += ["", "Fields, set by --config.FIELD=VALUE (in brackets: the default):"]
+    group = ""
+    for name, field in config.schema():
+        if (above := name.rpartition(".")[0]) != group:
+            group = above
+            lines += ["", f"{(config.GROUPS[group].__doc__ or '').splitlines()[0]}"]
+        line = f"  {name} [{field.default!r}]: {field.metadata['meaning']}"
+        if name in config.OPTIONS:
+            line = f"  {name}.OPTION: {field.metadata['meaning']}"
+        if name in config.COMPONENTS:
+            bundled = components.names(config.COMPONENTS[name].kind)
+            line += f" Bundled: {', '.join(bundled)}." if bundled else ""
+        lines.append(line)
+    return "\n".join([*lines, "", values.get_help()])
 
 
 def _line(error: object) -> str:
-    """An error's message as one line."""
-    text = str(error)
-    if text[:2] == "'\\":  # ml_collections quotes a message that holds a quoted name
-        text = ast.literal_eval(text)
-    if "Traceback" in text:  # of a config file's own error: its last line says what
-        text = text.strip().splitlines()[-1].removeprefix("drnas_jax.errors.UserError: ")
-    return " ".join(text.split())
+    return " ".join(str(error).split())

@@ -1,4 +1,8 @@
-"""A derived cell as a value and as a versioned JSON file; the cells that papers published."""
+"""Genotypes, which are the results of searches, and their versioned JSON files.
+
+A genotype says which operations a network keeps. This module checks only its structure, so that any
+file can be read safely; the search space checks whether the operations, nodes and edges exist.
+"""
 
 import json
 import os
@@ -19,26 +23,28 @@ VERSION = 1
 
 _FIELDS = ("version", "space", "cells", "provenance")
 
-# Bounds on a file from anywhere, far above any cell that can be trained.
+# Limits for files of unknown origin, far above any cell that can be trained.
 MAX_BYTES = 1_000_000
-_MAX_CELLS = 8
-_MAX_INPUTS = 2  # of a cell: the cells before it
-_MAX_NODES = 32
-_MAX_PAIRS = 32
+_MAX_CELLS = 64
+_MAX_INPUTS = 8
+_MAX_NODES = 64
+_MAX_PAIRS = 128
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
 class Genotype:
-    """A network's cells, one a type. Hashable.
+    """The cells of a network, one for each cell type; hashable.
+
+    A cell is a tuple of nodes, and a node is a tuple of (operation, source) pairs. Sources number
+    the inputs of the cell first and its nodes after them. A NAS-Bench-201 cell has one input, 0,
+    and its three nodes read all earlier ones in order. A DARTS cell has two inputs (1 is the output
+    of the previous cell, 0 that of the cell before it), and each of its four nodes reads two
+    earlier ones.
 
     Attributes:
-      space: the search space that they belong to.
-      cells: pairs of a cell type and its cell. A cell is a tuple of nodes, a node a tuple of
-        (operation, input) pairs. Inputs count the cell's own inputs first, then its nodes:
-        NAS-Bench-201 has one cell input, 0, and its 3 nodes take every earlier one in order;
-        DARTS has two, 0 and 1 (the cell before the last, and the last), and its 4 nodes take two
-        earlier ones each.
+      space: Name of the search space.
+      cells: Pairs of a cell type and its cell, in order.
     """
 
     space: str
@@ -46,7 +52,7 @@ class Genotype:
 
     @property
     def inputs(self) -> int:
-        """How many inputs a cell has: as few as its edges allow."""
+        """Number of inputs of a cell: the smallest one that the sources allow."""
         reach = (
             source - number
             for _, cell in self.cells
@@ -56,10 +62,10 @@ class Genotype:
         return max(reach, default=0) + 1
 
     def cell(self, cell_type: str) -> Cell:
-        """The cell of one type, for instance 'normal'.
+        """Returns the cell of one type, for example `normal`.
 
         Raises:
-          UserError: there is none; the message lists those there are.
+          UserError: The genotype has no such cell type; the message lists its cell types.
         """
         for known, cell in self.cells:
             if known == cell_type:
@@ -69,7 +75,7 @@ class Genotype:
 
 
 def to_cells(genotype: Genotype) -> dict[str, Any]:
-    """A genotype's cells as plain values."""
+    """Returns the cells of a genotype as plain values, ready for JSON."""
     return {
         cell_type: [[list(pair) for pair in node] for node in cell]
         for cell_type, cell in genotype.cells
@@ -77,10 +83,14 @@ def to_cells(genotype: Genotype) -> dict[str, Any]:
 
 
 def to_json(genotype: Genotype, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Plain values for a genotype.json; `provenance` says, in plain values, where it is from.
+    """Returns the content of a genotype.json as plain values.
+
+    Args:
+      genotype: Genotype to convert.
+      provenance: Plain values that describe the origin of the genotype.
 
     Raises:
-      UserError: the genotype is not one that `from_json` would accept.
+      UserError: `from_json` would refuse the result.
     """
     plain = {
         "version": VERSION,
@@ -93,23 +103,20 @@ def to_json(genotype: Genotype, provenance: Mapping[str, Any] | None = None) -> 
 
 
 def from_json(mapping: Any, source: str) -> Genotype:
-    """Checks plain values and freezes them.
-
-    Only the structure is checked: a cell has at most two inputs. Which operations, nodes and
-    edges there are is for the space to say.
+    """Checks the content of a genotype.json and converts it to a genotype.
 
     Args:
-      mapping: what `to_json` gives; `provenance` may be missing.
-      source: what to call it in errors, for instance the file's name.
+      mapping: Values as `to_json` returns them; `provenance` is optional.
+      source: Name of their origin in error messages, for example the file.
 
     Raises:
-      UserError: it is not a genotype; the message names the source and the place.
+      UserError: The values are not a genotype; the message names the source and the field.
     """
     if not isinstance(mapping, Mapping):
         raise _fault(f"{source}: the content", mapping, "an object with version, space and cells")
     version = mapping.get("version")
     if type(version) is not int or version != VERSION:
-        raise _fault(f"{source}: version", version, f"{VERSION}, the only one known here")
+        raise _fault(f"{source}: version", version, f"{VERSION}, the only known version")
     for key in mapping:
         if key not in _FIELDS:
             raise _fault(f"{source}: a field", key, f"one of {', '.join(_FIELDS)}")
@@ -120,7 +127,16 @@ def from_json(mapping: Any, source: str) -> Genotype:
 
 
 def from_cells(space: str, cells: Any, source: str) -> Genotype:
-    """Of the `cells` of a genotype.json or of a line of search/history.jsonl; see from_json."""
+    """Checks the `cells` of a genotype.json or of a history line and converts them to a genotype.
+
+    Args:
+      space: Name of the search space.
+      cells: Values as `to_cells` returns them.
+      source: Name of their origin in error messages.
+
+    Raises:
+      UserError: The values are not cells; the message names the source and the field.
+    """
     if not isinstance(cells, Mapping) or not 1 <= len(cells) <= _MAX_CELLS:
         raise _fault(f"{source}: cells", cells, f"an object of 1 to {_MAX_CELLS} cell types")
     return Genotype(
@@ -136,198 +152,93 @@ def from_cells(space: str, cells: Any, source: str) -> Genotype:
 
 
 def save(path: str | os.PathLike[str], genotype: Genotype, provenance: Mapping[str, Any]) -> None:
-    """Writes a genotype.json, whole or not at all.
+    """Writes a genotype.json in one atomic step.
+
+    Args:
+      path: Path of the file.
+      genotype: Genotype to write.
+      provenance: Plain values that describe the origin of the genotype.
 
     Raises:
-      UserError: the genotype is not one that could be read again.
+      UserError: `load` would refuse the file.
     """
     write_json(path, to_json(genotype, provenance))
 
 
-def load_genotype(path_or_name: str | os.PathLike[str]) -> Genotype:
-    """Reads a genotype.json, or gives a published cell by its name.
-
-    Args:
-      path_or_name: a file, or a key of `PUBLISHED`.
+def load(path: str | os.PathLike[str]) -> Genotype:
+    """Reads a genotype.json.
 
     Raises:
-      UserError: neither a file nor a name (the message lists the names), or not a genotype.
+      UserError: The file cannot be read or is not a genotype.json.
     """
-    name = os.fspath(path_or_name)
-    if name in PUBLISHED:
-        return PUBLISHED[name]
-    name = os.path.expanduser(name)
-    if not os.path.isfile(name):
-        raise UserError(
-            f"genotype {reprlib.repr(name)} is neither a file nor a published cell: give a "
-            f"genotype.json or one of {', '.join(sorted(PUBLISHED))}"
-        )
     try:
-        with open(name, "rb") as file:
+        with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
-        raise UserError(f"{name} is larger than {MAX_BYTES} bytes: not a genotype.json")
+        raise UserError(f"{path} is larger than {MAX_BYTES} bytes: not a genotype.json")
     try:
         values = json.loads(
             content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
         )
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is not a genotype.json: {error}") from error
-    return from_json(values, name)
+        raise UserError(f"{path} is not a genotype.json: {error}") from error
+    return from_json(values, str(path))
 
 
 def search_seconds(path: str | os.PathLike[str]) -> float | None:
-    """How long the search took that wrote this genotype.json, or None if nothing says.
+    """Returns the duration, in seconds, of the search that wrote a genotype.json; None if unknown.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: The file is damaged.
     """
     provenance = (read_json(path) or {}).get("provenance")
     seconds = provenance.get("search_seconds") if isinstance(provenance, dict) else None
     return float(seconds) if isinstance(seconds, int | float) else None
 
 
-def _fault(place: str, value: Any, expected: str) -> UserError:
-    return UserError(f"{place} is {reprlib.repr(value)[:200]}: expected {expected}")
+def _fault(field: str, value: Any, expected: str) -> UserError:
+    return UserError(f"{field} is {reprlib.repr(value)[:200]}: expected {expected}")
 
 
-def _check_name(place: str, value: Any) -> str:
+def _check_name(field: str, value: Any) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise _fault(place, value, "a name of letters, digits and _, at most 64 long")
+        raise _fault(field, value, "a name of at most 64 letters, digits and _")
     return value
 
 
-def _check_list(place: str, value: Any, most: int) -> list | tuple:
-    if not isinstance(value, list | tuple) or not 1 <= len(value) <= most:
-        raise _fault(place, value, f"a list of 1 to {most}")
+def _check_list(field: str, value: Any, longest: int) -> list | tuple:
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= longest:
+        raise _fault(field, value, f"a list of 1 to {longest}")
     return value
 
 
-def _check_cell(place: str, value: Any) -> Cell:
+def _check_cell(field: str, value: Any) -> Cell:
     return tuple(
         tuple(
-            _check_pair(f"{place}[{i}][{j}]", pair, _MAX_INPUTS + i)
-            for j, pair in enumerate(_check_list(f"{place}[{i}]", node, _MAX_PAIRS))
+            _check_pair(f"{field}[{i}][{j}]", pair, _MAX_INPUTS + i)
+            for j, pair in enumerate(_check_list(f"{field}[{i}]", node, _MAX_PAIRS))
         )
-        for i, node in enumerate(_check_list(place, value, _MAX_NODES))
+        for i, node in enumerate(_check_list(field, value, _MAX_NODES))
     )
 
 
-def _check_pair(place: str, value: Any, inputs: int) -> Pair:
+def _check_pair(field: str, value: Any, sources: int) -> Pair:
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise _fault(place, value, "an operation and its input")
-    operation, node = value
-    if type(node) is not int or not 0 <= node < inputs:  # a bool is no int here
-        raise _fault(f"{place}[1]", node, f"an integer from 0 to {inputs - 1}")
-    return _check_name(f"{place}[0]", operation), node
+        raise _fault(field, value, "an operation and its source")
+    operation, source = value
+    if type(source) is not int or not 0 <= source < sources:  # refuses bools too
+        raise _fault(f"{field}[1]", source, f"an integer from 0 to {sources - 1}")
+    return _check_name(f"{field}[0]", operation), source
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key occurs twice")
     return values
 
 
 def _no_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not a JSON number")
-
-
-def _darts(normal: Cell, reduce: Cell) -> Genotype:
-    return Genotype("darts", (("normal", normal), ("reduce", reduce)))
-
-
-PUBLISHED: dict[str, Genotype] = {
-    # DrNAS (arXiv 2006.10355), searched on CIFAR-10.
-    "drnas_cifar10": _darts(
-        normal=(
-            (("sep_conv_3x3", 0), ("sep_conv_5x5", 1)),
-            (("sep_conv_3x3", 1), ("sep_conv_3x3", 2)),
-            (("skip_connect", 0), ("sep_conv_3x3", 1)),
-            (("sep_conv_3x3", 2), ("dil_conv_5x5", 3)),
-        ),
-        reduce=(
-            (("max_pool_3x3", 0), ("sep_conv_5x5", 1)),
-            (("dil_conv_5x5", 2), ("sep_conv_5x5", 1)),
-            (("sep_conv_5x5", 1), ("dil_conv_5x5", 3)),
-            (("skip_connect", 4), ("sep_conv_5x5", 1)),
-        ),
-    ),
-    # DrNAS (arXiv 2006.10355), searched on ImageNet.
-    "drnas_imagenet": _darts(
-        normal=(
-            (("sep_conv_3x3", 1), ("sep_conv_3x3", 0)),
-            (("sep_conv_3x3", 0), ("sep_conv_3x3", 1)),
-            (("sep_conv_3x3", 0), ("dil_conv_3x3", 3)),
-            (("skip_connect", 0), ("sep_conv_3x3", 1)),
-        ),
-        reduce=(
-            (("max_pool_3x3", 0), ("sep_conv_3x3", 1)),
-            (("sep_conv_3x3", 0), ("skip_connect", 2)),
-            (("sep_conv_3x3", 0), ("sep_conv_3x3", 2)),
-            (("sep_conv_3x3", 3), ("sep_conv_3x3", 1)),
-        ),
-    ),
-    # DARTS (arXiv 1806.09055), first order, searched on CIFAR-10.
-    "darts_v1": _darts(
-        normal=(
-            (("sep_conv_3x3", 1), ("sep_conv_3x3", 0)),
-            (("skip_connect", 0), ("sep_conv_3x3", 1)),
-            (("skip_connect", 0), ("sep_conv_3x3", 1)),
-            (("sep_conv_3x3", 0), ("skip_connect", 2)),
-        ),
-        reduce=(
-            (("max_pool_3x3", 0), ("max_pool_3x3", 1)),
-            (("skip_connect", 2), ("max_pool_3x3", 0)),
-            (("max_pool_3x3", 0), ("skip_connect", 2)),
-            (("skip_connect", 2), ("avg_pool_3x3", 0)),
-        ),
-    ),
-    # DARTS (arXiv 1806.09055), second order, searched on CIFAR-10.
-    "darts_v2": _darts(
-        normal=(
-            (("sep_conv_3x3", 0), ("sep_conv_3x3", 1)),
-            (("sep_conv_3x3", 0), ("sep_conv_3x3", 1)),
-            (("sep_conv_3x3", 1), ("skip_connect", 0)),
-            (("skip_connect", 0), ("dil_conv_3x3", 2)),
-        ),
-        reduce=(
-            (("max_pool_3x3", 0), ("max_pool_3x3", 1)),
-            (("skip_connect", 2), ("max_pool_3x3", 1)),
-            (("max_pool_3x3", 0), ("skip_connect", 2)),
-            (("skip_connect", 2), ("max_pool_3x3", 1)),
-        ),
-    ),
-    # PC-DARTS (arXiv 1907.05737), searched on CIFAR-10.
-    "pc_darts_cifar": _darts(
-        normal=(
-            (("sep_conv_3x3", 1), ("skip_connect", 0)),
-            (("sep_conv_3x3", 0), ("dil_conv_3x3", 1)),
-            (("sep_conv_5x5", 0), ("sep_conv_3x3", 1)),
-            (("avg_pool_3x3", 0), ("dil_conv_3x3", 1)),
-        ),
-        reduce=(
-            (("sep_conv_5x5", 1), ("max_pool_3x3", 0)),
-            (("sep_conv_5x5", 1), ("sep_conv_5x5", 2)),
-            (("sep_conv_3x3", 0), ("sep_conv_3x3", 3)),
-            (("sep_conv_3x3", 1), ("sep_conv_3x3", 2)),
-        ),
-    ),
-    # PC-DARTS (arXiv 1907.05737), searched on ImageNet.
-    "pc_darts_imagenet": _darts(
-        normal=(
-            (("skip_connect", 1), ("sep_conv_3x3", 0)),
-            (("sep_conv_3x3", 0), ("skip_connect", 1)),
-            (("sep_conv_3x3", 1), ("sep_conv_3x3", 3)),
-            (("sep_conv_3x3", 1), ("dil_conv_5x5", 4)),
-        ),
-        reduce=(
-            (("sep_conv_3x3", 0), ("skip_connect", 1)),
-            (("dil_conv_5x5", 2), ("max_pool_3x3", 1)),
-            (("sep_conv_3x3", 2), ("sep_conv_3x3", 1)),
-            (("sep_conv_5x5", 0), ("sep_conv_3x3", 3)),
-        ),
-    ),
-}

@@ -1,44 +1,49 @@
-"""Search, retrain and evaluate: `python -m drnas_jax.main --config=FILE --workdir=DIR`."""
+"""Searches, retrains and evaluates: `python -m drnas_jax.main --config=FILE --workdir=DIR`."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags, logging
 
-from drnas_jax import spaces
+from drnas_jax import data, tables
 from drnas_jax.config import Config
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
-from drnas_jax.phases.evaluate import evaluate
-from drnas_jax.phases.retrain import retrain
-from drnas_jax.phases.search.phase import search
-from drnas_jax.tables import nasbench201
+from drnas_jax.phases.evaluate import run_evaluate
+from drnas_jax.phases.retrain.phase import check_retrain, run_retrain
+from drnas_jax.phases.search.phase import run_search
+from drnas_jax.phases.setup import Run
 from drnas_jax.training import hosts
-from drnas_jax.training.hosts import from_primary, is_primary
-from drnas_jax.training.machine import cores
+from drnas_jax.training.hosts import cores, from_primary, is_primary
 from drnas_jax.training.metrics import Display
 from drnas_jax.training.signals import Interrupted, exit_at_once
 from drnas_jax.workdir import of_seed, open_workdir
 
-PHASES: dict[str, Callable] = {"search": search, "retrain": retrain, "evaluate": evaluate}
+PHASES: dict[str, Callable[[Run], Any]] = {
+    "search": run_search,
+    "retrain": run_retrain,
+    "evaluate": run_evaluate,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the phases in order. Each starts from what lies in the workdir.
+    """Runs the phases in order; each resumes from what is in the workdir.
 
     Returns:
-      0; 2 after a mistake that the user can fix (one line says which); 1 when the processes of a
-      run do not find each other, or the system refuses to read or write; 128 + the signal's
-      number when a signal ended the run.
+      Exit code: 0; 2 after a mistake that the user can fix, which one line describes; 1 if the
+      processes of a run do not find each other, or the system cannot read or write a file; 128 +
+      the number of the signal if a signal ended the run.
     """
     logging.set_verbosity(logging.ERROR)
     try:
-        config, phases, given = _command_line(sys.argv if argv is None else argv)
+        config, phases, path = _command_line(sys.argv if argv is None else argv)
         use_compilation_cache()
-        workdir = open_workdir(given, config)
+        workdir = open_workdir(path, config)
         with exit_at_once(), Display(quiet=not is_primary()) as display:
             _run(config, phases, workdir, display)
     except UserError as error:
@@ -46,26 +51,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConnectionError as error:
         return _end(1, f"error: {error}")
     except OSError as error:
-        return _end(1, f"error: {error}: fix that; the same command goes on from the checkpoint")
+        return _end(1, f"error: {error}: fix that; the same command resumes from the checkpoint")
     except Interrupted as stop:
-        return _end(128 + stop.signum, f"{stop}; the same command goes on from the checkpoint")
+        return _end(128 + stop.signum, f"{stop}; the same command resumes from the checkpoint")
     except KeyboardInterrupt:
-        return _end(130, "stopped; the same command goes on from the last checkpoint")
+        return _end(130, "stopped; the same command resumes from the last checkpoint")
     return 0
 
 
 def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display) -> None:
-    """The phases, and a report; several seeds one after the other, each in a workdir of its own."""
-    runs = config.of_each_seed()
-    workdirs = [of_seed(workdir, run.seed) for run in runs] if len(runs) > 1 else [workdir]
-    for run, directory in zip(runs, workdirs, strict=True):
-        if len(runs) > 1:
-            display.message(f"seed {run.seed}: {directory}")
+    """Runs the phases and writes a report; with several seeds, each has a separate workdir."""
+    configs = config.of_each_seed()
+    load = functools.cache(functools.partial(data.load, config.data))  # once for all seeds
+    for seed_config in configs:
+        directory = workdir
+        if len(configs) > 1:
+            directory = open_workdir(of_seed(workdir, seed_config.seed), seed_config)
+            display.message(f"seed {seed_config.seed}: {directory}")
+        run = Run(seed_config, directory, display, load)
+        if {"search", "retrain"} <= set(phases):
+            check_retrain(run)  # before the search, which takes long
         for phase in phases:
-            PHASES[phase](run, directory, display)
+            PHASES[phase](run)
 
     def write() -> None:
-        from drnas_jax.report.page import write_report  # here: plotly takes long to import
+        from drnas_jax.report.page import (
+            write_report,
+        )  # imported late, since plotly is slow to import
 
         display.message(f"report: {write_report([workdir])}")
 
@@ -78,10 +90,10 @@ def _end(code: int, message: str) -> int:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX was told where (or not to).
+    """Keeps compiled programs in the user's cache folder, unless JAX is configured otherwise.
 
-    A program for the CPU is split over the cores at hand and rounds its sums accordingly, which its
-    key there does not tell: so each number of cores has a folder of its own.
+    A program for the CPU is split over the available cores, which affects how its sums are rounded,
+    but JAX's cache key does not contain the number of cores. So each number has a separate folder.
     """
     if jax.config.values.get("jax_compilation_cache_dir") is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -92,10 +104,12 @@ def use_compilation_cache() -> None:
 def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
-        flags.DEFINE_list("phases", list(PHASES), "which to run", flag_values=values)
+        flags.DEFINE_list("phases", list(PHASES), "phases to run", flag_values=values)
         flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
-        flags.DEFINE_integer("num_processes", None, "of this run", 1, flag_values=values)
-        flags.DEFINE_integer("process_id", None, "of this process", 0, flag_values=values)
+        flags.DEFINE_integer(
+            "num_processes", None, "number of processes of this run", 1, flag_values=values
+        )
+        flags.DEFINE_integer("process_id", None, "number of this process", 0, flag_values=values)
         flags.DEFINE_bool(
             "distributed", False, "let JAX find the processes of this run", flag_values=values
         )
@@ -104,11 +118,11 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")
     if not values.workdir:
-        raise UserError("no workdir: give --workdir=DIR, a directory for this run's files")
+        raise UserError("no workdir: set --workdir=DIR, a directory for this run's files")
     for phase in values.phases or [""]:
         check_choice("phase", phase, PHASES)
     _check_phases(config, values.phases)
-    nasbench201.locate(config.nasbench201.table, config.data.dir)  # now, not after the search
+    tables.locate(config)  # so that a missing file is an error before the search
     hosts.initialize(
         values.coordinator, values.num_processes, values.process_id, values.distributed
     )
@@ -116,17 +130,15 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
 
 
 def _check_phases(config: Config, phases: Sequence[str]) -> None:
-    """Raises UserError where a phase would be for nothing, or the retraining bound to fail."""
-    if "retrain" in phases:
-        spaces.check_retraining(config)
+    """Raises UserError if the result of a phase would not be used."""
     for field, value, idle, needed in (
         ("genotype", config.genotype, "search", "retrain,evaluate"),
         ("checkpoint", config.checkpoint, "retrain", "evaluate"),
     ):
         if value and idle in phases:
             raise UserError(
-                f"config.{field} is {value!r}, so the {idle} phase would be for nothing: give "
-                f"--phases={needed}"
+                f"config.{field} is {value!r}, so the result of the {idle} phase would not be "
+                f"used: set --phases={needed}"
             )
 
 

@@ -1,15 +1,17 @@
-"""A run's directory: one config for all phases, so that a killed command is simply run again."""
+"""The directory of a run: one config for all phases, so that a killed command is just run again."""
 
 import contextlib
 import fcntl
 import importlib.metadata
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from drnas_jax.config import Config, differences, to_dict
+from drnas_jax import components
+from drnas_jax.config import COMPONENTS, Config, differences, to_dict
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_json, write_json
 from drnas_jax.training.hosts import from_primary
@@ -18,19 +20,21 @@ _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orb
 
 
 def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
-    """Makes a workdir for a config, or checks that what was done in it was done with the same one.
+    """Creates a workdir for a config, or checks that what was done in it was done with the same.
 
-    Writes `config.json`: the resolved config, versions and devices. Fields that may change
-    (`config.FREE`) are written anew. All processes call this.
+    Writes `config.json`: the resolved config, the file and the hash of each module of the user,
+    versions and devices. Fields that may change (`config.FREE`) are written again, and so is the
+    path of a module that was moved. All processes call this.
 
     Raises:
-      UserError: it was made with another config, cannot be written, its config.json is damaged, or
-        it is not on storage that all processes share, or the address of a bucket.
+      UserError: The workdir was made with another config or with another version of a module of
+        the user, or cannot be written, or its config.json is damaged, or it is the address of a
+        bucket or on storage that the processes do not share.
     """
     if "://" in os.fspath(workdir):
         raise UserError(
             f"--workdir is {os.fspath(workdir)!r}, but a run writes files: mount the bucket and "
-            "give the path where it lies (docs/scaling.md)"
+            "give the path of the mount (docs/scaling.md)"
         )
     directory = Path(workdir).expanduser()
     from_primary(lambda: _open(directory, config))
@@ -44,34 +48,71 @@ def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
 
 def _open(directory: Path, config: Config) -> None:
     file = directory / "config.json"
+    now = {"config": to_dict(config), "components": _sources(config)}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            described = _read(file)
-            changed = differences(described["config"], to_dict(config))
-            if changed and _begun(directory):
-                more = f" (and {len(changed) - 1} more fields)" if len(changed) > 1 else ""
-                raise UserError(
-                    f"workdir {directory} was made with another config, {changed[0]}{more}: "
-                    "take a new --workdir, or the config it was made with"
-                )
-            if changed:
-                write_json(file, _description(config))
-            elif described["config"] != to_dict(config):  # where things lie, which may change
-                write_json(file, {**described, "config": to_dict(config)})
-        else:
-            write_json(file, _description(config))
+        if not file.exists():
+            write_json(file, {**now, **_machine()})
+            return
+        before = _read(file)
+        error = _conflict(directory, before, now)
+        if error and _begun(directory):
+            raise error
+        if error:
+            write_json(file, {**now, **_machine()})
+        elif any(before.get(key) != value for key, value in now.items()):
+            write_json(file, {**before, **now})
     except OSError as error:
         raise UserError(f"workdir {directory} cannot be written ({error.strerror})") from error
 
 
+def _conflict(
+    directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> UserError | None:
+    """Returns the error if a workdir's run would be another one now."""
+    changed = differences(before["config"], now["config"])
+    old_sources = before.get("components", {})
+    for field, new in now["components"].items():
+        old = old_sources.get(field)
+        if old is None or components.short_name(old["name"]) != components.short_name(new["name"]):
+            continue
+        if old["sha256"] == new["sha256"]:
+            changed.pop(field, None)  # it was moved
+        elif old["name"] == new["name"]:
+            return UserError(
+                f"workdir {directory} was made with another version of {new['name']!r} ({field}), "
+                "which has changed since: take a new --workdir, or restore the file"
+            )
+    if not changed:
+        return None
+    first, *others = changed.values()
+    more = f" (and {len(others)} more fields)" if others else ""
+    return UserError(
+        f"workdir {directory} was made with another config, {first}{more}: take a new --workdir, "
+        "or the config it was made with"
+    )
+
+
+def _sources(config: Config) -> dict[str, dict[str, str]]:
+    """Returns name, file and hash of each module of the user, by the field that names it."""
+    named = config.component_names()
+    sources = {
+        field: components.source_of(COMPONENTS[field].kind, name) for field, name in named.items()
+    }
+    return {
+        field: {"name": named[field], **source._asdict()}
+        for field, source in sources.items()
+        if source
+    }
+
+
 def of_seed(workdir: Path, seed: int) -> Path:
-    """The workdir of one of several seeds."""
+    """Returns the workdir of one of several seeds."""
     return workdir / f"seed{seed}"
 
 
 def _begun(directory: Path) -> bool:
-    """Whether anything was done in a workdir, or in those of its seeds."""
+    """Returns whether anything was done in a workdir, or in those of its seeds."""
     names = ("search", "retrain", "result.json")
     return any((directory / name).exists() for name in names) or any(
         _begun(seed) for seed in directory.glob("seed*")
@@ -82,10 +123,10 @@ def _begun(directory: Path) -> bool:
 def alone(directory: Path) -> Iterator[None]:
     """Keeps a second run out of a directory while this one writes to it. All processes call this.
 
-    The lock goes with its process, however that ends. Storage without locks goes without.
+    The lock ends with its process, however that ends. On storage without locks nothing is locked.
 
     Raises:
-      UserError: another run is at work there.
+      UserError: Another run is at work in the directory.
     """
     with contextlib.ExitStack() as stack:
         from_primary(lambda: stack.enter_context(_lock(directory)))
@@ -111,23 +152,29 @@ def _lock(directory: Path) -> Iterator[None]:
         yield
 
 
-def _read(file: Path) -> dict:
+def _read(file: Path) -> dict[str, Any]:
     values = read_json(file) or {}
-    if isinstance(values.get("config"), dict):
+    sources = values.get("components", {})
+    if (
+        isinstance(values.get("config"), dict)
+        and isinstance(sources, dict)
+        and all(
+            isinstance(one, dict) and {"name", "sha256"} <= one.keys() for one in sources.values()
+        )
+    ):
         return values
     raise UserError(f"{file} is damaged: restore it, or take a new workdir")
 
 
-def _description(config: Config) -> dict:
+def _machine() -> dict[str, Any]:
     return {
-        "config": to_dict(config),
         "versions": {name: version(name) for name in _VERSIONED},
         "devices": [device.device_kind for device in jax.devices()],
     }
 
 
 def version(package: str) -> str | None:
-    """The installed version of a package, or None."""
+    """Returns the installed version of a package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

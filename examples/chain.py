@@ -1,197 +1,92 @@
-"""A search space of one's own: a chain of layers, each of which chooses its operation.
+"""A search space of your own: a chain of layers, each of which chooses its operation.
 
-Every layer is a mixed operation and feeds the next one; chains of three layers follow each other,
-`search.cells` of them. To use it, copy this file to drnas_jax/spaces/ and give
-`--config.space=chain --config.search.operations='(4,2)'`.
+    python -m drnas_jax.main --config=configs/digits.py --config.space=examples/chain.py \
+        --config.search.operations='(4,2)' --workdir=runs/chain
+
+Chains of three layers follow each other, `search.cells` of them, after a convolution that halves
+the image. As in NAS-Bench-201 1/K of the channels go through the operations.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from drnas_jax.genotype import Genotype
-from drnas_jax.nn import norm
-from drnas_jax.nn.backend import Kernels
-from drnas_jax.nn.banks import CONV_CHANNEL_AXES, Bank, Mode, Recorder, Weight, channel_shuffle
-from drnas_jax.nn.blocks import classify
-from drnas_jax.spaces.base import Operations, Structure
+from drnas_jax.nn.mixed import FinalNetwork, MixedOp, partial_channels
+from drnas_jax.spaces.base import Cell, Edge, Space, check_divisible
 
-PRIMITIVES = ("skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")
-FILTER_SIZES = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
+PRIMITIVES = ("skip_connect", "avg_pool_3x3", "conv_1x1", "conv_3x3")
 LAYERS = 3
-EDGES = {"chain": tuple(f"{layer + 1}<-{layer}" for layer in range(LAYERS))}
-CHANNEL_AXES = {name: CONV_CHANNEL_AXES for name in FILTER_SIZES}
-STEMS = {"cifar": 2}
-RETRAIN_FIELDS = ()  # no auxiliary head, and no path is dropped
 
 
-def has_row(cell_type: str, edge: int, primitive: str) -> bool:
-    """See Space.has_row."""
-    del cell_type, edge
-    return primitive in CHANNEL_AXES
+class ConvNorm(nn.Module):
+    """ReLU, convolution and BatchNorm, which has a scale and bias only in final networks."""
 
-
-class Chain(nn.Module):
-    """Mixed layers, one after the other; 1/K of the channels go through the operations.
-
-    Attributes:
-      operations: primitives kept in each layer.
-      partial_channels: K.
-      kernels, affine, axis_name: of the backend, of BatchNorm, of the devices.
-      train: normalise by the batch.
-    """
-
-    operations: Operations
-    partial_channels: int
-    kernels: Kernels
-    affine: bool
-    axis_name: str | None
+    size: int
     train: bool
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, mix: jax.Array, learn: jax.Array | None
-    ) -> tuple[jax.Array, None]:
-        """x in the kernels' layout, mix [e, o] -> (x, None), as a scan wants it."""
-        axis = self.kernels.channel_axis
-        mode = Mode(self.kernels, self.train, self.axis_name, learn)
-        width = x.shape[axis] // self.partial_channels
-        banks, recorder = self._banks(width), Recorder()
-        arrays = {name: bank.arrays(self.train) for name, bank in banks.items()}
-        for layer, kept in enumerate(self.operations):
-            selected, rest = jnp.split(x, [width], axis)
-            mixed = jnp.zeros_like(selected)
-            for name, weight in zip(kept, mix[layer], strict=True):
-                y = selected
-                if name == "avg_pool_3x3":
-                    y = self.kernels.avg_pool(selected, 1)
-                if name in banks:
-                    row = sum(name in earlier for earlier in self.operations[:layer])
-                    own = {leaf: array[row] for leaf, array in arrays[name].items()}
-                    y = mode.apply(self.kernels.conv, jax.nn.relu(selected), own["kernel"], 1)
-                    y, moments = mode.normalise(y, own)
-                    for mean, var in moments.values():
-                        recorder.add(name, "", [row], mean, var)
-                mixed += (weight * y).astype(y.dtype)
-            x = channel_shuffle(jnp.concatenate([mixed, rest], axis), self.partial_channels, axis)
-        for name, moments in recorder.moments().items():
-            banks[name].record(moments)
-        return x, None
-
-    def _banks(self, features: int) -> dict[str, Bank]:
-        """The arrays of each convolution, a row for every layer that keeps it."""
-        banks = {}
-        for name, size in FILTER_SIZES.items():
-            rows = sum(name in kept for kept in self.operations)
-            weight = Weight(norm.uniform_fan_in(batch_axis=(0,)), (size, size, features, features))
-            if rows:
-                banks[name] = Bank(
-                    (rows,), {"kernel": weight}, {"": (features,)}, self.affine, name=name
-                )
-        return banks
-
-
-class Model(nn.Module):
-    """A convolution at half the size, the chains, pooling and a classifier.
-
-    Attributes:
-      structure: its shape.
-      kernels, affine, axis_name: see Chain.
-    """
-
-    structure: Structure
-    kernels: Kernels
     affine: bool
     axis_name: str | None
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        mix: Mapping[str, jax.Array],
-        train: bool,
-        learn: jax.Array | None = None,
-    ) -> jax.Array:
-        """x [b, h, w, c], mix {'chain': [3, o]} -> logits [b, classes]."""
-        structure, kernels = self.structure, self.kernels
-        axis_name = None if self.is_initializing() else self.axis_name
-        mode = Mode(kernels, train, axis_name, learn)
-        normalise = partial(norm.BatchNorm, axis_name=axis_name, axis=kernels.channel_axis)
-        taps = (3, 3, x.shape[-1], structure.channels)
-        kernel = self.param("stem_kernel", norm.uniform_fan_in(), taps)
-        x = mode.apply(kernels.conv, kernels.transpose(x), kernel, 2)
-        x = normalise(name="stem_norm")(x, train)
-        chains = nn.scan(  # equal cells, compiled once
-            Chain,
-            variable_axes={"params": 0, "batch_stats": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=structure.cells,
+    def __call__(self, x):
+        x = nn.Conv(x.shape[-1], (self.size, self.size), use_bias=False)(nn.relu(x))
+        norm = nn.BatchNorm(
+            not self.train, use_scale=self.affine, use_bias=self.affine, axis_name=self.axis_name
         )
-        x, _ = chains(
-            operations=structure.kept("chain"),
-            partial_channels=structure.partial_channels,
-            kernels=kernels,
-            affine=self.affine,
-            axis_name=axis_name,
-            train=train,
-            name="chain",
-        )(x, mix["chain"], learn)
-        x = jax.nn.relu(normalise(name="last_norm")(x, train))
-        return classify(kernels.pixel_mean(x), structure.classes)
+        return norm(x)
 
 
-class Network(nn.Module):
-    """The final network: the model with one operation a layer, at mixing weight 1."""
+class Chains(nn.Module):
+    """Stem, chains, pooling and classifier; the final network keeps one operation in each layer."""
 
-    structure: Structure
-    kernels: Kernels
+    layers: tuple[tuple[str, ...], ...]
+    spec: object
+    k: int
+    affine: bool
     axis_name: str | None
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool, drop_path: jax.Array | float = 0.0
-    ) -> tuple[jax.Array, None]:
-        """x [b, h, w, c] -> logits [b, classes], None."""
-        del drop_path
-        model = Model(self.structure, self.kernels, True, self.axis_name, name="model")
-        return model(x, {"chain": jnp.ones((LAYERS, 1))}, train), None
+    def __call__(self, x, mix, train):
+        axis_name = None if self.is_initializing() else self.axis_name
+
+        def operation(name):
+            if name == "skip_connect":
+                return lambda x: x
+            if name == "avg_pool_3x3":
+                return lambda x: nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+            return ConvNorm(int(name[-1]), train, self.affine, axis_name)
+
+        x = nn.Conv(self.spec.channels, (3, 3), strides=2, use_bias=False, name="stem")(x)
+        for chain in range(self.spec.depth):
+            for layer, primitives in enumerate(self.layers):
+                mixed = MixedOp(primitives, operation, name=f"chain_{chain}_{layer}")
+                x = partial_channels(partial(mixed, weights=mix["chain"][layer]), x, self.k)
+        norm = nn.BatchNorm(not train, axis_name=axis_name, name="last_norm")
+        return nn.Dense(self.spec.classes)(jnp.mean(nn.relu(norm(x)), axis=(1, 2)))
 
 
-def supernet(structure: Structure, kernels: Kernels, axis_name: str | None) -> nn.Module:
-    """See Space.supernet."""
-    return Model(structure, kernels, False, axis_name)
+class Chain(Space):
+    """The space; its only cell type has an edge for each layer."""
+
+    name = "chain"
+    cells = {"chain": Cell(tuple(Edge(i + 1, i, PRIMITIVES) for i in range(LAYERS)))}
+
+    def check(self, spec):
+        """See Space.check."""
+        super().check(spec)
+        check_divisible(spec.image, 2)
+
+    def supernet(self, spec, backend):
+        """See Space.supernet."""
+        layers = tuple(edge.primitives for edge in spec.cell("chain").edges)
+        return Chains(layers, spec, spec.partial_channels, False, backend.axis_name)
+
+    def network(self, spec, backend):
+        """See Space.network."""
+        layers = tuple((name,) for ((name, _),) in spec.genotype.cell("chain"))
+        return FinalNetwork(Chains(layers, spec, 1, True, backend.axis_name), spec.genotype)
 
 
-def network(
-    genotype: Genotype,
-    channels: int,
-    cells: int,
-    classes: int,
-    stem: str,
-    auxiliary: bool,
-    kernels: Kernels,
-    axis_name: str | None,
-) -> nn.Module:
-    """See Space.network."""
-    del auxiliary
-    kept = tuple((name,) for ((name, _),) in genotype.cell("chain"))
-    structure = Structure(channels, cells, classes, 1, (("chain", kept),), stem)
-    return Network(structure, kernels, axis_name)
-
-
-def derive(strength: Mapping[str, np.ndarray], operations: Mapping[str, Operations]) -> Genotype:
-    """See Space.derive: every layer keeps its strongest operation."""
-    kept = operations["chain"]
-    best = [kept[layer][int(np.argmax(row))] for layer, row in enumerate(strength["chain"])]
-    nodes = tuple(((name, layer),) for layer, name in enumerate(best))
-    return Genotype("chain", (("chain", nodes),))
-
-
-def describe(genotype: Genotype) -> str:
-    """The operations in order."""
-    return " > ".join(name for ((name, _),) in genotype.cell("chain"))
+def create():
+    """Returns the space."""
+    return Chain()

@@ -1,38 +1,26 @@
-"""A mixing distribution of one's own: a Dirichlet whose total concentration stays the same.
+"""A mixing distribution of your own: a Dirichlet whose total concentration stays the same.
 
-Alpha then says which operations are strong, and never how sure the search is. To use it, copy this
-file to drnas_jax/distributions/ and give `--config.arch.name=fixed_total`.
+    python -m drnas_jax.main --config=configs/digits.py \
+        --config.arch.name=examples/fixed_total.py --workdir=runs/fixed_total
+
+Alpha then says which operations are strong, and never how sure the search is.
 """
 
-import jax
-import jax.numpy as jnp
-
-from drnas_jax.config import ArchConfig
-from drnas_jax.distributions import base
-from drnas_jax.distributions.dirichlet import draw, sample_dirichlet
+from drnas_jax.distributions.base import Distribution, masked, normalised, softmax
+from drnas_jax.distributions.dirichlet import sample_dirichlet
 
 
-def create(config: ArchConfig) -> base.MixingDistribution:
+class FixedTotal(Distribution):
     """Concentration softmax(alpha) times the number of operations."""
-    return base.MixingDistribution(
-        init=base.init,
-        sample=_sample,
-        mean=_mean,
-        concentration=_concentration,
-        regulariser=base.regulariser(config),
-        draw=draw,
-    )
+
+    def scores(self, alpha, cell):
+        return masked(softmax(alpha, cell) * alpha.shape[-1] + 1e-4, cell)
+
+    def mean(self, alpha, cell):
+        return normalised(self.scores(alpha, cell), cell)
+
+    def sample(self, alpha, cell, key, progress, role):
+        return sample_dirichlet(self.scores(alpha, cell), cell, key)
 
 
-def _concentration(alpha: jax.Array) -> jax.Array:
-    return base.softmax(alpha) * alpha.shape[-1] + 1e-4  # a sample needs positive ones
-
-
-def _mean(alpha: jax.Array) -> jax.Array:
-    strengths = _concentration(alpha)
-    return strengths / jnp.sum(strengths, axis=-1, keepdims=True)
-
-
-def _sample(alpha: jax.Array, key: jax.Array, progress: jax.Array | float) -> jax.Array:
-    del progress  # no temperature
-    return sample_dirichlet(_concentration(alpha), key)
+create = FixedTotal

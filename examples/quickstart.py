@@ -1,8 +1,8 @@
-"""A search by the library, without the command line: two minutes on two CPU cores.
+"""Searches with the library instead of the command line: about two minutes on two CPU cores.
 
     python examples/quickstart.py [WORKDIR]
 
-Progressive DrNAS on scikit-learn's handwritten digits, then retraining of the found cell.
+Progressive DrNAS on scikit-learn's handwritten digits, then retraining of the cell that it finds.
 """
 
 import sys
@@ -13,13 +13,14 @@ from drnas_jax.files import read_history
 
 
 def main(workdir: str) -> None:
-    """Searches, tells what was found and how it came to be, retrains, evaluates."""
+    """Searches, prints what was found and how it came about, retrains and evaluates."""
     config = digits.get_config()
-    config.arch.name = "dirichlet"  # or softmax (DARTS), gumbel (SNAS), gdas
+    config.arch.name = "dirichlet"  # or softmax (DARTS), gumbel (SNAS), gdas, or a file of yours
     config.search.epochs = (8, 8)  # of the stage with all operations, and of the one with three
 
-    genotype, seconds = search(config, workdir)  # run again, it goes on where it was stopped
-    print(f"found after {seconds:.0f} s: {spaces.find(config.space).describe(genotype)}")
+    found = search(config, workdir)  # called again, it resumes where it was stopped
+    space = spaces.create(config.space)
+    print(f"found after {found.seconds:.0f} s: {space.describe(found.genotype)}")
     for line in read_history(f"{workdir}/search/history.jsonl"):
         print(
             f"epoch {line['epoch']:2}, stage {line['stage']}: validation accuracy "
@@ -29,8 +30,8 @@ def main(workdir: str) -> None:
     retrain(config, workdir)
     result = evaluate(config, workdir)
     print(
-        f"test accuracy {result['test_accuracy']:.2%} with {result['params']:,} parameters and "
-        f"{result['macs']:,} multiply-adds"
+        f"test accuracy {result.test_accuracy:.2%} with {result.params:,} parameters and "
+        f"{result.macs:,} multiply-adds"
     )
 
 

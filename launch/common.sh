@@ -1,37 +1,38 @@
 # shellcheck shell=bash
-# What the launch scripts share; they source it.
+# Functions that the launch scripts share. They source this file.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dry_run=''
 
 say() { echo "${0##*/}: $*" >&2; }
 
-# Ends with 2, as drnas_jax.main does after a mistake of its user.
+# Exits with code 2, which drnas_jax.main also uses for mistakes of its user.
 die() {
   say "$*"
   exit 2
 }
 
-unknown() { die "unknown option $1: options are --name=value, see --help"; }
+unknown() { die "unknown option $1: options have the form --name=value, see --help"; }
 
-# needs OPTION VALUE: the value may not be empty.
+# needs OPTION VALUE: exits if the value is empty.
 needs() { [[ $2 ]] || die "$1 is missing, see --help"; }
 
-# number OPTION VALUE LEAST
+# number OPTION VALUE LEAST: exits unless the value is a whole number and at least LEAST.
 number() {
   if ! [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || (($2 < $3)); then
-    die "$1 must be a whole number from $3 on, not '$2'"
+    die "$1 is '$2': expected a whole number of at least $3"
   fi
 }
 
-# program_arguments COUNT: something must follow '--'.
+# program_arguments COUNT: exits if nothing follows '--'.
 program_arguments() {
   (($1)) || die "nothing after --: give the arguments of drnas_jax.main, see --help"
 }
 
+# tool NAME: exits unless the program is installed; a dry run does not need it.
 tool() { [[ $dry_run ]] || command -v "$1" >/dev/null || die "$1 is not installed"; }
 
-# The arguments as one line that any POSIX shell reads back.
+# Prints the arguments as one line that any POSIX shell parses back into the same arguments.
 quote() {
   local argument line='' inner="'\\''"
   for argument; do
@@ -41,7 +42,7 @@ quote() {
   printf '%s\n' "${line:1}"
 }
 
-# Runs a command, or prints it.
+# Runs a command, or prints it in a dry run.
 run() { if [[ $dry_run ]]; then quote "$@"; else "$@"; fi; }
 
 default_python() {

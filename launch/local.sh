@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts several processes of drnas_jax.main on this machine.
+# Runs drnas_jax.main in several processes on this machine.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,22 +8,24 @@ usage() {
   cat <<'END_OF_USAGE'
 usage: launch/local.sh [OPTION]... -- ARGUMENTS OF drnas_jax.main
 
-Starts several processes on this machine that run one command together.
+Runs one command in several processes on this machine, which work together. Defaults are in
+parentheses.
 
-  --processes=N         how many (2)
-  --devices=D           simulated CPU devices a process, for a try without accelerators
-  --gpus-per-process=G  the first process gets the first G GPUs, and so on
-  --restarts=N          start all again so many times after a crash (0)
-  --port=P              of the coordinator, which is process 0 (a free one)
-  --python=PATH         .venv/bin/python of this checkout if there is one, else python3
-  --log-dir=DIR         process_I.log there gets the output of process I, from 1 on
-                        (without: it goes to stderr, each line with [I] before it)
+  --processes=N         number of processes (2)
+  --devices=D           number of simulated CPU devices per process, to try it without accelerators
+  --gpus-per-process=G  give the first G GPUs to process 0, the next G to process 1, and so on
+  --restarts=N          start all processes again up to N times after a crash (0)
+  --port=P              port of the coordinator, which is process 0 (a free one)
+  --python=PATH         Python to use
+                        (.venv/bin/python of this checkout if it exists, else python3)
+  --log-dir=DIR         write the output of process I to DIR/process_I.log, for I from 1 on
+                        (it goes to stderr, with [I] before each line)
   --dry-run             print the commands and run nothing
-  --help
+  --help                print this text
 
-When a process crashes the others are killed. The exit code is 0 if all processes ended
-with 0, else that of the first that did not. Codes 2 (a mistake of the user), 130 and 143
-(stopped by a signal) are never restarted. SIGINT and SIGTERM are passed on.
+If a process crashes, the others are killed. The exit code is 0 if all processes exit with 0, else
+that of the first process that did not. Codes 2 (a mistake of the user), 130 and 143 (stopped by a
+signal) never lead to a restart. SIGINT and SIGTERM are passed on to all processes.
 
   launch/local.sh --processes=2 --devices=4 -- \
       --config=configs/digits.py:smoke --workdir=runs/two
@@ -55,23 +57,24 @@ number --restarts "$restarts" 0
 [[ ! $devices ]] || number --devices "$devices" 1
 [[ ! $gpus ]] || number --gpus-per-process "$gpus" 1
 [[ ! $devices || ! $gpus ]] ||
-  die "--devices simulates CPUs and --gpus-per-process needs GPUs: give one of them"
+  die "--devices simulates CPUs and --gpus-per-process needs GPUs: give only one of them"
 tool "$python"
 
-# Sets `visible` to the GPUs of process $1, taken from those this script was given.
+# Sets `visible` to the GPUs of process $1, chosen from those that this script may use.
 choose_gpus() {
   local all=() first=$(($1 * gpus)) i
   if [[ ${CUDA_VISIBLE_DEVICES:-} ]]; then
     IFS=, read -ra all <<<"$CUDA_VISIBLE_DEVICES"
     ((${#all[@]} >= processes * gpus)) ||
-      die "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES has too few GPUs for $processes times $gpus"
+      die "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES has too few GPUs:" \
+        "$processes processes with $gpus each need $((processes * gpus))"
   else
     for ((i = 0; i < processes * gpus; i++)); do all+=("$i"); done
   fi
   visible=$(IFS=, && echo "${all[*]:first:gpus}")
 }
 
-# Sets `command` to that of process $1.
+# Sets `command` to the command of process $1.
 make_command() {
   command=()
   if [[ $devices ]]; then
@@ -102,15 +105,16 @@ with socket.socket() as s:
     print(s.getsockname()[1])'
 }
 
-# Ends with its input, and not by a signal, so that the last lines are never lost.
+# Copies lines with [$1] before each. It ignores signals and ends at the end of its input, so that
+# the last lines are never lost.
 prefix() {
   trap '' INT TERM HUP
   local line
   while IFS= read -r line || [[ $line ]]; do printf '[%d] %s\n' "$1" "$line"; done
 }
 
-# Adds process $1 to `pids`, as a process group of its own: Ctrl-C reaches it once, through this
-# script, and SIGKILL reaches its workers as well.
+# Starts process $1 in its own process group and adds it to `pids`. So Ctrl-C reaches it only once,
+# through this script, and SIGKILL also reaches its input workers.
 start() {
   make_command "$1"
   local out
@@ -137,17 +141,18 @@ kill_groups() {
   for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
 }
 
-# Starts all processes and waits for them. Sets `code` to that of the first that failed, or 0.
+# Starts all processes and waits for them. Sets `code` to the exit code of the first one that
+# failed, or to 0.
 run_all() {
   local i status deadline='' alive=()
   now_port=${port:-$(free_port)}
   pids=() readers=() code=0
   for ((i = 0; i < processes; i++)); do start "$i"; done
-  # A signal may have come before all were there to get it.
+  # A signal may have come before all processes were started.
   [[ ! $stopped ]] || pass_on "$stopped"
   alive=("${pids[@]}")
   while ((${#alive[@]})); do
-    { sleep 0.2 || true; } 2>/dev/null # where bash would report each job that was killed
+    { sleep 0.2 || true; } 2>/dev/null # bash would report each killed job here
     for i in "${!alive[@]}"; do
       ! kill -0 "${alive[i]}" 2>/dev/null || continue
       status=0
@@ -156,15 +161,15 @@ run_all() {
       ((status)) || continue
       if ((!code)); then
         code=$status
-        say "process $i ended with $status"
+        say "process $i exited with code $status"
       fi
-      # After a signal all write a checkpoint together and need their time. After a crash the
-      # others would hang; a few seconds let them say why they fail as well.
+      # After a signal all processes write a checkpoint together, which takes its time. After a
+      # crash the others would hang; three seconds let them report errors of their own.
       case $status in 130 | 143) ;; *) deadline=${deadline:-$((SECONDS + 3))} ;; esac
     done
     [[ ! $deadline ]] || ((SECONDS < deadline)) || kill_groups
   done
-  kill_groups # workers that outlived their process
+  kill_groups # input workers may outlive their process
   ((!${#readers[@]})) || wait "${readers[@]}" 2>/dev/null || true
 }
 
@@ -183,6 +188,6 @@ for ((try = 0; ; try++)); do
   run_all
   case $code in 0 | 2 | 130 | 143) break ;; esac
   if [[ $stopped ]] || ((try >= restarts)); then break; fi
-  say "starting all again ($((try + 1)) of $restarts)"
+  say "starting all processes again (restart $((try + 1)) of $restarts)"
 done
 exit "$code"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submits drnas_jax.main to Slurm.
+# Submits a job with drnas_jax.main to Slurm.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,23 +8,23 @@ usage() {
   cat <<'END_OF_USAGE'
 usage: launch/slurm.sh [OPTION]... -- ARGUMENTS OF drnas_jax.main
 
-Submits a job to Slurm: whole nodes, and on each of them one process with all its GPUs.
+Submits a job to Slurm that takes whole nodes, with one process per node for all its GPUs. Defaults
+are in parentheses.
 
-  --nodes=N          how many (1)
-  --gpus-per-node=G  GPUs of a node (none)
-  --time=LIMIT       time limit of the job, as sbatch takes it (the partition's)
-  --grace=SECONDS    SIGTERM comes so long before the time limit: write a checkpoint (120)
-  --restarts=N       start the program again so many times after a crash, in the same job (0)
-  --name=NAME        of the job (drnas_jax)
-  --python=PATH      .venv/bin/python of this checkout if there is one, else python3;
-                     the same path on all nodes
-  --sbatch=FLAG      one more flag of sbatch, for instance --sbatch=--partition=gpu;
-                     can be repeated
+  --nodes=N          number of nodes (1)
+  --gpus-per-node=G  number of GPUs of a node (none)
+  --time=LIMIT       time limit of the job, in sbatch's format (that of the partition)
+  --grace=SECONDS    time between SIGTERM and the time limit, to write a checkpoint (120)
+  --restarts=N       start the program again up to N times after a crash, in the same job (0)
+  --name=NAME        name of the job (drnas_jax)
+  --python=PATH      Python to use, at the same path on all nodes
+                     (.venv/bin/python of this checkout if it exists, else python3)
+  --sbatch=FLAG      pass a flag to sbatch, for example --sbatch=--partition=gpu; can be repeated
   --dry-run          print the command and run nothing
-  --help
+  --help             print this text
 
-At its time limit, or when it is preempted, the job goes back into the queue and resumes.
-A job that failed or was cancelled is resumed by submitting the same command again.
+If the job reaches its time limit or is preempted, it returns to the queue and resumes later. If it
+failed or was cancelled, submit the same command again to resume it.
 
   launch/slurm.sh --nodes=4 --gpus-per-node=8 --time=24:00:00 -- \
       --config=configs/imagenet.py --config.data.dir=/data/tfds --workdir=/shared/runs/imagenet
@@ -56,17 +56,18 @@ number --grace "$grace" 1
 number --restarts "$restarts" 0
 tool sbatch
 
-# A first task that ends leaves the others a minute: to finish their checkpoint too, or, after a
-# crash, no longer than that to hang.
+# When the first task ends, the others get one minute: enough to finish a checkpoint, and a limit if
+# they hang after a crash.
 step=(srun --kill-on-bad-exit=0 --wait=60 --cpu-bind=none)
 if [[ $gpus ]]; then
-  # Under Slurm JAX would take one GPU a task; this is all of the node's.
+  # Under Slurm JAX takes one GPU per task unless it is told to take all GPUs of the node.
   step+=(env "JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((gpus - 1)))")
 fi
 step+=("$python" -m drnas_jax.main --distributed "$@")
 
-# Slurm requeues by itself after preemption and a node's failure, but not at the time limit. The
-# shell does not get the SIGTERM that precedes it, while scancel ends the shell too: no requeue.
+# Slurm requeues a job by itself after a preemption or a node failure, but not at the time limit.
+# The SIGTERM before the limit goes only to the program, so the shell can requeue the job. scancel
+# ends the shell as well, so a cancelled job is not requeued.
 script="for try in \$(seq 0 $restarts); do \
 $(quote "${step[@]}") && exit; code=\$?; \
 case \$code in 2 | 130) break ;; 143) scontrol requeue \$SLURM_JOB_ID; break ;; esac; \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs drnas_jax.main on a Cloud TPU VM or a pod of them.
+# Runs drnas_jax.main on a Cloud TPU VM or on a TPU pod.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -9,28 +9,28 @@ usage() {
 usage: launch/tpu_vm.sh --name=NAME --zone=ZONE --type=TYPE --version=VERSION \
            [OPTION]... -- ARGUMENTS OF drnas_jax.main
 
-Creates a TPU if it is not there, copies this checkout to all its workers, installs it, and
-runs the command on all of them. Needs gcloud.
+Creates a TPU if it does not exist, copies this checkout to all its workers, installs it, and runs
+the command on all of them. Needs gcloud. Defaults are in parentheses.
 
-  --name=NAME       of the TPU, and of its queued resource
-  --zone=ZONE       for instance us-east5-b
-  --type=TYPE       accelerator type, for instance v6e-64
-  --version=VERSION of the TPU software, for instance v2-alpha-tpuv6e
-  --project=P       (gcloud's own)
-  --spot            cheaper, and may be preempted
-  --queued          wait for it as a queued resource
-  --create=FLAG     one more flag for creating it, for instance
+  --name=NAME       name of the TPU, and of its queued resource
+  --zone=ZONE       zone, for example us-east5-b
+  --type=TYPE       accelerator type, for example v6e-64
+  --version=VERSION version of the TPU software, for example v2-alpha-tpuv6e
+  --project=P       project (gcloud's default)
+  --spot            create a cheaper TPU that may be preempted
+  --queued          wait for the TPU as a queued resource
+  --create=FLAG     pass a flag to the command that creates the TPU, for example
                     --create=--data-disk=source=DISK,mode=read-only; can be repeated
-  --before=COMMAND  run it on every worker before each start, for instance to mount a disk
-  --env=NAME=VALUE  an environment variable of the program; can be repeated
-  --restarts=N      start again so many times after a crash or a preemption (10)
-  --poll=SECONDS    between two looks at a TPU that is not ready (30)
-  --delete          delete the TPU at the end, however that comes; else it stays, and costs
+  --before=COMMAND  run a command on every worker before each start, for example to mount a disk
+  --env=NAME=VALUE  set an environment variable of the program; can be repeated
+  --restarts=N      start again up to N times after a crash or a preemption (10)
+  --poll=SECONDS    time between two checks whether the TPU is ready (30)
+  --delete          delete the TPU at the end in any case (it stays, and costs money)
   --dry-run         print the commands of one start and run nothing
-  --help
+  --help            print this text
 
-A preempted TPU is deleted, created again, and the command resumes from its checkpoint, which
-must lie on storage that outlives the TPU. Ctrl-C lets the program write one, and ends.
+A preempted TPU is deleted and created again, and the command resumes from its checkpoint, which
+must be on storage that outlives the TPU. Ctrl-C lets the program write a checkpoint, then ends.
 
   launch/tpu_vm.sh --name=drnas --zone=us-east5-b --type=v6e-64 --version=v2-alpha-tpuv6e \
       --spot --queued --before='sudo bash drnas_jax/mounts.sh' -- \
@@ -87,14 +87,14 @@ else
   remove=("${resource[@]}" delete "$name" "${where[@]}" --quiet)
 fi
 
-# The brackets keep pkill from the shell that runs it.
+# The brackets keep pkill from matching the shell that runs it.
 pattern="'[d]rnas_jax\.main'"
 archive=${TMPDIR:-/tmp}/drnas_jax-$name.tgz
-# No hidden files: they are git's, the local .venv and caches.
+# Hidden files stay out: they are git's, the local .venv and caches.
 pack=(tar -czf "$archive" --exclude='./.*' --exclude=./runs --exclude=__pycache__ -C "$root" .)
 copy=("${tpu[@]}" scp "$archive" "$name:drnas_jax.tgz" "${where[@]}" --worker=all)
-# A program left over from a broken connection would hold the TPU. Python comes by uv, since the
-# images' own may be older than 3.11.
+# A program that is left over from a broken connection would block the TPU. uv installs Python,
+# since that of the image may be older than 3.11.
 set_up="pkill -KILL -f $pattern; \
 mkdir -p drnas_jax && tar -xzf drnas_jax.tgz -C drnas_jax && cd drnas_jax && \
 { [ -x .venv/bin/python ] || { curl -LsSf https://astral.sh/uv/install.sh | sh && \
@@ -105,9 +105,9 @@ program="cd drnas_jax && exec ${environment[*]:+env $(quote "${environment[@]}")
 on_all() { run "${tpu[@]}" ssh "$name" "${where[@]}" --worker=all "--command=$1"; }
 
 if [[ $dry_run ]]; then
-  echo "# unless it exists:"
+  echo "# if the TPU does not exist:"
   quote "${create[@]}"
-  echo "# when it is ready:"
+  echo "# when the TPU is ready:"
   quote "${pack[@]}"
   quote "${copy[@]}"
   on_all "$set_up"
@@ -120,7 +120,7 @@ state() {
   "${resource[@]}" describe "$name" "${where[@]}" "${state_of[@]}" 2>/dev/null || echo NONE
 }
 
-# Creates the TPU if it is not there, again if it was preempted, and waits until it is ready.
+# Creates the TPU if it does not exist or was preempted, and waits until it is ready.
 make_ready() {
   local now
   while :; do
@@ -128,12 +128,12 @@ make_ready() {
     case $now in
       READY | ACTIVE) return ;;
       STOPPED)
-        say "TPU $name is stopped: start it by 'gcloud compute tpus tpu-vm start'"
+        say "TPU $name is stopped: start it with 'gcloud compute tpus tpu-vm start'"
         finish 2
         ;;
       NONE)
         say "creating $name"
-        # At first a failure is a mistake or a quota; later there is just no TPU free.
+        # A failure at the first try is a mistake or a quota; later it means that no TPU is free.
         if ! "${create[@]}"; then
           ((try)) || finish 1
           sleep "$poll"
@@ -157,7 +157,7 @@ stop() {
   stopped=$1
   [[ $pid ]] || finish "$stopped"
   say "stopping: the program writes a checkpoint"
-  # The oldest process is the program, the others its workers.
+  # The oldest process is the program; the others are its input workers.
   on_all "pkill -TERM -o -f $pattern" </dev/null || true
 }
 
@@ -166,7 +166,7 @@ finish() {
   exit "$1"
 }
 
-# Runs the program, in a process group of its own, which Ctrl-C does not reach; sets `code`.
+# Runs the program in its own process group, which Ctrl-C does not reach. Sets `code`.
 run_program() {
   set -m
   on_all "$program" </dev/null &
@@ -188,11 +188,11 @@ for ((try = 0; ; try++)); do
   case $code in
     0 | 2) finish "$code" ;;
     130 | 143)
-      # Preemption ends the program by SIGTERM too, but then its TPU goes.
+      # A preemption also ends the program by SIGTERM, but then the TPU disappears.
       sleep "$poll"
       case $(state) in READY | ACTIVE) finish "$code" ;; esac
       ;;
   esac
   ((try < restarts)) || finish "$code"
-  say "the program ended with $code: starting again ($((try + 1)) of $restarts)"
+  say "the program exited with code $code: starting again (restart $((try + 1)) of $restarts)"
 done

@@ -9,23 +9,24 @@ usage() {
 usage: launch/xpk.sh --cluster=C --workload=W --tpu-type=T --[base-]docker-image=IMAGE \
            [OPTION]... -- ARGUMENTS OF drnas_jax.main
 
-Submits a workload to a cluster that 'xpk cluster create' has made.
+Submits a workload to a cluster that was created with 'xpk cluster create'. Defaults are in
+parentheses.
 
-  --cluster=NAME            the cluster
-  --workload=NAME           a name for this run
-  --tpu-type=TYPE           for instance v6e-256
-  --docker-image=IMAGE      holds the project and all it needs, and is used as it is
-  --base-docker-image=IMAGE has Python 3.11 or newer; this checkout is put on top, and
+  --cluster=NAME            name of the cluster
+  --workload=NAME           name for this run
+  --tpu-type=TYPE           type of TPU, for example v6e-256
+  --docker-image=IMAGE      image with the project and all it needs, used as it is
+  --base-docker-image=IMAGE image with Python 3.11 or newer; this checkout is added to it, and
                             installed when a pod starts
-  --num-slices=N            how many TPUs of this type, together (1)
-  --restarts=N              start all pods again so many times after a crash or a preemption (10)
-  --grace=SECONDS           from SIGTERM to SIGKILL: to write a checkpoint (120)
-  --project=P --zone=Z      of the cluster (gcloud's own defaults)
-  --storage=NAME            one that 'xpk storage attach' knows; can be repeated
-  --xpk=FLAG                one more flag of 'xpk workload create', for instance --xpk=--spot;
+  --num-slices=N            number of TPUs of this type, which work together (1)
+  --restarts=N              start all pods again up to N times after a crash or a preemption (10)
+  --grace=SECONDS           time between SIGTERM and SIGKILL, to write a checkpoint (120)
+  --project=P --zone=Z      project and zone of the cluster (gcloud's defaults)
+  --storage=NAME            storage attached with 'xpk storage attach'; can be repeated
+  --xpk=FLAG                pass a flag to 'xpk workload create', for example --xpk=--spot;
                             can be repeated
   --dry-run                 print the command and run nothing
-  --help
+  --help                    print this text
 
   launch/xpk.sh --cluster=tpus --workload=imagenet-1 --tpu-type=v6e-64 \
       --base-docker-image=python:3.12 --storage=imagenet --storage=runs -- \
@@ -57,14 +58,15 @@ program_arguments $#
 needs --cluster "$cluster"
 needs --workload "$workload"
 needs --tpu-type "$tpu_type"
-[[ ! $image || ! $base ]] || die "--docker-image and --base-docker-image: give one of them"
+[[ ! $image || ! $base ]] ||
+  die "--docker-image and --base-docker-image exclude each other: give only one of them"
 needs "--docker-image or --base-docker-image" "$image$base"
 number --num-slices "$slices" 1
 number --restarts "$restarts" 0
 number --grace "$grace" 1
 tool xpk
 
-# exec: xpk sends its SIGTERM to the shell that runs this line.
+# exec, because xpk sends its SIGTERM to the shell that runs this line.
 command="exec $(quote python -m drnas_jax.main --distributed "$@")"
 if [[ $image ]]; then
   images=("--docker-image=$image")
@@ -73,8 +75,8 @@ else
   command="python -m pip install -q -e '.[tpu]' && $command"
 fi
 
-# xpk restarts by itself after 127 to 255, which has signals and aborts, but not after the 1 of an
-# exception. After 2, a mistake of the user, it must not.
+# xpk restarts by itself after exit codes 127 to 255, which include signals and aborts. Code 1, of
+# an exception, must be added. Code 2, a mistake of the user, must not lead to a restart.
 run xpk workload create "--cluster=$cluster" "--workload=$workload" "--tpu-type=$tpu_type" \
   "--num-slices=$slices" "${images[@]}" \
   "--max-restarts=$restarts" --restart-on-exit-codes=1 \

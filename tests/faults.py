@@ -1,8 +1,8 @@
 """A campaign of faults against real commands: `python tests/faults.py [COUNT [SEED]]`.
 
-Each fault strikes a small run of digits: one is started or goes on, and something goes wrong while
-it runs, or with its files before. It must end in a resume whose results are those of an undisturbed
-run, bit for bit, or in one clear line with nothing lost. Prints a table of faults and outcomes.
+Each fault disturbs a small run of digits while it runs, or damages its files before it is resumed.
+The run must then resume with the results of an undisturbed run, bit for bit, or stop with one clear
+line and lose nothing. The command prints a table of faults and outcomes.
 """
 
 import collections
@@ -32,11 +32,11 @@ PHASES = ("search", "retrain")
 
 
 class Campaign:
-    """Runs commands in workdirs of its own, one after another.
+    """Disturbs commands in their own workdirs, one after another.
 
     Args:
-      root: an empty folder.
-      seed: of what is random in it.
+      root: Empty folder for the workdirs.
+      seed: Seed of the choice of faults and of their times.
     """
 
     def __init__(self, root: Path, seed: int):
@@ -44,7 +44,7 @@ class Campaign:
         self.outcomes: dict[str, collections.Counter[str]] = collections.defaultdict(
             collections.Counter
         )
-        for name in ("first", "whole"):  # the first one compiles, as no other will
+        for name in ("first", "whole"):  # the first run compiles, the later ones use its cache
             began = time.monotonic()
             code, text = self.run(root / name)
             assert code == 0, text
@@ -52,7 +52,13 @@ class Campaign:
         self.expected = _results(root / "whole")
 
     def start(self, workdir: Path, limit: int | None = None, *more: str) -> subprocess.Popen[str]:
-        """Starts the command, with a limit on the size of files as on a full disk."""
+        """Starts the command.
+
+        Args:
+          workdir: Workdir of the run.
+          limit: Largest file size in bytes, to simulate a full disk. None means no limit.
+          more: Further flags of the command.
+        """
         fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
         flags = ["--config=configs/digits.py", f"--workdir={workdir}", *fields, *more]
 
@@ -64,7 +70,7 @@ class Campaign:
 
         environment = small_run.environment()
         environment["JAX_COMPILATION_CACHE_DIR"] = str(self.root / "cache")
-        if limit is not None:  # what the cache of programs cannot write is no fault of ours
+        if limit is not None:  # JAX prints warnings if it cannot write its cache
             environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         return subprocess.Popen(
             [sys.executable, "-m", "drnas_jax.main", *flags],
@@ -77,13 +83,13 @@ class Campaign:
         )
 
     def run(self, workdir: Path, limit: int | None = None, *more: str) -> tuple[int, str]:
-        """Runs the command to its end; its code, and what it printed."""
+        """Runs the command to its end; returns its exit code and what it printed."""
         process = self.start(workdir, limit, *more)
         text, _ = process.communicate(timeout=900)
         return process.returncode, text
 
-    def strike(self, count: int) -> None:
-        """Lets so many faults strike, each kind at least once, and finishes every workdir."""
+    def apply(self, count: int) -> None:
+        """Applies `count` faults, each kind at least once, and checks every workdir at its end."""
         names = list(FAULTS)[:count]
         names += self.draw.choices(list(FAULTS), k=count - len(names))
         workdir = self.root / "0"
@@ -94,47 +100,47 @@ class Campaign:
             if (workdir / "report.html").exists():
                 self.finish(workdir, name)
                 workdir = self.root / str(number + 1)
-        self.finish(workdir, "the last")
+        self.finish(workdir, "the last fault")
 
     def finish(self, workdir: Path, name: str) -> None:
-        """Runs to the end what was struck; nothing may be lost or different."""
+        """Runs a disturbed workdir to its end, and checks that nothing is lost or different."""
         code, text = self.run(workdir)
         assert code == 0, f"after {name}: {text}"
         assert _results(workdir) == self.expected, f"after {name}, {workdir} differs"
         shutil.rmtree(workdir)
 
     def moment(self) -> float:
-        """Seconds until something happens to a run."""
+        """Draws the time until a fault, in seconds."""
         return self.draw.uniform(0, 1.1 * self.took)
 
     def checkpoint(self, workdir: Path) -> Path:
-        """The newest checkpoint of a phase that has one before it; the run goes on until then."""
+        """Runs a workdir until a phase has two checkpoints, and returns the newer one."""
         while True:
             for phase in reversed(PHASES):
                 folder = workdir / phase / "checkpoints"
                 steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
                 if len(steps) > 1:
                     return folder / str(max(steps))
-            with _struck(self, workdir):
+            with _running(self, workdir):
                 pass
 
 
 def _results(workdir: Path) -> dict[str, Any]:
-    """All that a run found, but for times."""
-    found: dict[str, Any] = {}
+    """Reads all results of a run except times."""
+    results: dict[str, Any] = {}
     for phase in PHASES:
         lines = (workdir / phase / "history.jsonl").read_text().splitlines()
-        found[phase] = [json.loads(line) for line in lines]
-        for line in found[phase]:
+        results[phase] = [json.loads(line) for line in lines]
+        for line in results[phase]:
             del line["images_per_second"]
-    found["result"] = json.loads((workdir / "result.json").read_text())
+    results["result"] = json.loads((workdir / "result.json").read_text())
     for name in ("search_seconds", "retrain_seconds"):
-        del found["result"][name]
-    return found
+        del results["result"][name]
+    return results
 
 
 def _one_line(text: str, *words: str) -> None:
-    """The last line says what is wrong, and there is no traceback."""
+    """Checks that the last line says what is wrong, with these words, and shows no traceback."""
     assert "Traceback" not in text, text
     last = text.strip().splitlines()[-1]
     assert last.startswith("error: ") or last.startswith("stopped"), text
@@ -143,8 +149,8 @@ def _one_line(text: str, *words: str) -> None:
 
 
 @contextlib.contextmanager
-def _struck(campaign: Campaign, workdir: Path) -> Iterator[subprocess.Popen[str]]:
-    """A command that is at work for a while, before the block and to its end after."""
+def _running(campaign: Campaign, workdir: Path) -> Iterator[subprocess.Popen[str]]:
+    """Starts a command and lets it work for a random time; kills it after the block."""
     process = campaign.start(workdir)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=campaign.moment())
@@ -157,23 +163,23 @@ def _struck(campaign: Campaign, workdir: Path) -> Iterator[subprocess.Popen[str]
 
 def _signalled(signum: int, times: int) -> Callable[[Campaign, Path], str]:
     def fault(campaign: Campaign, workdir: Path) -> str:
-        with _struck(campaign, workdir) as process:
+        with _running(campaign, workdir) as process:
             for i in range(times):
                 time.sleep(0.2 * (i > 0))
                 process.send_signal(signum)
             text, _ = process.communicate(timeout=300)
             code = process.returncode
         if code == 0:
-            return "the run was done before"
+            return "the run had ended before"
         if signum == signal.SIGKILL:
             assert code == -signum, text
             return "killed; resumed"
-        # While Python itself starts, there is nobody yet who could say a word.
+        # While Python itself starts, no handler can print a line.
         early = code == -signum or "KeyboardInterrupt" in text
         assert early or code == 128 + signum, text
         if not early:
-            _one_line(text, "the same command goes on")
-        return "ended before it began; resumed" if early else f"exit code {code}; resumed"
+            _one_line(text)
+        return "ended before the run began; resumed" if early else f"exit code {code}; resumed"
 
     return fault
 
@@ -181,7 +187,7 @@ def _signalled(signum: int, times: int) -> Callable[[Campaign, Path], str]:
 def _full(campaign: Campaign, workdir: Path) -> str:
     code, text = campaign.run(workdir, int(2 ** campaign.draw.uniform(8, 18)))
     if code == 0:
-        return "all files were small enough"
+        return "no file exceeded the limit"
     assert code in (1, 2), text
     _one_line(text)
     return f"exit code {code} and one line; resumed"
@@ -216,30 +222,30 @@ def _damaged(how: str) -> Callable[[Campaign, Path], str]:
             files = sorted(path for path in newest.rglob("*") if path.stat().st_size)
             file = campaign.draw.choice([path for path in files if path.is_file()])
             content = bytearray(file.read_bytes())
-            place = campaign.draw.randrange(len(content))
+            position = campaign.draw.randrange(len(content))
             if how == "truncated":
-                del content[place:]
+                del content[position:]
             else:
-                content[place] ^= 1 << campaign.draw.randrange(8)
+                content[position] ^= 1 << campaign.draw.randrange(8)
             file.write_bytes(content)
         code, text = campaign.run(workdir)
         assert code == 0, text
         if "set aside as" in text:
-            return "set aside, told; resumed from the one before"
-        return "resumed from the one before" if how == "deleted" else "did not matter; resumed"
+            return "set aside with one line; resumed from the previous one"
+        return "resumed from the previous one" if how == "deleted" else "had no effect; resumed"
 
     return fault
 
 
 def _cut_history(campaign: Campaign, workdir: Path) -> str:
     campaign.checkpoint(workdir)
-    # A search that has ended does not write to its history any more.
+    # A search that has ended no longer writes to its history.
     phase = "retrain" if (workdir / "search" / "genotype.json").exists() else "search"
     file = workdir / phase / "history.jsonl"
     file.parent.mkdir(exist_ok=True)
-    with file.open("a") as opened:  # as a kill in mid-write leaves it
+    with file.open("a") as opened:  # what a process leaves that is killed while writing
         opened.write('{"stage": 1, "epo')
-    return "the line was written anew"
+    return "the line was written again"
 
 
 def _clock_set_back(campaign: Campaign, workdir: Path) -> str:
@@ -247,11 +253,11 @@ def _clock_set_back(campaign: Campaign, workdir: Path) -> str:
     future = time.time() + 1e6
     for path in workdir.rglob("*"):
         os.utime(path, (future, future))
-    return "did not matter; resumed"
+    return "had no effect; resumed"
 
 
 def _twice(campaign: Campaign, workdir: Path) -> str:
-    with _struck(campaign, workdir) as process:
+    with _running(campaign, workdir) as process:
         lock = workdir / "search" / ".lock"
         while process.poll() is None and not lock.exists():
             time.sleep(0.05)
@@ -259,27 +265,27 @@ def _twice(campaign: Campaign, workdir: Path) -> str:
         process.communicate(timeout=300)
         assert process.returncode == 0, "the first run must not be disturbed"
     if code == 0:
-        return "the first was done before"
+        return "the first run had ended before"
     assert code == 2, text
-    _one_line(text, "another run is at work")
-    return "exit code 2 and one line; the first went on"
+    _one_line(text, str(workdir))
+    return "exit code 2 and one line; the first run was not disturbed"
 
 
 def _diverges(campaign: Campaign, workdir: Path) -> str:
     other = campaign.root / "diverges"
     code, text = campaign.run(other, None, "--config.search.lr=1e6", "--config.search.clip=0")
     assert code == 2, text
-    _one_line(text, "the training loss is", "step", "stage", "checkpoint")
+    _one_line(text, "loss", "step", "checkpoint")
     shutil.rmtree(other)
     return "exit code 2 and one line"
 
 
 def _worker_killed(campaign: Campaign, workdir: Path) -> str:
-    whole, struck = campaign.root / "streamed", campaign.root / "struck"
+    whole, disturbed = campaign.root / "streamed", campaign.root / "disturbed"
     if not whole.exists():
         code, text = campaign.run(whole, None, *STREAMED)
         assert code == 0, text
-    process = campaign.start(struck, None, *STREAMED)
+    process = campaign.start(disturbed, None, *STREAMED)
     while process.poll() is None and not _workers(process.pid):
         time.sleep(0.05)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -289,24 +295,24 @@ def _worker_killed(campaign: Campaign, workdir: Path) -> str:
     text, _ = process.communicate(timeout=900)
     if process.returncode:
         assert process.returncode == 1, text
-        _one_line(text, "an input worker was killed", "the same command goes on")
-    code, again = campaign.run(struck, None, *STREAMED)
-    assert code == 0, again
-    assert _results(struck) == _results(whole)
-    shutil.rmtree(struck)
-    return "exit code 1 and one line; resumed" if process.returncode else "no longer needed"
+        _one_line(text, "worker")
+    code, text = campaign.run(disturbed, None, *STREAMED)
+    assert code == 0, text
+    assert _results(disturbed) == _results(whole)
+    shutil.rmtree(disturbed)
+    return "exit code 1 and one line; resumed" if process.returncode else "had no more to do"
 
 
 def _workers(pid: int) -> list[int]:
-    """The input workers of a run, but for those that are just being started.
+    """Returns the process ids of a run's input workers, without those that are just starting.
 
-    To these the main process still writes what to do, and when they die it waits for ever.
+    The main process still sends a starting worker its task, and would wait for ever if it died.
     """
     listed = subprocess.run(
         ["ps", "-o", "pid=,etimes=,args=", "--ppid", str(pid)], stdout=subprocess.PIPE, text=True
     )
-    found = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
-    return [int(pid) for pid, age, words in found if "spawn_main" in words and int(age) >= 2]
+    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, age, command in rows if "spawn_main" in command and int(age) >= 2]
 
 
 FAULTS: dict[str, Callable[[Campaign, Path], str]] = {
@@ -329,14 +335,14 @@ FAULTS: dict[str, Callable[[Campaign, Path], str]] = {
 
 
 def campaign(root: Path, count: int, seed: int) -> dict[str, collections.Counter[str]]:
-    """Strikes `count` times in an empty folder; the outcomes of each fault, and how often."""
-    striking = Campaign(root, seed)
-    striking.strike(count)
-    return striking.outcomes
+    """Applies `count` faults in an empty folder; counts the outcomes of each fault."""
+    running = Campaign(root, seed)
+    running.apply(count)
+    return running.outcomes
 
 
 def table(outcomes: dict[str, collections.Counter[str]]) -> str:
-    """In Markdown."""
+    """Formats the outcomes as a table in Markdown."""
     lines = ["| fault | outcome | times |", "|---|---|---|"]
     for name, counter in outcomes.items():
         lines += [f"| {name} | {outcome} | {n} |" for outcome, n in counter.most_common()]

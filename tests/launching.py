@@ -1,4 +1,4 @@
-"""What tests of the launch scripts share."""
+"""Helpers for the tests of the launch scripts."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = ("local", "slurm", "tpu_vm", "xpk")
 PROGRAM = ["--config=configs/digits.py", "--config.search.epochs=(25,25)", "--config.x=it's"]
 
+# The smallest valid options of each script.
 REQUIRED = {
     "local": [],
     "slurm": [],
@@ -23,6 +24,7 @@ ENVIRONMENT = {
 
 
 def launch(script, *arguments, **environment):
+    """Runs a launch script to its end, with extra environment variables."""
     return subprocess.run(
         [LAUNCH / f"{script}.sh", *arguments],
         cwd=ROOT,
@@ -35,7 +37,7 @@ def launch(script, *arguments, **environment):
 
 
 def error(done):
-    """The one line of a refusal."""
+    """Returns the single line by which a script refused its options."""
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()

@@ -5,15 +5,13 @@ import numpy as np
 import pytest
 
 from drnas_jax.config import DataConfig
-from drnas_jax.configs import base
 from drnas_jax.data import load
 from drnas_jax.errors import UserError
 
 
 def config(name, **changes):
-    """The fields of configs/base.py, with others changed."""
-    fields = {**base.get_config().data.to_dict(), "name": name, **changes}
-    return DataConfig(**fields)
+    """A data config with some fields changed."""
+    return DataConfig(name=name, **changes)
 
 
 def error(name, **changes):

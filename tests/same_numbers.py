@@ -46,6 +46,15 @@ CASES = {
     "cpu_darts": (*SHORT, *DARTS),
     "devices": SHORT,
     "streamed": (*SHORT, "--config.data.memory_limit_mb=0", "--config.data.workers=1"),
+    "candidates": (
+        *SHORT,
+        "--config.search.selection=sample",
+        "--config.search.selection_options.candidates=4",
+        "--config.search.selection_options.batches=1",
+    ),
+}
+# The flags of version 0.1, if they were others.
+CASES_0_1 = {
     "candidates": (*SHORT, "--config.search.candidates=4", "--config.search.candidate_batches=1"),
 }
 TIMES = ("images_per_second",)
@@ -60,7 +69,9 @@ def run(tree: Path, case: str, workdir: Path) -> None:
         "PYTHONPATH": str(tree),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    command = [sys.executable, "-m", "drnas_jax.main", *CASES[case], f"--workdir={workdir}"]
+    old = (tree / "configs" / "base.py").exists()
+    flags = CASES_0_1.get(case, CASES[case]) if old else CASES[case]
+    command = [sys.executable, "-m", "drnas_jax.main", *flags, f"--workdir={workdir}"]
     ended = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if ended.returncode:
         raise SystemExit(f"{case} failed in {tree}:\n{ended.stderr[-3000:]}")

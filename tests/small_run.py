@@ -1,10 +1,13 @@
-"""The smallest run of digits with two stages, which several tests start, and how they wait."""
+"""The smallest two-stage run of digits, and helpers to start processes and wait for them."""
 
 import contextlib
 import os
 import subprocess
+import sys
 import time
+from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 FIELDS = {
     "search.channels": 4,
     "search.batch_size": 64,
@@ -16,14 +19,25 @@ FIELDS = {
 }
 
 
+def command(workdir, *flags):
+    """Returns the command line of the smallest run, with further flags."""
+    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    flags = ["--config=configs/digits.py", f"--workdir={workdir}", *fields, *flags]
+    return [sys.executable, "-m", "drnas_jax.main", *flags]
+
+
 def environment():
-    """That of a user's command: with the devices there are, not with those that are simulated."""
+    """Returns the environment variables of a user, without the simulated devices of the tests."""
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
 @contextlib.contextmanager
 def started(command, log, **options):
-    """A process that ends with the block; its output goes to a file (shown where a test fails)."""
+    """Starts a process that is killed at the end of the block.
+
+    Its output goes to the file `log`, and is printed at the end, so that pytest shows it if the
+    test fails.
+    """
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, **options)
         try:
@@ -34,9 +48,9 @@ def started(command, log, **options):
             print(log.read_text())
 
 
-def wait_until(what, process):
-    """Waits for something that a process does; fails where it ends before, or hangs."""
+def wait_until(condition, process):
+    """Waits until `condition()` is true; fails if the process ends before, or after 5 minutes."""
     deadline = time.monotonic() + 300
-    while not what():
+    while not condition():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)

@@ -1,23 +1,26 @@
-"""What the documents say is so: files exist, commands are understood, and worked examples run."""
+"""The documents are correct: files exist, commands are accepted, and worked examples run."""
 
 import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from small_run import environment
+from test_extending import FILES
 
 from drnas_jax.errors import UserError
 from drnas_jax.flags import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-RECIPES = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem[0] != "_"]
+SCRIPTS = [
+    *(path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem[0] != "_"),
+    *sorted((ROOT / "examples").glob("*.py")),
+]
 FILE = re.compile(
     r"\b(?:drnas_jax|configs|tests|launch|examples|docs)/(?:\w+/)*[\w-]+\.(?:py|sh|md|csv)\b"
 )
@@ -25,40 +28,53 @@ COMMAND = re.compile(r"python -m drnas_jax\.\w+[^\n`;]*")
 
 
 def blocks(page, *languages):
-    """The code blocks of these languages, in order: (language, text)."""
+    """Returns the code blocks of these languages in order, as pairs of language and text."""
     fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
     return [pair for pair in fence.findall(page.read_text()) if pair[0] in languages]
 
 
 def commands(page):
-    """The commands of ours on a page, each on a line of its own."""
+    """Returns the commands of this package on a page, each as one line."""
     text = re.sub(r"\\\n\s*", "", page.read_text())
-    # In a sentence a command may be broken where the line is.
+    # Within a sentence a command may continue on the next line.
     text = re.sub(r"`([^`\n]*)\n([^`\n]*)`", r"`\1 \2`", text)
     return COMMAND.findall(text)
 
 
 def test_the_pages_are_found():
+    # Would catch an empty list of pages, for which all tests below would pass.
     assert {"README.md", "own-data.md", "extending.md"} <= {page.name for page in PAGES}
     assert sum(len(commands(page)) for page in PAGES) > 10
 
 
-@pytest.mark.parametrize("page", PAGES + RECIPES, ids=lambda page: page.name)
-def test_files_are_there(page):
-    outputs = ("drnas_jax/mounts.sh",)  # the user's own
+@pytest.mark.parametrize("page", PAGES + SCRIPTS, ids=lambda page: page.name)
+def test_files_exist(page):
+    # Would catch a path that was renamed or misspelt.
+    outputs = ("drnas_jax/mounts.sh",)  # a file that the user writes
     for name in set(FILE.findall(page.read_text())) - {*outputs, "configs/NAME.py"}:
         assert (ROOT / name).exists(), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_within_the_project(page):
+    # Would catch a link to a page that does not exist.
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES + RECIPES, ids=lambda page: page.name)
-def test_commands_are_understood(page):
-    """Every flag of a config on a page is a field of it, and takes that value."""
+@pytest.fixture
+def with_examples(tmp_path, monkeypatch):
+    """Makes the current directory one with the examples of the checkout and of the pages."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES + SCRIPTS, ids=lambda page: page.name)
+def test_commands_are_accepted(page, with_examples):
+    # Would catch a command with a flag that is not a field, or with a value that is refused.
     for command in commands(page):
         command = command.replace(",METHOD", ",darts")
         words = [word.strip("[]") for word in shlex.split(command) if word.startswith("--config")]
@@ -70,13 +86,15 @@ def test_commands_are_understood(page):
                 raise AssertionError(command) from error
 
 
-def execute(page, folder, package):
-    """Runs the Python and shell blocks of a page in order; Python's share their names.
+def execute(page, folder):
+    """Runs the Python and shell blocks of a page in order; the Python blocks share their names.
 
     Args:
-      page: of the documents.
-      folder: where to.
-      package: the folder in which drnas_jax lies.
+      page: Path of the page.
+      folder: Directory in which they run.
+
+    Returns:
+      Printed output of the blocks.
     """
     script = ["import subprocess"]
     for language, text in blocks(page, "python", "sh"):
@@ -84,11 +102,16 @@ def execute(page, folder, package):
             text = f"subprocess.run({text!r}, shell=True, check=True)\n"
         script.append(text)
     (folder / "page.py").write_text("\n".join(script))
+    return run(folder, sys.executable, "page.py")
+
+
+def run(folder, *command):
+    """Runs a command in a directory, with this Python and this checkout; returns its output."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [sys.executable, "page.py"],
+        command,
         cwd=folder,
-        env={**environment(), "PATH": path, "PYTHONPATH": str(package)},
+        env={**environment(), "PATH": path, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -98,40 +121,41 @@ def execute(page, folder, package):
 
 
 @pytest.mark.slow
-def test_own_data_as_the_page_says(tmp_path):
-    execute(ROOT / "docs" / "own-data.md", tmp_path, ROOT)
+def test_own_data_as_the_page_describes(tmp_path):
+    # Would catch a step of the page that fails or does not lead to a result.
+    execute(ROOT / "docs" / "own-data.md", tmp_path)
     for name in ("smoke", "mine", "tfds"):
         result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
         assert result["test_accuracy"] > 0.1
 
 
 @pytest.mark.slow
-def test_extensions_as_the_page_says(tmp_path):
-    for name in ("drnas_jax", "configs", "tests", "examples"):
-        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    printed = execute(ROOT / "docs" / "extending.md", tmp_path, tmp_path)
-    assert len(re.findall(r"\d+ passed", printed)) == 2
-    for name in ("fixed_total", "chain"):
-        result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
-        assert result["test_accuracy"] > 0.1
+def test_all_components_of_the_page_run_together(with_examples):
+    # Would catch an example whose code fails only when it runs, or whose result is not used.
+    ((_, command),) = blocks(ROOT / "docs" / "extending.md", "sh")
+    run(with_examples, "bash", "-c", command)
+    workdir = with_examples / "runs" / "mine"
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["genotype"]["space"] == "my_space"
+    assert result["test_accuracy"] > 0.1
+    assert result["table"]["digits"] > 80
+    recorded = json.loads((workdir / "config.json").read_text())["components"]
+    assert sorted(each["name"] for each in recorded.values()) == sorted(FILES)
+    first, *_ = (workdir / "search" / "history.jsonl").read_text().splitlines()
+    assert json.loads(first)["expected_cost"] > 9
 
 
 @pytest.mark.slow
-def test_the_readmes_library_example(tmp_path):
-    printed = execute(ROOT / "README.md", tmp_path, ROOT)
+def test_the_library_example_of_the_readme(tmp_path):
+    # Would catch an example that fails, or prints something else than an accuracy.
+    printed = execute(ROOT / "README.md", tmp_path)
     assert 0.1 < float(printed.strip().splitlines()[-1]) <= 1
 
 
 @pytest.mark.slow
 def test_quickstart(tmp_path):
+    # Would catch a script that fails, or finds nothing better than chance.
     script = ROOT / "examples" / "quickstart.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "run")],
-        env={**environment(), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\nepoch") == 16
-    assert float(re.search(r"test accuracy (.*)%", done.stdout)[1]) > 90
+    printed = run(tmp_path, sys.executable, str(script), "run")
+    assert printed.count("\nepoch") == 16
+    assert float(re.search(r"test accuracy (.*)% with", printed)[1]) > 90

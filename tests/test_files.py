@@ -1,3 +1,5 @@
+"""Histories, JSON, text and arrays survive crashes and full disks."""
+
 import json
 import os
 import re
@@ -20,19 +22,22 @@ def history(tmp_path):
     return path
 
 
-def test_history_is_a_json_object_a_line(history):
+def test_a_history_has_one_json_object_per_line(history):
+    # Catches a format that other tools cannot read line by line.
     assert files.read_history(history) == LINES
     assert [json.loads(line) for line in history.read_text().splitlines()] == LINES
 
 
-def test_no_history_is_an_empty_one(tmp_path):
+def test_a_missing_history_reads_as_empty(tmp_path):
+    # Catches reading that creates the file, or fails in a new workdir.
     path = tmp_path / "history.jsonl"
     assert files.read_history(path) == []
     assert files.rewind_history(path, 3) == 0
     assert not path.exists()
 
 
-def test_history_takes_arrays_and_writes_what_is_not_finite_as_null(tmp_path):
+def test_a_history_takes_arrays_and_writes_nan_and_infinity_as_null(tmp_path):
+    # Catches NaN in a file, which is not JSON, and arrays of JAX that cannot be encoded.
     path = tmp_path / "history.jsonl"
     line = {
         "float": np.float32(0.5),
@@ -53,25 +58,30 @@ def test_history_takes_arrays_and_writes_what_is_not_finite_as_null(tmp_path):
     ]
 
 
-def test_history_survives_a_kill_at_any_byte(history):
+def test_a_history_survives_a_kill_at_any_byte(history):
+    # Catches a new line that is appended to an incomplete one.
     written = history.read_bytes()
-    ends = [i for i, byte in enumerate(written) if byte == ord("\n")]  # a line is whole by then
+    ends = [
+        i for i, byte in enumerate(written) if byte == ord("\n")
+    ]  # a line is complete at this byte
     for size in range(len(written)):
         history.write_bytes(written[:size])
-        whole = LINES[: sum(end <= size for end in ends)]
-        assert files.read_history(history) == whole
+        complete = LINES[: sum(end <= size for end in ends)]
+        assert files.read_history(history) == complete
         files.append_history(history, {"epoch": "new"})
-        assert files.read_history(history) == [*whole, {"epoch": "new"}]
+        assert files.read_history(history) == [*complete, {"epoch": "new"}]
 
 
-def test_history_drops_a_last_line_of_garbage(history):
+def test_a_last_line_of_garbage_is_dropped(history):
+    # Catches blocks of zeros, which some file systems leave after a crash.
     with history.open("ab") as file:
         file.write(b"\0\xff\0\0\n")
     assert files.read_history(history) == LINES
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"epoch": 1, "lo', b"\xff\xfe", b"12"])
-def test_damage_before_the_last_line_names_file_and_line(history, damage):
+def test_damage_before_the_last_line_is_an_error_with_file_and_line(history, damage):
+    # Catches lost epochs in the middle of a history that nobody notices.
     first, _, last = history.read_bytes().splitlines()
     history.write_bytes(b"\n".join([first, damage, last, b""]))
     with pytest.raises(UserError, match=rf"{re.escape(str(history))}, line 2, is damaged"):
@@ -81,14 +91,16 @@ def test_damage_before_the_last_line_names_file_and_line(history, damage):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 7])
-def test_rewind_keeps_the_first_lines(history, keep):
+def test_rewinding_keeps_the_first_lines(history, keep):
+    # Catches an epoch that is in the history twice after it was repeated.
     assert files.rewind_history(history, keep) == min(keep, 3)
     assert files.read_history(history) == LINES[:keep]
     files.append_history(history, {"epoch": keep})
     assert files.read_history(history) == [*LINES[:keep], {"epoch": keep}]
 
 
-def test_write_json_keeps_the_order_and_indents(tmp_path):
+def test_json_keeps_the_order_and_is_indented(tmp_path):
+    # Catches sorted keys, and a result file that is one long line.
     path = tmp_path / "new" / "result.json"
     files.write_json(path, {"z": 1, "a": {"y": np.float32(0.5), "b": None}})
     assert path.read_text() == '{\n  "z": 1,\n  "a": {\n    "y": 0.5,\n    "b": null\n  }\n}\n'
@@ -98,7 +110,8 @@ def test_write_json_keeps_the_order_and_indents(tmp_path):
     "write",
     [lambda path: files.write_json(path, {}), lambda path: files.rewind_history(path, 0)],
 )
-def test_a_failed_write_leaves_the_old_file_and_no_other(history, monkeypatch, write):
+def test_a_failed_write_leaves_only_the_old_file(history, monkeypatch, write):
+    # Catches a write that is not atomic, and temporary files that stay.
     def fail(*_):
         raise OSError("disk full")
 

@@ -1,4 +1,4 @@
-"""launch/local.sh with programs that record what happens to them."""
+"""Tests of launch/local.sh with a fake Python that records how it is started and stopped."""
 
 import signal
 import sys
@@ -13,7 +13,7 @@ RECORDER = """#!{python}
 import os, signal, subprocess, sys, time
 from pathlib import Path
 
-if sys.argv[1] == "-c":  # the choice of a port
+if sys.argv[1] == "-c":  # local.sh chooses a free port
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 assert sys.argv[1:3] == ["-m", "drnas_jax.main"]
 flags = dict(argument[2:].split("=", 1) for argument in sys.argv[3:])
@@ -33,8 +33,8 @@ for signum in (signal.SIGTERM, signal.SIGINT):
     signal.signal(signum, stop)
 (folder / f"ready_{{i}}_{{number}}").touch()
 print(f"out {{i}}", flush=True)
-print(f"err {{i}}", file=sys.stderr, end="" if i else "\\n", flush=True)  # a line without an end
-codes = flags["codes"].split(",")[i].split("/")  # of the processes; of each start
+print(f"err {{i}}", file=sys.stderr, end="" if i else "\\n", flush=True)  # no newline
+codes = flags["codes"].split(",")[i].split("/")  # processes, then starts
 code = codes[min(number, len(codes) - 1)]
 if code == "hang":
     worker = subprocess.Popen(["sleep", "600"])
@@ -48,7 +48,7 @@ sys.exit(int(code))
 
 @pytest.fixture
 def recorder(tmp_path):
-    """A Python that notes its arguments, and ends as it is told by --codes."""
+    """Creates a fake Python that records its arguments and exits with the codes of --codes."""
     python = tmp_path / "recorder"
     python.write_text(RECORDER.format(python=sys.executable, folder=str(tmp_path)))
     python.chmod(0o755)
@@ -56,15 +56,17 @@ def recorder(tmp_path):
 
 
 def local(recorder, codes, *options):
+    """Runs local.sh with the recorder; codes are for each process, and for each of its starts."""
     return launch("local", f"--python={recorder}", *options, "--", f"--codes={codes}")
 
 
 def starts(recorder, i):
+    """Returns the arguments of each start of process i."""
     return [path.read_text().splitlines() for path in sorted(recorder.parent.glob(f"start_{i}_*"))]
 
 
 def ends(pid):
-    """Whether a process that was sent a signal ends; where much else runs, after a while."""
+    """Waits up to a minute for a process that was killed, and tells whether it ended."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -76,7 +78,8 @@ def ends(pid):
     return False
 
 
-def test_local_starts_all(recorder):
+def test_all_processes_start_and_their_output_is_labelled(recorder):
+    # Catches processes with different ports, and output that is lost at the end.
     done = local(recorder, "0,0,0", "--processes=3")
     assert done.returncode == 0
     assert done.stdout == "out 0\n"
@@ -93,40 +96,45 @@ def test_local_starts_all(recorder):
     assert len(ports) == 1
 
 
-def test_local_log_folder(recorder, tmp_path):
+def test_output_goes_to_the_log_folder(recorder, tmp_path):
+    # Catches a folder name with a space, and a last line without an end.
     done = local(recorder, "0,0", f"--log-dir={tmp_path / 'a b' / 'logs'}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "out 0\n", "err 0\n")
     assert (tmp_path / "a b" / "logs" / "process_1.log").read_text() == "out 1\nerr 1"
 
 
 @pytest.mark.parametrize("crash", ["1", "kill"])
-def test_local_ends_the_others(recorder, tmp_path, crash):
+def test_a_crash_ends_the_other_processes(recorder, tmp_path, crash):
+    # Catches processes and input workers that hang after another one crashed.
     done = local(recorder, f"hang,{crash}")
     code = 137 if crash == "kill" else 1
     assert done.returncode == code
     assert sorted(done.stderr.splitlines()) == [
-        *("[1] err 1", "[1] out 1", "err 0", f"local.sh: process 1 ended with {code}")
+        *("[1] err 1", "[1] out 1", "err 0", f"local.sh: process 1 exited with code {code}")
     ]
     assert ends((tmp_path / "worker_0_0").read_text())
     assert len(starts(recorder, 0)) == 1
 
 
-def test_local_restarts(recorder):
+def test_a_crash_restarts_all_processes(recorder):
+    # Catches a restart of only the crashed process, which could not join the others.
     done = local(recorder, "1/1/0,0", "--restarts=5", "--port=1234")
     assert done.returncode == 0
-    assert "starting all again (2 of 5)" in done.stderr
+    assert "restart 2 of 5" in done.stderr
     for i in range(2):
         assert len(starts(recorder, i)) == 3
         assert {start[0] for start in starts(recorder, i)} == {"--coordinator=127.0.0.1:1234"}
 
 
-def test_local_restarts_no_more_than_it_may(recorder):
+def test_restarts_are_limited(recorder):
+    # Catches an endless loop of crashes.
     assert local(recorder, "0,1", "--restarts=2").returncode == 1
     assert [len(starts(recorder, i)) for i in range(2)] == [3, 3]
 
 
 @pytest.mark.parametrize(("codes", "code"), [("2,2", 2), ("hang,2", 2), ("143,143", 143)])
-def test_local_does_not_restart(recorder, codes, code):
+def test_mistakes_and_signals_are_not_restarted(recorder, codes, code):
+    # Catches a user's mistake, or a stop by the user, that is repeated.
     assert local(recorder, codes, "--restarts=2").returncode == code
     assert len(starts(recorder, 0)) == 1
 
@@ -139,7 +147,7 @@ def test_local_does_not_restart(recorder, codes, code):
         (signal.SIGHUP, signal.SIGTERM),
     ],
 )
-def test_local_passes_signals_on(recorder, tmp_path, signum, passed):
+def test_signals_are_passed_on_once(recorder, tmp_path, signum, passed):
     log = tmp_path / "log"
     options = (f"--python={recorder}", "--restarts=2", "--", "--codes=hang,hang")
     with started([LAUNCH / "local.sh", *options], log, env=ENVIRONMENT) as process:
@@ -147,11 +155,12 @@ def test_local_passes_signals_on(recorder, tmp_path, signum, passed):
         process.send_signal(signum)
         assert process.wait(timeout=60) == 128 + passed
     for i in range(2):
-        # Once: a second Ctrl-C would end the program without its checkpoint.
+        # A second Ctrl-C would end the program without a checkpoint.
         assert (tmp_path / f"signal_{i}_0").read_text() == str(int(passed))
         assert len(starts(recorder, i)) == 1
         assert ends((tmp_path / f"worker_{i}_0").read_text())
 
 
-def test_local_needs_a_python():
+def test_a_missing_python_is_named():
+    # Catches N processes that all fail to start.
     assert "no/python is not installed" in error(launch("local", "--python=no/python", "--", "--a"))

@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh against a gcloud that pretends."""
+"""Tests of launch/tpu_vm.sh with a fake gcloud."""
 
 import sys
 
@@ -44,7 +44,11 @@ elif verb == "run":
 
 @pytest.fixture
 def pod(tools, tmp_path):
-    """Starts tpu_vm.sh with a gcloud that says what it is told: states, codes -> `started`."""
+    """Returns a function that starts tpu_vm.sh with a fake gcloud.
+
+    The function takes the states of the TPU that gcloud reports one after another, and the exit
+    codes of the program. `pod.calls()` returns the subcommands that gcloud was called with.
+    """
     path = tools("gcloud", GCLOUD.format(python=sys.executable, folder=str(tmp_path)))
 
     def start(states, codes, *options):
@@ -74,10 +78,10 @@ def pod(tools, tmp_path):
             0,
             "describe create describe scp ssh run delete",
         ),
-        # A crash; its TPU is still there.
+        # The program crashes, and the TPU still exists.
         ("READY READY", "1 0", (), 0, "describe scp ssh run describe scp ssh run"),
         ("READY", "1", ("--restarts=0",), 1, "describe scp ssh run"),
-        # Preempted: what the program returned, then its TPU.
+        # The TPU is preempted: first the program ends, then the TPU changes its state.
         (
             *("READY PREEMPTED PREEMPTED NONE READY", "143 0", ("--spot",), 0),
             "describe scp ssh run describe describe delete describe create describe scp ssh run",
@@ -86,18 +90,20 @@ def pod(tools, tmp_path):
             *("READY SUSPENDED NONE ACTIVE", "255 0", ("--queued",), 0),
             "describe scp ssh run describe delete describe create describe scp ssh run",
         ),
-        # Stopped by somebody: the TPU is well.
+        # The user stops the program, and the TPU is fine.
         ("READY READY", "143", ("--delete",), 143, "describe scp ssh run describe delete"),
         ("STOPPED", "", (), 2, "describe"),
     ],
 )
-def test_tpu_vm_runs(pod, states, codes, options, code, calls):
+def test_the_tpu_is_created_used_and_replaced(pod, states, codes, options, code, calls):
+    # Catches a TPU that is not created again after a preemption, or deleted without being asked.
     with pod(states, codes, *options) as process:
         assert process.wait(timeout=60) == code
     assert pod.calls() == calls.split()
 
 
-def test_a_tpu_that_cannot_be_deleted_at_once(pod, tmp_path):
+def test_a_failed_deletion_is_tried_again(pod, tmp_path):
+    # Catches a script that gives up while a preempted TPU is still going away.
     (tmp_path / "fail").touch()
     with pod("PREEMPTED PREEMPTED NONE READY", "0") as process:
         assert process.wait(timeout=60) == 0
@@ -105,14 +111,16 @@ def test_a_tpu_that_cannot_be_deleted_at_once(pod, tmp_path):
     assert pod.calls() == calls.split()
 
 
-def test_a_checkout_that_cannot_be_packed(pod, tmp_path):
+def test_a_checkout_that_cannot_be_packed_ends_the_script(pod, tmp_path):
+    # Catches an old archive being copied, and a TPU that is left running.
     (tmp_path / "drnas_jax-pod.tgz").mkdir()
     with pod("READY", "", "--delete") as process:
         assert process.wait(timeout=60) == 2
     assert pod.calls() == ["describe", "delete"]
 
 
-def test_tpu_vm_stops_the_program(pod, tmp_path):
+def test_a_signal_stops_the_program_on_the_tpu(pod, tmp_path):
+    # Catches a program that keeps the TPU busy after the script has ended.
     with pod("READY", "stop") as process:
         wait_until(lambda: "run" in pod.calls(), process)
         process.terminate()

@@ -1,35 +1,36 @@
-"""Data flow one way: a module of the package imports only from rooms below its own."""
+"""Data flow one way: a module of the package imports only from floors below its own."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
+from drnas_jax.components import KINDS
+
 PACKAGE = Path(__file__).parents[1] / "drnas_jax"
 
-# From the bottom up. Modules of one package may import each other, other members of a floor may
-# not: distributions, nn and data know nothing of a search.
-ROOMS = (
+# From the bottom up. The modules of one package may import each other; different members of one
+# floor may not.
+FLOORS = (
     ("errors",),
-    ("config", "configs", "files", "components"),
-    ("genotype", "flags"),
-    ("picture",),
-    ("training",),
-    ("workdir",),
-    ("distributions", "nn", "data"),
+    ("components", "files"),
+    ("config", "configs"),
+    ("flags", "genotype"),
+    ("picture", "training"),
+    ("data", "nn", "workdir"),
     ("spaces",),
-    ("tables",),
+    ("distributions",),
+    ("costs", "penalties", "rules", "tables"),
     ("phases",),
     ("report",),
     ("", "main", "tools"),  # "": the package itself, what a library user imports
 )
-# Their components, one a file, are looked up by name; but what is about two spaces names them.
-BY_NAME = ("distributions", "spaces")
+# These tools read PyTorch files of two spaces, so they name them.
 ABOUT_SPACES = ("tools.torch_names", "tools.torch_import")
 
 
 def module_name(file):
-    """The name within the package, such as 'search.step'; of a package, its own."""
+    """Returns the name of a module within the package, such as `phases.loop`."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
@@ -38,7 +39,7 @@ MODULES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(name):
-    """The package's modules that one imports, wherever in its code."""
+    """Yields the package's modules that a module imports, at its top or in a function."""
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
@@ -57,40 +58,44 @@ def imports(name):
                 yield inside
 
 
-def place(name):
-    """The number of a module's room."""
+def floor(name):
+    """Returns the number of a module's floor."""
     top = name.split(".")[0]
-    found = [number for number, room in enumerate(ROOMS) if top in room]
-    assert len(found) == 1, f"{name} belongs into exactly one room of ROOMS"
+    found = [number for number, members in enumerate(FLOORS) if top in members]
+    assert len(found) == 1, f"{name} must be on exactly one floor of FLOORS"
     return found[0]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_run_downward(name):
+    # Catches a lower floor that begins to know an upper one, such as a space that imports a phase.
     top = name.split(".")[0]
     for imported in imports(name):
         if imported.split(".")[0] == top:
             continue
-        assert place(imported) < place(name), f"{name} imports {imported}"
+        assert floor(imported) < floor(name), f"{name} imports {imported}"
 
 
-def test_every_room_has_its_modules():
+def test_every_member_of_a_floor_exists():
+    # Catches a package that was renamed or removed and is still listed.
     known = {name.split(".")[0] for name in MODULES}
-    assert {member for room in ROOMS for member in room} == known
+    assert {member for members in FLOORS for member in members} == known
 
 
-@pytest.mark.parametrize("package", BY_NAME)
-def test_components_are_looked_up_and_not_imported(package):
-    """So that a new one is one new file."""
-    components = {name for name in MODULES if name.startswith(f"{package}.")} - {f"{package}.base"}
-    assert components
-    others = {name for name in MODULES if not name.startswith(f"{package}.")}
-    for name in others - set(ABOUT_SPACES):
+@pytest.mark.parametrize("kind", KINDS)
+def test_components_are_looked_up_and_not_imported(kind):
+    # Catches an import that would make a new component more than one new file.
+    package = KINDS[kind].removeprefix(f"{PACKAGE.name}.")
+    inside = {name for name in MODULES if name.startswith(f"{package}.")}
+    private = (f"{package}._", f"{package}.base")
+    components = {name for name in inside if not name.startswith(private)}
+    assert package in MODULES
+    for name in MODULES.keys() - inside - set(ABOUT_SPACES):
         assert not components & set(imports(name)), f"{name} imports a component of {package}"
 
 
-def test_the_test_sees_imports():
-    """Against reading nothing: these are there for sure."""
+def test_imports_are_seen():
+    # Catches a parser that finds nothing, with which all tests above would pass.
     assert {"config", "errors"} <= set(imports("distributions.dirichlet"))
     assert "phases.loop" in imports("phases.search.phase")  # from drnas_jax.phases import loop
     assert "data.dataset" in imports("data.stream")

@@ -1,4 +1,4 @@
-"""Bad input: exit code 2, one clear line, nothing overwritten."""
+"""Bad input ends with exit code 2 and one clear line, and overwrites nothing."""
 
 import json
 import os
@@ -13,9 +13,10 @@ import pytest
 from drnas_jax.genotype import Genotype, save
 from drnas_jax.main import PHASES, main
 from drnas_jax.training.checkpoints import Checkpoints
-from drnas_jax.workdir import open_workdir
+from drnas_jax.training.progress import Progress
 
 DIGITS = "--config=configs/digits.py:smoke"
+PROGRESS = Progress(1, 1.0, devices=1, jax="0.10", images=718, fingerprint=1, steps=11)
 CELL = Genotype(
     "nasbench201",
     (
@@ -39,7 +40,7 @@ def files(folder):
 
 
 def refused(capsys, *argv):
-    """The one line that a command line is refused with."""
+    """Runs a command that must be refused, and returns the line that it prints."""
     assert main(["main", *argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -51,10 +52,10 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([DIGITS, "--config.seedd=1"], ["seedd", "configs/base.py"]),
+        ([DIGITS, "--config.seedd=1"], ["seedd", "seeds"]),
         ([DIGITS, "--config.search.epoch=1"], ["epoch"]),
         ([DIGITS, "--config.seed=soon"], ["seed", "soon"]),
-        ([DIGITS, "--config.seed=-1"], ["seed", "-1", "0 or more"]),
+        ([DIGITS, "--config.seed=-1"], ["seed", "-1", "at least 0"]),
         (["--config=configs/nowhere.py"], ["configs/nowhere.py"]),
         (["--config=configs/digits.py:large"], ["large", "smoke"]),
         ([], ["--config"]),
@@ -66,24 +67,25 @@ def refused(capsys, *argv):
         ([DIGITS, "--config.data.name=cifar10", "--config.data.dir=no/such"], ["no/such"]),
         ([DIGITS, "--config.data.name=folder", "--config.data.dir=no/such"], ["no/such"]),
         ([DIGITS, "--config.arch.name=beta"], ["beta", "dirichlet, gdas, gumbel, softmax"]),
-        ([DIGITS, "--config.arch.name=softmax", "--config.arch.regulariser=kl"], ["kl", "softmax"]),
+        ([DIGITS, "--config.arch.name=softmax", "--config.arch.regulariser=kl"], ["kl", "Softmax"]),
         ([DIGITS, "--config.space=darst"], ["darst", "nasbench201"]),
-        ([DIGITS, "--config.search.batch_size=12"], ["12", "8 devices"]),  # 8 are simulated
+        ([DIGITS, "--config.search.batch_size=12"], ["12", "8 devices"]),  # tests simulate 8
         ([DIGITS, "--config.search.batch_size=4096"], ["4096"]),
         ([DIGITS, "--config.search.partial_channels=(3,1)"], ["K = 3", "8"]),
         ([DIGITS, "--config.search.epochs=(1,2,3)"], ["search.epochs has 3"]),
         ([DIGITS, "--config.search.operations=(3,5)"], ["(3, 5)"]),
-        ([DIGITS, "--config.search.operations=(4,3)"], ["4", "all 5 operations"]),
+        ([DIGITS, "--config.search.operations=(4,3)"], ["4", "up to 5"]),
         ([DIGITS, "--config.data.image_size=10"], ["10x10", "4"]),
         ([DIGITS, "--config.genotype=random"], ["'random'", "--phases=retrain,evaluate"]),
         ([DIGITS, "--config.checkpoint=x", "--phases=retrain"], ["'x'", "--phases=evaluate"]),
-        ([DIGITS, "--config.retrain.drop_path=0.3"], ["drop_path is 0.3", "nasbench201", "to 0"]),
-        ([DIGITS, "--config.retrain.auxiliary_weight=0.4"], ["auxiliary_weight is 0.4", "to 0"]),
+        ([DIGITS, "--config.retrain.drop_path=0.3"], ["drop_path", "nasbench201", "to 0"]),
+        ([DIGITS, "--config.retrain.auxiliary_weight=0.4"], ["auxiliary_weight", "to 0"]),
         ([DIGITS, "--config.search.lr_warmup_epochs=4"], ["lr_warmup_epochs is 4", "4 epochs"]),
         ([DIGITS, "--config.genotype=no/such.json", "--phases=retrain"], ["no/such.json"]),
         ([DIGITS, "--config.genotype=drnas_cifar10", "--phases=retrain"], ["'darts'"]),
         ([DIGITS, "--phases=retrain"], ["no genotype", "--config.genotype"]),
-        ([DIGITS, "--config.nasbench201.table=no/such.csv"], ["no/such.csv"]),
+        ([DIGITS, "--config.table.file=no/such.csv"], ["no/such.csv"]),
+        ([DIGITS, "--config.table.name=nasbench202"], ["nasbench202", "nasbench201"]),
         ([DIGITS, "--phases=evaluate"], ["no checkpoint", "retrain phase"]),
         ([DIGITS, "--phases=evaluate", "--config.checkpoint=no/such"], ["no/such"]),
     ],
@@ -107,9 +109,9 @@ def test_workdir_of_another_config(capsys, tmp_path):
     (tmp_path / "search").mkdir()
     before = files(tmp_path)
     line = refused(capsys, *argv, "--config.search.lr=0.5")
-    assert "search.lr: 0.025 there, 0.5 here" in line
+    assert "search.lr was 0.025 and is 0.5" in line
     assert files(tmp_path) == before
-    # Where things lie may change: the retrain phase is reached and misses a genotype.
+    # A path may change: the command gets as far as the missing genotype.
     assert "no genotype" in refused(capsys, *argv, "--config.data.dir=elsewhere")
 
 
@@ -142,11 +144,11 @@ def test_genotype_with_an_unknown_operation(capsys, tmp_path):
 
 
 def test_several_seeds(tmp_path, monkeypatch):
-    """Each has a workdir of its own, as if it had been run alone."""
+    # Would catch seeds that share a workdir, or a workdir that differs from that of a single run.
     called = []
 
-    def phase(config, workdir, display):
-        called.append((config.seed, config.seeds, open_workdir(workdir, config)))
+    def phase(run):
+        called.append((run.config.seed, run.config.seeds, run.workdir))
 
     for name in ("search", "retrain"):
         monkeypatch.setitem(PHASES, name, phase)
@@ -155,8 +157,8 @@ def test_several_seeds(tmp_path, monkeypatch):
     assert called == [(seed, 1, tmp_path / f"seed{seed}") for seed in (5, 5, 6, 6)]
     page = (tmp_path / "report.html").read_text()
     assert re.findall(r"<td>(seed\d)</td>", page) == ["seed5", "seed6"]
-    found = json.loads((tmp_path / "seed6/config.json").read_text())["config"]
-    assert (found["seed"], found["seeds"]) == (6, 1)
+    config = json.loads((tmp_path / "seed6/config.json").read_text())["config"]
+    assert (config["seed"], config["seeds"]) == (6, 1)
     assert main([*argv[:-1], "--config.seeds=3"]) == 2  # another run's directory
 
 
@@ -167,7 +169,7 @@ def test_a_workdir_at_home(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.glob("run/*")} == {"config.json", "report.html"}
 
 
-def test_workdir_in_the_place_of_a_file(capsys, tmp_path):
+def test_workdir_with_the_name_of_a_file(capsys, tmp_path):
     file = tmp_path / "taken"
     file.write_text("mine")
     assert "taken" in refused(capsys, DIGITS, f"--workdir={file}")
@@ -180,7 +182,7 @@ def test_a_folder_without_a_checkpoint_of_retraining(capsys, tmp_path):
         argv = [DIGITS, "--phases=evaluate", f"--config.checkpoint={other}"]
         workdir = f"--workdir={tmp_path / 'run'}"
         assert "holds no checkpoint of retraining" in refused(capsys, *argv, workdir)
-        checkpoints.save(1, {"alpha": jnp.zeros(3)}, {"stage": 0})
+        checkpoints.save(1, {"alpha": jnp.zeros(3)}, PROGRESS, {"stage": 0})
     before = files(other)
     assert "holds no checkpoint of retraining" in refused(capsys, *argv, workdir)
     assert files(other) == before
@@ -189,7 +191,7 @@ def test_a_folder_without_a_checkpoint_of_retraining(capsys, tmp_path):
 def test_a_damaged_checkpoint_is_kept(capsys, tmp_path):
     folder = tmp_path / "retrain" / "checkpoints"
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(1, {"params": jnp.zeros(3)}, {"epochs_done": 1, "seconds": 1.0})
+        checkpoints.save(1, {"params": jnp.zeros(3)}, PROGRESS, {})
     (folder / "1" / "_CHECKPOINT_METADATA").write_text("{")
     before = files(folder)
     save(tmp_path / "cell.json", CELL, {})
@@ -210,8 +212,8 @@ def test_a_real_command_has_no_traceback(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot take cores away")
-def test_programs_are_kept_by_the_number_of_cores(tmp_path):
-    """Those compiled for other cores round otherwise, and JAX would take them."""
+def test_each_number_of_cores_has_a_separate_program_cache(tmp_path):
+    # Would catch JAX loading a program for another number of cores, which rounds differently.
     script = (
         "import os, jax; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1]);"
         "from drnas_jax.main import use_compilation_cache; use_compilation_cache();"

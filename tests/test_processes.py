@@ -1,4 +1,4 @@
-"""Several processes run one search: the same result as one, also when they are killed."""
+"""Several processes run one search: the same result as with one, even if they are killed."""
 
 import contextlib
 import itertools
@@ -12,12 +12,12 @@ import sys
 import time
 
 import pytest
-from test_end_to_end import ROOT
-from test_resume import assert_same_bits
+from resuming import assert_same_bits
+from small_run import ROOT
 
 from drnas_jax.files import read_history
 
-# One step an epoch, so that the history tells of every step; two stages of ten.
+# One step per epoch, so that the history has a line for every step; two stages of ten.
 STEPS = {
     "search.channels": 4,
     "search.batch_size": 64,
@@ -41,7 +41,7 @@ KILLED = {
 
 
 def command(workdir, processes, devices, fields):
-    """Starts a search by launch/local.sh, or by itself where there is one process."""
+    """Returns the command of a search, by launch/local.sh if there are several processes."""
     program = [sys.executable, "-m", "drnas_jax.main"]
     if processes > 1:
         options = (f"--processes={processes}", f"--devices={devices}", f"--python={sys.executable}")
@@ -58,7 +58,7 @@ def command(workdir, processes, devices, fields):
 def environment(devices):
     count = "--xla_force_host_platform_device_count"
     others = re.sub(rf"{count}=\d+", "", os.environ["XLA_FLAGS"])
-    # On the CPU process 1 compiles anew at each start; without these passes in half the time.
+    # Process 1 has no compilation cache on CPUs: without these passes it compiles in half the time.
     flags = f"{others} --xla_llvm_disable_expensive_passes=true {count}={devices}"
     return {**os.environ, "XLA_FLAGS": flags}
 
@@ -82,6 +82,7 @@ def found(workdir):
 
 
 def test_two_processes(tmp_path):
+    # Would catch a file, or a line on the terminal, that every process writes.
     one_program = {
         "search.epochs": "(1,)",
         "search.warmup_epochs": "(1,)",
@@ -91,12 +92,13 @@ def test_two_processes(tmp_path):
     printed = run(tmp_path, 2, 1, STEPS | one_program)
     assert len(read_history(tmp_path / "search/history.jsonl")) == 1
     assert found(tmp_path)
-    assert len(list((tmp_path / "search").glob("events*"))) == 1  # process 0 alone writes
+    assert len(list((tmp_path / "search").glob("events*"))) == 1  # only process 0 writes
     assert len(re.findall("epoch 1/1: step 1/1, .*, took", printed)) == 1  # and prints
 
 
 @pytest.mark.slow
 def test_devices_and_processes_make_no_difference(tmp_path):
+    # Would catch a batch of which each process reads the same part.
     histories = {}
     for processes, devices in ((1, 1), (1, 8), (2, 4)):
         workdir = tmp_path / f"{processes}x{devices}"
@@ -107,7 +109,7 @@ def test_devices_and_processes_make_no_difference(tmp_path):
     for other in others:
         for ours, theirs in zip(first, other, strict=True):
             for name in ("train_loss", "valid_loss"):
-                # Sums in another order, carried through up to 20 steps.
+                # Sums in another order, over up to 20 steps.
                 assert ours[name] == pytest.approx(theirs[name], rel=2e-4)
             assert ours["genotype"] == theirs["genotype"]
     assert found(tmp_path / "1x1") == found(tmp_path / "1x8") == found(tmp_path / "2x4")
@@ -115,6 +117,7 @@ def test_devices_and_processes_make_no_difference(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
+    # Would catch processes that resume from different checkpoints, or wait for each other for ever.
     whole = tmp_path / "whole"
     began = time.monotonic()
     run(whole, 2, 2, KILLED)
@@ -126,7 +129,7 @@ def test_killed_at_random_moments(tmp_path):
     workdirs = (tmp_path / f"pieces{i}" for i in itertools.count())
     pieces, hits = next(workdirs), 0
     while hits < 12:
-        # Until the first step about a third of the undisturbed run goes by.
+        # The first step comes after about a third of an undisturbed run.
         code, hit = killed(pieces, kinds[hits % len(kinds)], draw, 0.4 * took)
         hits += hit
         if code == 0:  # it was done before
@@ -142,16 +145,16 @@ def assert_same(ours, theirs):
 
 
 def killed(workdir, kind, draw, longest):
-    """Starts the processes, or goes on, and ends one or all of them at a random moment.
+    """Starts or resumes the processes, and ends one or all of them at a random moment.
 
     Args:
-      workdir: of the run.
-      kind: of the kill.
-      draw: a random.Random.
-      longest: seconds until the kill, at most.
+      workdir: Workdir of the run.
+      kind: Kind of the kill, see `strike` and `wait_for_moment`.
+      draw: Random generator, a random.Random.
+      longest: Longest time until the kill, in seconds.
 
     Returns:
-      The launcher's exit code, and whether the kill hit what it was meant for.
+      The launcher's exit code, and whether the kill came at the moment that its kind says.
     """
     before = complete(workdir)
     with (workdir.parent / "log").open("w+") as log:
@@ -167,12 +170,12 @@ def killed(workdir, kind, draw, longest):
             while len(pids := processes_of(launcher.pid)) < 2:
                 assert launcher.poll() is None, (workdir.parent / "log").read_text()
             wait = wait_for_moment(workdir, kind, draw, longest, launcher)
-            # Nothing but a kill may end it before it is done.
+            # Only a kill may end it before it is done.
             assert launcher.poll() in (None, 0), (workdir.parent / "log").read_text()
             sent = strike(kind, draw, launcher, pids)
             code = launcher.wait(timeout=300)
         finally:
-            for pid in pids:  # they lead the groups of their workers
+            for pid in pids:  # with their input workers, which are in the same process group
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
         log.seek(0)
@@ -187,14 +190,14 @@ def killed(workdir, kind, draw, longest):
     )
     assert code != 2 and "error: " not in printed, printed
     if before and ", stage " in printed:
-        assert f"goes on after step {before[-1]}" in printed
+        assert f"resumed after step {before[-1]}" in printed
     if kind == "terminated" and hit:
         assert code == 143, printed
     return code, hit
 
 
 def wait_for_moment(workdir, kind, draw, longest, launcher):
-    """Waits for a random time, or until a write has begun and a little longer; gives the time."""
+    """Waits for a random time, or for a little after a write has begun; returns the seconds."""
     began = time.monotonic()
 
     def until(what):
@@ -214,7 +217,7 @@ def wait_for_moment(workdir, kind, draw, longest, launcher):
 
 
 def strike(kind, draw, launcher, pids):
-    """Sends the signals; gives how many of the processes of the search were there to get one."""
+    """Sends the signals; returns how many processes of the search were still there."""
     if kind == "terminated":
         launcher.terminate()
         return len(pids)
@@ -244,13 +247,13 @@ def unfinished(workdir):
 
 
 def last_line(printed):
-    """Of process 0, without its tables."""
+    """Returns the last line that process 0 has printed, without its tables."""
     lines = [line for line in printed.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
     return lines[-1] if lines else "nothing"
 
 
 def processes_of(launcher):
-    """The processes of drnas_jax.main under a launcher; without their workers."""
+    """Returns the processes of drnas_jax.main under a launcher, without their input workers."""
     listing = subprocess.run(
         ["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout

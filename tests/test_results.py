@@ -1,4 +1,4 @@
-"""docs/results.csv holds what the table says of each cell, and docs/results.md its means."""
+"""docs/results.csv agrees with the table of true accuracies, and docs/results.md with the CSV."""
 
 import csv
 import re
@@ -16,6 +16,7 @@ def runs():
 
 
 def test_accuracies_are_those_of_the_table(shared):
+    # Would catch a typing mistake, or a cell that was paired with another one's accuracies.
     table = load(shared / "nasbench201" / "nasbench201.csv")
     for run in runs():
         truth = table.query(run["cell"])
@@ -25,13 +26,14 @@ def test_accuracies_are_those_of_the_table(shared):
 
 
 def test_the_page_has_the_means_of_all_runs():
+    # Would catch a mean that was not updated, or a run that was left out.
     page = (DOCS / "results.md").read_text()
     for method in {run["method"] for run in runs()}:
-        own = [run for run in runs() if run["method"] == method]
+        selected = [run for run in runs() if run["method"] == method]
         (row,) = re.findall(rf"^\| {method} \|.*", page, re.M)
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells[1] == ", ".join(run["seed"] for run in own)
+        assert cells[1] == ", ".join(run["seed"] for run in selected)
         for name, cell in zip(DATASETS, cells[2:], strict=False):
-            values = [float(run[name]) for run in own]
+            values = [float(run[name]) for run in selected]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             assert cell == f"{statistics.mean(values):.2f}{spread}"

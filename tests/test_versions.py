@@ -1,4 +1,4 @@
-"""Installed by pip with the oldest and the newest versions that requirements.txt allows."""
+"""The package works with the oldest and the newest versions that requirements.txt allows."""
 
 import json
 import subprocess
@@ -11,14 +11,14 @@ from packaging.utils import canonicalize_name
 from small_run import FIELDS, environment
 
 ROOT = Path(__file__).parents[1]
-# All modules; then what is installed.
+# Imports all modules, then prints the versions of all installed packages.
 IMPORT = """
 import importlib, importlib.metadata, json, pkgutil
 import drnas_jax
 for module in pkgutil.walk_packages(drnas_jax.__path__, "drnas_jax."):
     importlib.import_module(module.name)
-found = importlib.metadata.distributions()
-print(json.dumps({one.metadata["Name"]: one.version for one in found}))
+installed = importlib.metadata.distributions()
+print(json.dumps({package.metadata["Name"]: package.version for package in installed}))
 """
 
 
@@ -30,7 +30,7 @@ def requirements():
 def oldest(requirement):
     (bound,) = requirement.specifier
     assert bound.operator == ">="
-    if requirement.name == "tfp-nightly":  # of which old ones are not kept
+    if requirement.name == "tfp-nightly":  # PyPI does not keep old nightly versions
         return str(requirement)
     return f"{requirement.name}=={bound.version}"
 
@@ -44,18 +44,19 @@ def run(folder, *command):
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["oldest", "newest"])
 def test_an_installed_package(which, tmp_path):
-    """The console command, away from the checkout: recipes come with the package."""
+    # Would catch a missing requirement, or recipes that are only in the checkout.
     pip = (sys.executable, "-m", "pip", "index", "versions", "absl-py")
     if subprocess.run(pip, capture_output=True).returncode:
         pytest.skip("needs a package index")
-    run(tmp_path, sys.executable, "-m", "venv", "own")
-    programs = tmp_path / "own" / "bin"
-    wanted = [oldest(one) for one in requirements()] if which == "oldest" else []
+    run(tmp_path, sys.executable, "-m", "venv", "venv")
+    programs = tmp_path / "venv" / "bin"
+    wanted = [oldest(each) for each in requirements()] if which == "oldest" else []
     run(tmp_path, str(programs / "pip"), "install", "-q", *wanted, str(ROOT))
     installed = json.loads(run(tmp_path, str(programs / "python"), "-c", IMPORT))
     installed = {canonicalize_name(name): version for name, version in installed.items()}
-    for one in requirements():
-        assert installed[canonicalize_name(one.name)] in one.specifier, one
+    for requirement in requirements():
+        version = installed[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, requirement
     flags = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     command = str(programs / "drnas")
     run(tmp_path, command, "--config=configs/digits.py", "--workdir=run", *flags)

@@ -1,4 +1,4 @@
-"""A run's directory belongs to one config."""
+"""The directory of a run belongs to one config, and to one version of a user's modules."""
 
 import json
 import subprocess
@@ -7,21 +7,38 @@ import sys
 import jax
 import pytest
 
-from drnas_jax.config import from_config_dict, to_dict
-from drnas_jax.configs import base
+from drnas_jax import components
+from drnas_jax.config import defaults, from_config_dict, to_dict
 from drnas_jax.errors import UserError
+from drnas_jax.files import read_json
 from drnas_jax.workdir import alone, open_workdir, version
+
+MODULE = "def create(): return {number}"
 
 
 def config(**fields):
-    values = base.get_config()
+    values = defaults()
     values.update(fields)
     return from_config_dict(values)
 
 
+def write_module(file, number=1):
+    """Writes a module of the user; modules with another number are other components."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(MODULE.format(number=number))
+    return file
+
+
+def forget_modules():
+    """Does what a new process does: it has imported none of the user's modules."""
+    components._source.cache_clear()
+    for name in [name for name in sys.modules if name.startswith(f"{components.__name__}.")]:
+        del sys.modules[name]
+
+
 def test_a_bucket_is_no_workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="--workdir is 'gs://bucket/run', .* mount the bucket"):
+    with pytest.raises(UserError, match="'gs://bucket/run', .* mount the bucket"):
         open_workdir("gs://bucket/run", config())
     assert not list(tmp_path.iterdir())
 
@@ -31,19 +48,20 @@ def test_config_versions_and_devices_are_written(tmp_path):
     assert workdir == tmp_path / "runs" / "new"
     written = json.loads((workdir / "config.json").read_text())
     assert written["config"] == to_dict(config())
+    assert written["components"] == {}
     assert written["versions"]["jax"] == jax.__version__
     assert {"drnas_jax", "jaxlib", "flax", "optax", "orbax-checkpoint"} < written["versions"].keys()
     assert len(written["devices"]) == jax.device_count()
 
 
-def test_opened_again_nothing_changes(tmp_path):
+def test_opening_a_workdir_again_changes_nothing(tmp_path):
     file = open_workdir(tmp_path, config()) / "config.json"
     before = file.read_bytes(), file.stat().st_mtime_ns
     open_workdir(str(tmp_path), config())
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
 
 
-def test_where_things_lie_is_written_anew(tmp_path):
+def test_a_field_that_may_change_is_written_again(tmp_path):
     file = open_workdir(tmp_path, config()) / "config.json"
     old = json.loads(file.read_text())
     moved = config(checkpoint="elsewhere")
@@ -54,8 +72,8 @@ def test_where_things_lie_is_written_anew(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(seed=1), "another config, seed: 0 there, 1 here: take a new --workdir, or"),
-        (dict(seed=1, genotype="darts_v2"), r"genotype: '' there, .* \(and 1 more fields\): take"),
+        (dict(seed=1), "seed was 0 and is 1: take a new --workdir"),
+        (dict(seed=1, genotype="darts_v2"), r"genotype was '' .* \(and 1 more fields\)"),
     ],
 )
 def test_another_config_is_refused(tmp_path, fields, message):
@@ -68,31 +86,109 @@ def test_another_config_is_refused(tmp_path, fields, message):
     assert file.read_bytes() == before
 
 
-def test_a_workdir_in_which_nothing_was_done_is_free(tmp_path):
-    """A mistake in the config that is found later claims nothing."""
+def test_a_workdir_in_which_nothing_was_done_takes_another_config(tmp_path):
+    # Would catch a command with a mistake that is found late, after which the workdir is useless.
     for seed in (1, 2):
         open_workdir(tmp_path, config(seed=seed, seeds=3))
         open_workdir(tmp_path / f"seed{seed}", config(seed=seed))
         written = json.loads((tmp_path / "config.json").read_text())
         assert written["config"]["seed"] == seed
     (tmp_path / "seed2" / "search").mkdir()
-    with pytest.raises(UserError, match="another config, seed: 2 there, 3 here"):
+    with pytest.raises(UserError, match="seed was 2 and is 3"):
         open_workdir(tmp_path, config(seed=3, seeds=3))
 
 
-def test_a_config_json_of_an_older_version(tmp_path):
+def test_a_config_of_an_older_version_is_refused(tmp_path):
     file = open_workdir(tmp_path, config()) / "config.json"
     values = json.loads(file.read_text())
     del values["config"]["seed"]
     values["config"]["search"]["gone"] = 3
     file.write_text(json.dumps(values))
     (tmp_path / "search").mkdir()
-    with pytest.raises(UserError, match="search.gone: 3 there, None here"):
+    with pytest.raises(UserError, match="search.gone was 3 and is not set"):
         open_workdir(tmp_path, config())
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"3", b"null", b'{"config": []}', b"\xff"])
-def test_a_damaged_config_json_is_kept(tmp_path, content):
+# A user's modules
+
+
+def test_a_users_module_is_recorded_with_file_and_hash(tmp_path):
+    file = write_module(tmp_path / "own.py")
+    written = read_json(open_workdir(tmp_path / "run", config(space=str(file))) / "config.json")
+    source = components.source_of("space", str(file))
+    assert written["components"] == {"space": {"name": str(file), **source._asdict()}}
+    assert source.file == str(file)
+
+
+def test_a_changed_module_is_refused_by_name_once_something_was_done(tmp_path):
+    # Would catch a run that goes on in what is silently another search space.
+    file, run = write_module(tmp_path / "own.py"), tmp_path / "run"
+    written = (open_workdir(run, config(space=str(file))) / "config.json").read_bytes()
+    forget_modules()
+    write_module(file, number=22)
+    with_other = read_json(open_workdir(run, config(space=str(file))) / "config.json")
+    assert with_other["components"] != json.loads(written)["components"]  # nothing was done yet
+
+    (run / "search").mkdir()
+    written = (run / "config.json").read_bytes()
+    forget_modules()
+    write_module(file, number=333)
+    with pytest.raises(UserError) as caught:
+        open_workdir(run, config(space=str(file)))
+    message = str(caught.value)
+    assert all(word in message for word in (str(run), repr(str(file)), "(space)", "has changed"))
+    assert (run / "config.json").read_bytes() == written
+
+    forget_modules()
+    write_module(file, number=22)
+    open_workdir(run, config(space=str(file)))
+
+
+def test_a_module_that_was_moved_is_accepted(tmp_path):
+    # Would catch a comparison of paths in place of contents, on another machine for instance.
+    run = tmp_path / "run"
+    open_workdir(run, config(space=str(write_module(tmp_path / "here" / "own.py"))))
+    (run / "search").mkdir()
+    moved = write_module(tmp_path / "there" / "own.py")
+    written = read_json(open_workdir(run, config(space=str(moved))) / "config.json")
+    assert written["config"]["space"] == written["components"]["space"]["file"] == str(moved)
+
+
+def test_another_module_is_refused_as_another_config(tmp_path):
+    run, own = tmp_path / "run", write_module(tmp_path / "own.py")
+    open_workdir(run, config(space=str(own)))
+    (run / "search").mkdir()
+    same_name = write_module(tmp_path / "there" / "own.py", number=2)
+    same_content = write_module(tmp_path / "renamed.py")  # genotype.json has the module's name
+    for other in (str(same_name), str(same_content), "nasbench201"):
+        with pytest.raises(UserError, match=f"space was '{own}' and is '{other}'"):
+            open_workdir(run, config(space=other))
+
+
+def test_the_hash_of_every_kind_of_module_counts(tmp_path):
+    file, run = write_module(tmp_path / "own.py"), tmp_path / "run"
+    values = defaults()
+    values.cost.name = values.search.stopping = values.arch.name = str(file)
+    written = read_json(open_workdir(run, from_config_dict(values)) / "config.json")
+    assert set(written["components"]) == {"cost.name", "search.stopping", "arch.name"}
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"3",
+        b"null",
+        b'{"config": []}',
+        b'{"config": {}, "components": {"space": {}}}',
+        b"\xff",
+    ],
+)
+def test_a_damaged_config_json_is_refused_and_kept(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match="config.json is damaged.*: restore it, or take a new"):
         open_workdir(tmp_path, config())
@@ -100,25 +196,25 @@ def test_a_damaged_config_json_is_kept(tmp_path, content):
 
 
 @pytest.mark.parametrize("place", ["taken", "taken/below"])
-def test_a_file_in_its_place(tmp_path, place):
+def test_a_file_with_the_name_of_the_workdir_is_kept(tmp_path, place):
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(UserError, match=f"workdir .*{place} cannot be written"):
         open_workdir(tmp_path / place, config())
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_a_folder_in_the_place_of_config_json(tmp_path):
+def test_a_folder_with_the_name_of_config_json_is_an_error(tmp_path):
     (tmp_path / "config.json").mkdir()
     with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"):
         open_workdir(tmp_path, config())
 
 
-def test_version():
+def test_the_version_of_a_package():
     assert version("jax") == jax.__version__
     assert version("no-such-package") is None
 
 
-def test_one_run_at_a_time(tmp_path):
+def test_a_directory_takes_one_run_at_a_time(tmp_path):
     directory = tmp_path / "search"
     with alone(directory):
         with (
@@ -132,7 +228,7 @@ def test_one_run_at_a_time(tmp_path):
         pass
 
 
-def test_a_file_in_the_place_of_a_phase(tmp_path):
+def test_a_file_with_the_name_of_a_phase_is_kept(tmp_path):
     (tmp_path / "retrain").write_text("mine")
     with (
         pytest.raises(UserError, match=r"retrain cannot be written \("),

@@ -1,4 +1,4 @@
-"""The recipes, as in configs/: there in a checkout, and in this package once installed."""
+"""The recipes of the directory `configs` of a checkout; an installed package contains them here."""
 
 from pathlib import Path
 

@@ -1,25 +1,37 @@
-"""Images and labels: where they come from, how they are split, scheduled, read and augmented."""
+"""Images and labels: where they come from, how they are split, scheduled, read and preprocessed."""
 
-from drnas_jax.data.augment import augment_batch, color_jitter, normalise
-from drnas_jax.data.dataset import Dataset, Stream, load
-from drnas_jax.data.schedule import Part, Request, Schedule
-from drnas_jax.data.splits import epoch_order, eval_batches, search_split, steps_per_epoch
-from drnas_jax.data.stream import read_labels, stream_batches
+from drnas_jax.data.arrays import source_from_arrays
+from drnas_jax.data.dataset import Dataset, ImageDataset
+from drnas_jax.data.decoding import from_arrays, load
+from drnas_jax.data.loader import Loader
+from drnas_jax.data.preprocess import Batch, Images, Preprocessing, preprocessing_of
+from drnas_jax.data.schedule import Request, Schedule, Subset
+from drnas_jax.data.sources import open_source
+from drnas_jax.data.sources.base import Example, Source, Split, UnreadableImage, fingerprint_of
+from drnas_jax.data.splits import search_split, steps_per_epoch
+from drnas_jax.data.stream import Stream
 
 __all__ = [
+    "Batch",
     "Dataset",
-    "Part",
+    "Example",
+    "ImageDataset",
+    "Images",
+    "Loader",
+    "Preprocessing",
     "Request",
     "Schedule",
+    "Source",
+    "Split",
     "Stream",
-    "augment_batch",
-    "color_jitter",
-    "epoch_order",
-    "eval_batches",
+    "Subset",
+    "UnreadableImage",
+    "fingerprint_of",
+    "from_arrays",
     "load",
-    "normalise",
-    "read_labels",
+    "open_source",
+    "preprocessing_of",
     "search_split",
+    "source_from_arrays",
     "steps_per_epoch",
-    "stream_batches",
 ]

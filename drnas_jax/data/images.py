@@ -1,19 +1,20 @@
-"""Encoded images to pixels, by OpenCV: whole, or a part of them at one size."""
+"""Encoded images to pixels, by OpenCV: the whole image, or a part of it at one size."""
 
 import math
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from drnas_jax.data.sources.base import Example, UnreadableImage
 from drnas_jax.errors import UserError
 
 _AREA = (0.08, 1.0)  # shares of the image that a random crop may take (Szegedy et al., 2015)
 _RATIO = (3 / 4, 4 / 3)  # and its width over its height
 _TRIES = 10
-DRAWS = (_TRIES, 4)  # the shape of the uniform numbers that one random crop takes
+DRAWS = (_TRIES, 4)  # shape of the uniform numbers that one random crop needs
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of a frame with its size
-_MARGIN = 256 / 224  # of the resized image over the centre that is cut out of it
+_MARGIN = 256 / 224  # size of the resized image over that of the centre that is cut out of it
+_PIXELS_AT_ONCE = 2**20
 # JPEG decodes at a half, a quarter or an eighth in a fraction of the time.
 _REDUCED = {
     3: {
@@ -31,78 +32,76 @@ _REDUCED = {
 }
 
 
-class UnreadableImage(UserError):
-    """An image that cannot be decoded; the message says which."""
-
-
-class Example(NamedTuple):
-    """One of a data set, still encoded.
-
-    Attributes:
-      image: the bytes of an image file, or pixels, uint8 [h, w].
-      label: of its class.
-      name: for a person.
-    """
-
-    image: bytes | np.ndarray
-    label: int
-    name: str
-
-
 def decode(example: Example, channels: int, reduction: int = 1) -> np.ndarray:
-    """The pixels of an example.
+    """Decodes an example to pixels.
 
     Args:
-      example: gray, colour or CMYK, of 8 or 16 bits, with or without alpha.
-      channels: 1 (gray) or 3 (RGB).
-      reduction: 1, 2, 4 or 8: at this fraction of its height and width.
+      example: Example whose image is gray, colour or CMYK, of 8 or 16 bits, with or without alpha.
+      channels: 1 for gray, 3 for RGB.
+      reduction: 1, 2, 4 or 8, to decode at this fraction of the height and width. Ignored if the
+        example holds pixels.
 
     Returns:
-      uint8 [h, w] or, in RGB, [h, w, 3].
+      Pixels, uint8 [h, w] or, in RGB, [h, w, 3].
 
     Raises:
-      UnreadableImage: OpenCV cannot read it.
+      UnreadableImage: OpenCV cannot read the image.
+      UserError: The example holds pixels of another type or shape.
     """
     if isinstance(example.image, np.ndarray):
-        return example.image
-    image = _decode(example, _REDUCED[channels][reduction])
-    if channels == 3 and reduction > 1:  # there is no such flag that gives RGB
+        return _checked_pixels(example.image, channels, example.name)
+    image = _decode(example.image, _REDUCED[channels][reduction], example.name)
+    if channels == 3 and reduction > 1:  # OpenCV has no flag for RGB at a fraction
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return image
 
 
 def has_colours(example: Example) -> bool:
-    """Whether the file of an example holds more than gray.
+    """Returns whether an image holds more than gray.
 
     Raises:
-      UnreadableImage: OpenCV cannot read it.
+      UnreadableImage: OpenCV cannot read the image.
     """
-    return _decode(example, cv2.IMREAD_ANYCOLOR).ndim == 3
+    if isinstance(example.image, np.ndarray):
+        return example.image.ndim == 3 and example.image.shape[2] == 3
+    return _decode(example.image, cv2.IMREAD_ANYCOLOR, example.name).ndim == 3
 
 
-def _decode(example: Example, flag: int) -> np.ndarray:
+def _checked_pixels(image: np.ndarray, channels: int, name: str) -> np.ndarray:
+    if channels == 1 and image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    fits = image.ndim == 2 if channels == 1 else image.ndim == 3 and image.shape[2] == 3
+    if image.dtype != np.uint8 or not fits or not image.size:
+        expected = "[h, w], since the data set is gray" if channels == 1 else "[h, w, 3], RGB"
+        raise UserError(
+            f"{name} is an array of {image.dtype} {list(image.shape)}: expected uint8 {expected}"
+        )
+    return image
+
+
+def _decode(data: bytes, flag: int, name: str) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(example.image, np.uint8), flag)
-    except cv2.error:  # of an empty file, or an image too large
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:  # the file is empty, or the image too large
         image = None
     if image is None:
         raise UnreadableImage(
-            f"{example.name} is not an image that OpenCV can read: fix or remove it, or set "
+            f"{name} is not an image that OpenCV can read: fix or remove it, or set "
             "data.corrupt to 'skip'"
         )
     return image
 
 
 def fit(image: np.ndarray, size: int, side: int | None = None) -> np.ndarray:
-    """Brings the short side to `side` (or `size`) and cuts out the middle.
+    """Resizes the short side of an image and cuts out the middle.
 
     Args:
-      image: uint8 [h, w] or [h, w, c].
-      size: of the middle, in pixels.
-      side: of the resized image.
+      image: Pixels, uint8 [h, w] or [h, w, c].
+      size: Side of the middle that is cut out, in pixels.
+      side: Short side of the resized image, in pixels; None for `size`.
 
     Returns:
-      uint8 [size, size] or [size, size, c].
+      Pixels, uint8 [size, size] or [size, size, c].
     """
     height, width = image.shape[:2]
     scale = (side or size) / min(height, width)
@@ -114,8 +113,65 @@ def fit(image: np.ndarray, size: int, side: int | None = None) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
+def bring_to_shape(image: np.ndarray, size: int, shape: tuple[int, ...], title: str) -> np.ndarray:
+    """Resizes an image if the config asks for it, and checks its size.
+
+    Args:
+      image: Pixels, uint8 [h, w] or [h, w, c].
+      size: `data.image_size`; 0 to leave the image as it is.
+      shape: Shape of the data set's images, h, w, c.
+      title: Name of the data set for the error message.
+
+    Returns:
+      Pixels, uint8 [h, w, c].
+
+    Raises:
+      UserError: The image has another size than the data set's.
+    """
+    if size:
+        image = fit(image, size)
+    if image.shape[:2] != shape[:2]:
+        sizes = [f"{height}x{width}" for height, width in (shape[:2], image.shape[:2])]
+        raise UserError(
+            f"images of data set {title} differ in size ({' and '.join(sizes)}): "
+            "set data.image_size to bring them to one"
+        )
+    return image.reshape(shape)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the mean and standard deviation of each channel, of pixels scaled to 0..1.
+
+    Args:
+      images: Pixels, uint8 [n, h, w, c].
+
+    Returns:
+      Mean and standard deviation, float32 [c] each; the latter is 1 if a channel is constant.
+    """
+    # From histograms: exact, and without a copy of the images in floats.
+    pixels = images.reshape(-1, images.shape[-1])
+    counts = np.zeros((pixels.shape[1], 256))
+    for start in range(0, len(pixels), _PIXELS_AT_ONCE):
+        for channel, values in enumerate(pixels[start : start + _PIXELS_AT_ONCE].T):
+            counts[channel] += np.bincount(values, minlength=256)
+    share = counts / len(pixels)
+    level = np.arange(256) / 255
+    mean = share @ level
+    std = np.sqrt((share * (level - mean[:, None]) ** 2).sum(1))
+    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
+
+
 def centre_crop(example: Example, channels: int, size: int) -> np.ndarray:
-    """For evaluation: the short side resized to 256 / 224 of `size`, and the middle cut out."""
+    """Decodes an image for evaluation: resizes its short side to 256 / 224 of `size`, cuts `size`.
+
+    Args:
+      example: Example of any size.
+      channels: 1 for gray, 3 for RGB.
+      size: Side of the result in pixels.
+
+    Returns:
+      Pixels, uint8 [size, size] or [size, size, c].
+    """
     side = round(size * _MARGIN)
     height, width = _dimensions(example)
     reduction = _reduction(min(height, width), side)
@@ -125,16 +181,16 @@ def centre_crop(example: Example, channels: int, size: int) -> np.ndarray:
 def random_resized_crop(
     example: Example, channels: int, size: int, draws: np.ndarray
 ) -> np.ndarray:
-    """For training: a random part of the image, of random shape, resized (Szegedy et al., 2015).
+    """Decodes a random part of an image, of random shape, and resizes it (Szegedy et al., 2015).
 
     Args:
-      example: of any size.
-      channels: 1 or 3.
-      size: of the result.
-      draws: uniform numbers in [0, 1), of shape DRAWS.
+      example: Example of any size.
+      channels: 1 for gray, 3 for RGB.
+      size: Side of the result in pixels.
+      draws: Uniform numbers in [0, 1), of shape DRAWS.
 
     Returns:
-      uint8 [size, size] or [size, size, c].
+      Pixels, uint8 [size, size] or [size, size, c].
     """
     dimensions = _dimensions(example)
     reduction = _reduction(min(_box(*dimensions, draws)[2:]), size)
@@ -142,12 +198,15 @@ def random_resized_crop(
         reduction = min(reduction, _reduction(min(_box(*dimensions[::-1], draws)[2:]), size))
     image = decode(example, channels, reduction)
     top, left, height, width = _box(image.shape[0], image.shape[1], draws)
-    part = image[top : top + height, left : left + width]
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+    box = image[top : top + height, left : left + width]
+    return cv2.resize(box, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def _box(height: int, width: int, draws: np.ndarray) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop: the first draw that fits, or the centre."""
+    """Returns a random crop: the first draw that fits in the image, or the middle.
+
+    The four numbers are top, left, height and width.
+    """
     for area, ratio, down, right in draws:
         share = height * width * (_AREA[0] + area * (_AREA[1] - _AREA[0]))
         shape = math.exp(math.log(_RATIO[0]) + ratio * math.log(_RATIO[1] / _RATIO[0]))
@@ -160,23 +219,24 @@ def _box(height: int, width: int, draws: np.ndarray) -> tuple[int, int, int, int
 
 
 def _reduction(side: int, wanted: int) -> int:
-    """The most that a side may be reduced and still be as long as wanted."""
+    """Returns the largest reduction of a side that leaves it at least as long as wanted."""
     return max(n for n in (1, 2, 4, 8) if n == 1 or side >= n * wanted)
 
 
 def _dimensions(example: Example) -> tuple[int, int]:
-    """Height and width by the header of a JPEG file; 1 and 1 of others, decoded as a whole anyway.
+    """Reads height and width from the header of a JPEG file.
 
-    Raises nothing: what is no image, the decoder tells.
+    Returns 1 and 1 for other files, which are decoded whole in any case. Never raises: if the bytes
+    are no image, the decoder reports it.
     """
     data = example.image
     if isinstance(data, np.ndarray):
         return data.shape[0], data.shape[1]
-    place = 2
-    while data[:2] == b"\xff\xd8" and place + 9 <= len(data):
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+    offset = 2
+    while data[:2] == b"\xff\xd8" and offset + 9 <= len(data):
+        marker, length = data[offset + 1], int.from_bytes(data[offset + 2 : offset + 4], "big")
         if marker in _FRAMES:
-            height, width = (data[place + i : place + i + 2] for i in (5, 7))
+            height, width = (data[offset + i : offset + i + 2] for i in (5, 7))
             return int.from_bytes(height, "big"), int.from_bytes(width, "big")
-        place += 1 if marker == 0xFF else 2 + length  # 0xFF may fill up
+        offset += 1 if marker == 0xFF else 2 + length  # 0xFF may fill up
     return 1, 1

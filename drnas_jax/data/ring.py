@@ -1,6 +1,6 @@
-"""Memory that the main process shares with its workers, for what is too large to send.
+"""Memory that the main process shares with its workers, for arrays that are too large to send.
 
-Its pages are used again and again: the first touch of a page costs more than to fill it.
+Its pages are used again and again: touching a page for the first time costs more than filling it.
 """
 
 import math
@@ -17,13 +17,14 @@ _POLL = 1e-3  # seconds
 
 
 class Ring:
-    """Pieces of a sequence, written by workers and read in order; a piece may wait for its slot.
+    """A sequence of pieces, written by workers and read in order by the main process.
 
-    Pickled, it is the same memory in another process, while the one that made it is alive.
+    Only a few pieces fit at a time, so a writer may have to wait until its slot is free. Pickled,
+    a ring is the same memory in another process, as long as the process that made it is alive.
 
     Args:
-      slots: pieces that it holds.
-      shape: of a piece, uint8.
+      slots: Number of pieces that fit.
+      shape: Shape of a piece, whose dtype is uint8.
     """
 
     def __init__(self, slots: int, shape: tuple[int, ...]):
@@ -41,7 +42,7 @@ class Ring:
     def _attach(self) -> None:
         with open(self._path, "r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)
-        self._released = np.ndarray((), np.int64, memory)  # how many pieces were read
+        self._released = np.ndarray((), np.int64, memory)  # number of pieces that were read
         self._slots = np.ndarray(self._shape, np.uint8, memory, mmap.PAGESIZE)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,26 +52,26 @@ class Ring:
         self.__dict__.update(state)
         self._attach()
 
-    def to_write(self, k: int) -> np.ndarray:
-        """The slot of piece k, once the piece that was there has been read."""
+    def wait_to_write(self, k: int) -> np.ndarray:
+        """Returns the slot for piece k, after waiting until the piece before it was read."""
         while k >= self._released + len(self._slots):
             time.sleep(_POLL)
         return self._slots[k % len(self._slots)]
 
-    def to_read(self, k: int) -> np.ndarray:
-        """Piece k, until it is released."""
+    def read(self, k: int) -> np.ndarray:
+        """Returns piece k, which stays valid until it is released."""
         return self._slots[k % len(self._slots)]
 
     def release(self, k: int) -> None:
-        """All pieces up to k have been read."""
+        """Frees the slots of all pieces up to k for writing."""
         self._released[...] = k + 1
 
     def release_all(self) -> None:
-        """Nobody reads any more, and nobody waits."""
+        """Frees all slots for good, so that no writer waits any more."""
         self.release(sys.maxsize // 2)
 
     def close(self) -> None:
-        """No other process may begin to use it. What is in use is freed with the last one's end."""
+        """Lets no other process attach. The memory is freed when the last process has ended."""
         os.close(self._file)
         if self._named:
             os.unlink(self._path)

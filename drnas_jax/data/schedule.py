@@ -13,28 +13,28 @@ class Request(NamedTuple):
     """A batch to read.
 
     Attributes:
-      split: 'train' or 'test'.
-      numbers: of the examples, int32 [b].
-      weight: in evaluation, float32 [b]: 0 where an example only fills the batch. Else None.
-      name: in training, of the part, and so of the randomness of its crops. Else ''.
-      step: in training, the number of the step, over all epochs.
+      split: Split to read from, 'train' or 'test'.
+      indices: Indices of the examples in that split, int32 [b].
+      weight: None in training; in evaluation float32 [b], 0 for examples that only fill the batch.
+      name: Name of the `Subset` in training, which decides the random crops; '' in evaluation.
+      step: Number of the training step over all epochs; 0 in evaluation.
     """
 
     split: str
-    numbers: np.ndarray
+    indices: np.ndarray
     weight: np.ndarray | None
     name: str
     step: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-    """One of the batches that every training step takes.
+class Subset:
+    """The training examples that one of the batches of each step is drawn from.
 
     Attributes:
-      name: of its use, and so of its randomness.
-      index: the training examples to choose from, int32 [n].
-      idle: epochs in which steps do without it.
+      name: Name of its random stream, which decides the order of its examples.
+      index: Indices of its examples in the training split, int32 [n].
+      idle: Epochs in which steps take no batch of it.
     """
 
     name: str
@@ -44,24 +44,24 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """A sequence of requests: in each epoch the parts of each step in turn, then an evaluation.
+    """A sequence of requests: in each epoch the training steps, then an evaluation.
 
-    A batch depends on the seed and its place alone, so that a run may go on anywhere, with any
-    number of processes.
+    A step takes one batch of each subset that is not idle. A batch depends only on the seed and its
+    position in the sequence, so a run can resume anywhere, with any number of processes.
 
     Attributes:
-      batch_size: global, over all devices.
-      seed: of the run.
-      parts: of each training step.
-      epochs: of the phase.
-      steps: in an epoch.
-      evaluated: examples to judge after each epoch, int32 [n].
-      split: whose examples all numbers mean, 'train' or 'test'.
+      batch_size: Number of examples in a global batch, over all devices.
+      seed: Seed of the run.
+      subsets: Subsets that each training step takes a batch of.
+      epochs: Number of epochs in the phase.
+      steps: Number of training steps in an epoch.
+      evaluated: Indices of the examples to evaluate after each epoch, int32 [n].
+      split: Split that all indices refer to, 'train' or 'test'.
     """
 
     batch_size: int
     seed: int
-    parts: tuple[Part, ...] = ()
+    subsets: tuple[Subset, ...] = ()
     epochs: int = 1
     steps: int = 0
     evaluated: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
@@ -72,32 +72,34 @@ class Schedule:
 
     def __getitem__(self, k: int) -> Request:
         epoch = int(np.searchsorted(self._starts, k, "right")) - 1
-        at, parts = k - self._starts[epoch], self.parts_in(epoch)
-        if at >= self.steps * len(parts):
-            return self._evaluation(at - self.steps * len(parts))
-        step, part = at // len(parts), parts[at % len(parts)]
-        order = _order(len(part.index), self.batch_size, self.steps, self.seed, part.name, epoch)
-        numbers = part.index[order[step]]
-        return Request(self.split, numbers, None, part.name, epoch * self.steps + step)
+        offset, subsets = k - self._starts[epoch], self.subsets_in(epoch)
+        if offset >= self.steps * len(subsets):
+            return self._evaluation(offset - self.steps * len(subsets))
+        step, subset = offset // len(subsets), subsets[offset % len(subsets)]
+        order = _order(
+            len(subset.index), self.batch_size, self.steps, self.seed, subset.name, epoch
+        )
+        indices = subset.index[order[step]]
+        return Request(self.split, indices, None, subset.name, epoch * self.steps + step)
 
     def position(self, epoch: int, done: int) -> int:
-        """The number of the first request after so many steps of an epoch."""
-        return self._starts[epoch] + done * len(self.parts_in(epoch))
+        """Returns the number of the first request after `done` steps of an epoch."""
+        return self._starts[epoch] + done * len(self.subsets_in(epoch))
 
-    def parts_in(self, epoch: int) -> list[Part]:
-        """The parts of the steps of an epoch."""
-        return [part for part in self.parts if epoch not in part.idle]
+    def subsets_in(self, epoch: int) -> list[Subset]:
+        """Returns the subsets that the steps of an epoch take batches of."""
+        return [subset for subset in self.subsets if epoch not in subset.idle]
 
     @property
     def evaluation_batches(self) -> int:
-        """In each epoch."""
+        """Number of batches in the evaluation of each epoch."""
         return -(-len(self.evaluated) // self.batch_size)
 
     @functools.cached_property
     def _starts(self) -> list[int]:
-        """The first request of each epoch, and their number."""
+        """Number of the first request of each epoch, then the number of all requests."""
         lengths = [
-            self.steps * len(self.parts_in(epoch)) + self.evaluation_batches
+            self.steps * len(self.subsets_in(epoch)) + self.evaluation_batches
             for epoch in range(self.epochs)
         ]
         return np.cumsum([0, *lengths]).tolist()
@@ -107,5 +109,5 @@ class Schedule:
         return Request(self.split, self.evaluated[index[batch]], weight[batch], "", 0)
 
 
-# Two streams, and the next epoch begins while the last one ends.
+# Two subsets, and the next epoch is read ahead while the last one ends.
 _order = functools.lru_cache(maxsize=4)(epoch_order)

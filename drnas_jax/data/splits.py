@@ -10,22 +10,22 @@ from drnas_jax.errors import UserError
 def search_split(
     labels: np.ndarray, train_fraction: float, alpha_fraction: float, by_class: bool, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the training examples of the two levels of the search.
+    """Draws the training examples for the weights and those for the architecture parameters.
 
     Args:
-      labels: of all examples, int [n].
-      train_fraction: the share of them for the weights; rounded to whole examples.
-      alpha_fraction: the share for alpha, likewise; 0: all the others.
-      by_class: whether each class gives these shares of its examples (as for ImageNet in the DrNAS
+      labels: Labels of all examples, int [n].
+      train_fraction: Share of the examples for the weights, rounded to whole examples.
+      alpha_fraction: Share for the architecture parameters, rounded as well; 0 for all the others.
+      by_class: Whether each class gives these shares of its examples (as for ImageNet in the DrNAS
         paper), or all examples together.
-      seed: of the draw.
+      seed: Seed of the draw.
 
     Returns:
-      The example numbers for the weights and those for alpha, int32, disjoint, the latter in
-      random order.
+      Indices of the examples for the weights and of those for the architecture parameters, int32,
+      disjoint, the latter in random order.
 
     Raises:
-      UserError: one of the two would be empty.
+      UserError: One of the two would be empty.
     """
     random, n = generator(seed, "search split"), len(labels)
     groups = (
@@ -39,7 +39,7 @@ def search_split(
         weights.append(order[:first])
         alpha.append(order[first : first + count])
     for_weights, for_alpha = np.concatenate(weights), np.concatenate(alpha)
-    if by_class:  # validation reads them in this order, by batches that normalise themselves
+    if by_class:  # validation reads them in this order, in batches that normalise themselves
         for_alpha = random.permutation(for_alpha)
     if not len(for_weights) or not len(for_alpha):
         raise UserError(
@@ -53,21 +53,21 @@ def search_split(
 def epoch_order(
     n: int, batch_size: int, steps: int, seed: int, stream: str, epoch: int
 ) -> np.ndarray:
-    """The examples of one epoch: whole permutations, one after the other, cut into batches.
+    """Returns the examples of one epoch: whole permutations in sequence, cut into batches.
 
     No example comes twice while steps * batch_size <= n; beyond that, none comes a second time
     before all have come once.
 
     Args:
-      n: number of examples to choose from, at least 1.
-      batch_size: examples a step.
-      steps: steps of the epoch.
-      seed: of the run.
-      stream: names the use; streams of different names are independent.
-      epoch: its number; each has its own order.
+      n: Number of examples to choose from, at least 1.
+      batch_size: Number of examples in a batch.
+      steps: Number of steps in the epoch.
+      seed: Seed of the run.
+      stream: Name of the random stream; streams of different names are independent.
+      epoch: Number of the epoch; each has its own order.
 
     Returns:
-      Numbers below n, int32 [steps, batch_size].
+      Indices below n, int32 [steps, batch_size].
     """
     random = generator(seed, stream, epoch)
     total = steps * batch_size
@@ -77,15 +77,15 @@ def epoch_order(
 
 
 def steps_per_epoch(n: int, batch_size: int, what: str) -> int:
-    """The full batches in n examples.
+    """Returns the number of full batches in n examples.
 
     Args:
-      n: size of the split.
-      batch_size: examples a step, over all devices.
-      what: the split, in words, for the error message.
+      n: Number of examples in the split.
+      batch_size: Number of examples in a global batch, over all devices.
+      what: Name of the split for the error message.
 
     Raises:
-      UserError: the split is smaller than a batch.
+      UserError: The split is smaller than a batch.
     """
     if n < batch_size:
         raise UserError(
@@ -96,12 +96,13 @@ def steps_per_epoch(n: int, batch_size: int, what: str) -> int:
 
 
 def eval_batches(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Batches of one fixed size that hold every example exactly once.
+    """Divides n examples into batches of one fixed size that hold every example exactly once.
 
     Returns:
-      Example numbers, int32 [batches, batch_size], in order, and their weights, float32 of the
-      same shape: 1, or 0 where the examples come again, from the first on, to fill the last batch.
-      Different ones, since a supernet normalises by the batch, and copies of one would bend that.
+      Indices of the examples, int32 [batches, batch_size], in order, and their weights, float32 of
+      the same shape: 1, or 0 for the examples that fill the last batch, which are those from the
+      first on. The padding examples must differ: a supernet normalises by the statistics of the
+      batch, and copies of one image would bias them.
     """
     batches = -(-n // batch_size)
     index = np.arange(batches * batch_size, dtype=np.int32).reshape(batches, batch_size)
@@ -109,12 +110,12 @@ def eval_batches(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def generator(seed: int, stream: str, *numbers: int) -> np.random.Generator:
-    """Random numbers of a named stream on the host: the same on every host and after a resume.
+    """Returns a host generator for a named stream: the same on every host and after a resume.
 
     Args:
-      seed: of the run.
-      stream: names the use; streams of different names are independent.
-      numbers: a place within the stream, such as the epoch.
+      seed: Seed of the run.
+      stream: Name of the random stream; streams of different names are independent.
+      numbers: Position within the stream, such as the epoch.
     """
     key = (zlib.crc32(stream.encode()), *numbers)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))

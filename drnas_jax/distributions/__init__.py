@@ -1,25 +1,21 @@
-"""Mixing distributions: one file each, found by its name."""
+"""Mixing distributions, one module each; `base.Distribution` describes their interface."""
 
-import sys
+from typing import Any
 
 from drnas_jax import components
-from drnas_jax.config import ArchConfig
-from drnas_jax.distributions.base import MixingDistribution
+from drnas_jax.distributions.base import Distribution
 
-__all__ = ["MixingDistribution", "create", "names"]
-
-
-def names() -> list[str]:
-    """The mixing distributions there are."""
-    return components.names(sys.modules[__name__])
+__all__ = ["Distribution", "create"]
 
 
-def create(config: ArchConfig) -> MixingDistribution:
-    """The mixing distribution `config.name`, with the config's regulariser and temperatures.
+def create(name: str, options: Any = None) -> Distribution:
+    """Returns a mixing distribution: a bundled one by its name, or a user's by its module's path.
+
+    Args:
+      name: Value of `config.arch.name`.
+      options: Value of `config.arch.options`; None for the defaults.
 
     Raises:
-      UserError: no such distribution (the message lists those there are), or it does not have
-        this regulariser.
+      UserError: There is no such distribution, or its options are invalid.
     """
-    module = components.find(sys.modules[__name__], "arch.name", config.name)
-    return module.create(config)
+    return components.create("distribution", name, options, field="arch.name")

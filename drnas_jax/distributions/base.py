@@ -1,142 +1,146 @@
-"""What a mixing distribution is, and what its files share.
+"""The interface of mixing distributions, which turn architecture parameters into mixing weights.
 
-Shapes: `e` edges, `o` operations kept on each of them. All values are float32.
+Shapes: `e` edges, `o` operations on the edge that has most. All values are float32.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drnas_jax.config import ArchConfig
-from drnas_jax.errors import UserError, check_choice
+from drnas_jax.genotype import Genotype
+from drnas_jax.spaces.base import Cell, Space, SupernetSpec
+
+Array = jax.Array
+Role = Literal["alpha", "weights"]
 
 
-class MixingDistribution(NamedTuple):
-    """How alpha, the trained architecture parameter, becomes the weights of the operations.
+class Distribution:
+    """A mixing distribution. A subclass defines `sample` and `mean`; the rest has defaults.
 
-    Pure functions, safe under `jax.jit`, `jax.vmap` and `jax.grad`. `o` may be any number from 1
-    on: pruning makes it smaller.
+    A module that provides a distribution has a function `create([options]) -> Distribution`.
 
-    Attributes:
-      init: `(key, shape) -> alpha` [e, o], near 0: no operation is favoured.
-      sample: `(alpha, key, progress) -> mix` [e, o]: one draw, non-negative, each row sums to 1,
-        differentiable in alpha. `progress`, a scalar, is the fraction of the search that is done;
-        temperatures follow it.
-      mean: `(alpha) -> mix` [e, o]: what validation and derivation use.
-      concentration: `(alpha) -> strengths` [e, o], positive; each row, divided by its sum, is the
-        mean.
-      regulariser: `(alpha) -> penalty`, a scalar added to the validation loss; the config's
-        strength is already in it.
-      draw: `(concentration [o], generator) -> strengths [o]` of an edge in a cell drawn at random,
-        in numpy on the host: the strongest is its operation, and edges compare by their strongest.
+    All methods except `draw` are pure functions, safe under `jax.jit`, `jax.vmap` and `jax.grad`.
+    They are called separately for each cell type. The architecture parameters `alpha` of a cell
+    type are a pytree: leaves of shape [e, o] lose the columns of pruned operations, and other
+    leaves do not change. Mixing weights are 0 beyond the end of an edge's list of primitives; the
+    functions `masked`, `normalised` and `softmax` of this module ensure this.
     """
 
-    init: Callable[[jax.Array, tuple[int, ...]], jax.Array]
-    sample: Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
-    mean: Callable[[jax.Array], jax.Array]
-    concentration: Callable[[jax.Array], jax.Array]
-    regulariser: Callable[[jax.Array], jax.Array]
-    draw: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    def init(self, key: Array, cell: Cell) -> Any:
+        """Returns the initial alpha of a search, by default 1e-3 * N(0, 1) of shape [e, o]."""
+        return 1e-3 * jax.random.normal(key, cell.shape, jnp.float32)
+
+    def sample(self, alpha: Any, cell: Cell, key: Array, progress: Array, role: Role) -> Array:
+        """Draws mixing weights [e, o], non-negative and differentiable in alpha.
+
+        Args:
+          alpha: Architecture parameters of this cell type.
+          cell: Cell with the remaining operations.
+          key: Random key.
+          progress: Fraction of the search that is done, a scalar in 0..1, as for temperatures.
+          role: `alpha` in the pass that updates the architecture parameters, `weights` in the pass
+            that updates the weights.
+        """
+        raise NotImplementedError
+
+    def mean(self, alpha: Any, cell: Cell) -> Array:
+        """Returns the mixing weights [e, o] for validation and, by default, for deriving cells.
+
+        The rows need not sum to 1: if a node chooses among its edges, the edges with the largest
+        entries win.
+        """
+        raise NotImplementedError
+
+    def scores(self, alpha: Any, cell: Cell) -> Array:
+        """Returns positive scores [e, o]; pruning keeps the largest ones on each edge.
+
+        The history records the scores, and `draw` reads them. The default is the mean.
+        """
+        return self.mean(alpha, cell)
+
+    def ranking(self, alpha: Any, cell: Cell) -> Array:
+        """Returns the values [e, o] that rank operations and edges when a cell is derived.
+
+        The default is the mean.
+        """
+        return self.mean(alpha, cell)
+
+    def draw(self, scores: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Draws random strengths [o] of one edge's operations, on the host, for a random cell.
+
+        The edge takes the operation of largest strength, and a node compares its edges by their
+        largest strengths.
+
+        Args:
+          scores: Positive scores [o] of the edge's operations.
+          generator: Random generator.
+        """
+        return draw_by_share(scores, generator)
 
 
-def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Alpha at the start of a search: 1e-3 * N(0, 1) of `shape` [e, o], float32."""
-    return 1e-3 * jax.random.normal(key, shape, jnp.float32)
+def draw_by_share(scores: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Draws one operation with a probability proportional to its score.
 
-
-def l2(alpha: jax.Array) -> jax.Array:
-    """Half the squared norm of alpha [e, o], a scalar; its gradient is alpha.
-
-    Alpha 0 is a concentration of 1 for the Dirichlet (the paper's pull toward the flat
-    distribution) and equal weights for the others.
-    """
-    return 0.5 * jnp.sum(jnp.square(alpha.astype(jnp.float32)))
-
-
-def regulariser(
-    config: ArchConfig, kl: Callable[[jax.Array], jax.Array] | None = None
-) -> Callable[[jax.Array], jax.Array]:
-    """The penalty that `config.regulariser` names, times `config.strength`.
+    This lets a distribution without randomness, such as a softmax, be sampled too.
 
     Args:
-      config: 'l2', 'kl' or 'none', and the strength.
-      kl: `(alpha) -> scalar`, for a distribution that has a divergence from the flat one.
-
-    Raises:
-      UserError: no such regulariser, or this distribution has no 'kl'.
-    """
-    check_choice("arch.regulariser", config.regulariser, ("l2", "kl", "none"))
-    if config.regulariser == "kl" and kl is None:
-        raise UserError(
-            f"arch.regulariser 'kl' is defined for arch.name 'dirichlet' only, not for "
-            f"{config.name!r}: choose 'l2' or 'none', or the Dirichlet"
-        )
-    penalty = {"l2": l2, "kl": kl or _zero, "none": _zero}[config.regulariser]
-    return lambda alpha: config.strength * penalty(alpha)
-
-
-def softmax_family(
-    config: ArchConfig, sample: Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
-) -> MixingDistribution:
-    """A distribution whose mean is softmax(alpha), with its own `sample`."""
-    return MixingDistribution(
-        init=init,
-        sample=sample,
-        mean=softmax,
-        concentration=lambda alpha: jnp.exp(alpha.astype(jnp.float32)),
-        regulariser=regulariser(config),
-        draw=draw_by_mean,
-    )
-
-
-def draw_by_mean(concentration: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """An operation drawn by its mean weight, and as strong as that; equals compare at random.
-
-    So a softmax, which is not random itself, is read as a distribution.
-
-    Args:
-      concentration: [o], positive.
-      generator: what it is drawn with.
+      scores: Positive scores [o].
+      generator: Random generator.
 
     Returns:
-      Strengths [o], 0 but for one.
+      Strengths [o]: for the drawn operation its share of the scores, and 0 for the others.
     """
-    mean = concentration / concentration.sum()
-    scores = np.log(mean) + generator.gumbel(size=mean.shape)
-    drawn = int(np.argmax(scores))  # by the mean; the maximum itself tells nothing of it
-    strengths = np.zeros_like(mean)
-    strengths[drawn] = mean[drawn] * np.exp(1e-9 * scores[drawn])
+    share = scores / scores.sum()
+    noisy = np.log(share) + generator.gumbel(size=share.shape)
+    drawn = int(np.argmax(noisy))  # Gumbel-max: drawn with probability `share`
+    strengths = np.zeros_like(share)
+    strengths[drawn] = share[drawn] * np.exp(1e-9 * noisy[drawn])  # breaks ties at random
     return strengths
 
 
-def softmax(logits: jax.Array) -> jax.Array:
-    """Softmax over the operations of [e, o], in float32."""
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-
-
-def gumbel_softmax(
-    config: ArchConfig, alpha: jax.Array, key: jax.Array, progress: jax.Array | float
-) -> jax.Array:
-    """A relaxed one-hot draw from softmax(alpha) (arXiv 1611.01144, equation 2).
+def draw_genotype(
+    space: Space,
+    spec: SupernetSpec,
+    scores: Mapping[str, Sequence[np.ndarray] | np.ndarray],
+    draw: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    generator: np.random.Generator,
+) -> Genotype:
+    """Draws a genotype from a mixing distribution.
 
     Args:
-      config: its `temperature` is that of the first and of the last step; linear between.
-      alpha: [e, o].
-      key: a random key.
-      progress: scalar, the fraction of the search that is done.
-
-    Returns:
-      [e, o] float32; each row sums to 1.
+      space: The search space.
+      spec: Spec of the supernet, with the remaining operations of each edge.
+      scores: Positive scores of the operations of each edge, by cell type [e, o].
+      draw: Function that draws the strengths of one edge, such as `Distribution.draw`.
+      generator: Random generator.
     """
-    first, last = config.temperature
-    temperature = first + (last - first) * jnp.clip(progress, 0.0, 1.0)
-    noise = jax.random.gumbel(key, alpha.shape, jnp.float32)
-    return softmax((alpha.astype(jnp.float32) + noise) / temperature)
+    strengths = {}
+    for cell_type, cell in spec.cells:
+        strengths[cell_type] = np.zeros(cell.shape)
+        for row, edge in enumerate(cell.edges):
+            length = len(edge.primitives)
+            edge_scores = np.asarray(scores[cell_type][row], np.float64)[:length]
+            strengths[cell_type][row, :length] = draw(edge_scores, generator)
+    return space.derive(strengths, spec)
 
 
-def _zero(alpha: jax.Array) -> jax.Array:
-    del alpha
-    return jnp.zeros((), jnp.float32)
+def masked(weights: Array, cell: Cell) -> Array:
+    """Sets weights [e, o] to 0 beyond the end of each edge's list of primitives."""
+    return weights if cell.mask is None else jnp.where(cell.mask, weights, 0.0)
+
+
+def normalised(weights: Array, cell: Cell) -> Array:
+    """Divides positive weights [e, o] by the sum of their row."""
+    weights = masked(weights, cell)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def softmax(logits: Array, cell: Cell) -> Array:
+    """Returns the softmax over the operations of each edge, [e, o], in float32."""
+    logits = logits.astype(jnp.float32)
+    if cell.mask is not None:
+        logits = jnp.where(cell.mask, logits, -jnp.inf)
+    return jax.nn.softmax(logits, axis=-1)

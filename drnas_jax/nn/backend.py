@@ -1,9 +1,9 @@
-"""The arithmetic and the layout that are chosen by backend, in this one place.
+"""The kernels of each platform, and the layout of images that they need.
 
-Height and width are axes 1 and 2 in either layout: `[b, h, w, c]` for accelerators and for plain
-code, `[c, h, w, b]` for the CPU, where the few channels of a supernet would not fill a vector and
-those of a batch do. All variants agree (tested). Filters are `[h, w, c_in, c_out]`; padding is such
-that stride 1 keeps the size (where the window is even, there is none).
+Images are [b, h, w, c] for accelerators and for plain code. On the CPU they are [c, h, w, b]: the
+few channels of a supernet would not fill a vector, and the examples of a batch do. All backends
+compute the same values. Filters are [h, w, c_in, c_out]. Odd windows are padded so that stride 1
+keeps the size, even windows are not padded.
 """
 
 from collections.abc import Callable
@@ -19,61 +19,61 @@ from drnas_jax.nn import shifts
 Array = jax.Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+KEPT = "kept"  # checkpoint name of the values that remat 'convolutions' keeps
 
 
-KEPT = "kept"  # the checkpoint name of what remat 'convolutions' keeps
-
-
-class Kernels(NamedTuple):
-    """One implementation of each kernel, and the layout it is for.
-
-    `learn` is a scalar: 1, or 0 where nobody reads the weights' gradient, which may then be zeros
-    and cost nothing. So one program can serve the pass for alpha and the pass for the weights.
-    None: the gradient is wanted, or the compiler sees that it is not.
+class Backend(NamedTuple):
+    """The kernels of a platform, their layout of images, and how modules run there.
 
     Attributes:
-      channel_axis: 3 or 0; the batch is on the other one of these.
-      sequential: run the edges of a cell in a loop, one after another, each of which fills this
-        backend.
-      stacked: run as many edges at once as can be, side by side as channels.
-      loop_cells: run equal cells as one loop, which pads the first one's inputs.
-      remat: what a gradient keeps of a cell: 'none' (no recomputation: all that it needs), 'cells'
-        (the inputs alone) or 'convolutions' (what convolutions give, and statistics); 'auto'.
-      one_pass: alpha's pass and the weights' pass share one program.
-      conv: (x, filter, stride, learn) -> y, dense convolution.
-      pointwise: (x, matrix [c, d], learn) -> y, that matrix at every pixel.
-      depthwise: (x, filters [k, k, c], stride, dilation, learn) -> y, one filter a channel.
-      max_pool: (x, size, stride) -> y, maximum over size x size; among equal ones the first gets
-        the gradient, as in PyTorch.
-      avg_pool: (x, stride) -> y, mean over 3x3; padding does not count.
+      channel_axis: Axis of the channels, 3 or 0; the batch is on axis 0 or 3.
+      sequential: Whether the edges of a cell run one after another in a loop, because each of them
+        fills the device.
+      stacked: Whether as many edges as possible run at once, side by side as channels.
+      loop_cells: Whether equal cells run as one loop, which pads the first cell's inputs.
+      share_program: Whether the pass for the architecture parameters and the pass for the weights
+        are the two iterations of one loop, so that the supernet is compiled once.
+      remat: What the backward pass of a cell keeps: `none` (all that it needs, nothing is
+        recomputed), `cells` (only the inputs), `convolutions` (the results of convolutions and the
+        statistics) or `auto`.
+      conv: Dense convolution, (x, filters, stride) -> y.
+      pointwise: Product with a matrix at every pixel, (x, matrix [c, d]) -> y.
+      depthwise: Convolution of each channel by its filter, (x, filters [k, k, c], stride, dilation)
+        -> y.
+      max_pool: Maximum over size x size pixels, (x, size, stride) -> y. Of equal pixels the first
+        gets the gradient, as in PyTorch.
+      avg_pool: Mean over 3x3 pixels without the padding, (x, stride) -> y.
+      axis_name: Mesh axis over which batch statistics are synchronised, or None.
     """
 
     channel_axis: int
     sequential: bool
     stacked: bool
     loop_cells: bool
-    one_pass: bool
+    share_program: bool
     remat: str
     conv: Callable[..., Array]
     pointwise: Callable[..., Array]
     depthwise: Callable[..., Array]
     max_pool: Callable[[Array, int, int], Array]
     avg_pool: Callable[[Array, int], Array]
+    axis_name: str | None = None
 
     @property
     def batch_axis(self) -> int:
-        """Where the examples lie."""
+        """Axis of the batch."""
         return 3 - self.channel_axis
 
     def transpose(self, x: Array) -> Array:
-        """[b, h, w, c] -> this layout, and back."""
+        """Converts images from [b, h, w, c] to this layout, or back."""
         return x if self.channel_axis == 3 else jnp.swapaxes(x, 0, 3)
 
     def checkpointing(self, fastest: str) -> dict[str, Any] | None:
-        """Options of `jax.checkpoint` for a cell; None where its gradient recomputes nothing.
+        """Returns the options of `jax.checkpoint` for a cell, or None if nothing is recomputed.
 
         Args:
-          fastest: what 'auto' is on a sequential backend, as measured; elsewhere it is 'none'.
+          fastest: Value of `remat` that `auto` stands for on a sequential backend, which depends
+            on the space; elsewhere `auto` is `none`.
         """
         remat = self.remat
         if remat == "auto":
@@ -83,43 +83,38 @@ class Kernels(NamedTuple):
         return policies.get(remat)
 
     def per_channel(self, values: Array) -> Array:
-        """[c] -> a shape that broadcasts against images."""
+        """Reshapes values [c] so that they broadcast against images."""
         return values if self.channel_axis == 3 else values[:, None, None, None]
 
     def per_example(self, values: Array) -> Array:
-        """[b] -> a shape that broadcasts against images."""
+        """Reshapes values [b] so that they broadcast against images."""
         return values if self.batch_axis == 3 else values[:, None, None, None]
 
     def halve(self, x: Array) -> Array:
-        """Mean over 2x2 pixels of an even size."""
-        parts = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
-        return sum(parts[1:], start=parts[0]) / 4
+        """Returns the mean of each 2x2 pixels; height and width must be even."""
+        pixels = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        return sum(pixels[1:], start=pixels[0]) / 4
 
     def pixel_mean(self, x: Array) -> Array:
-        """Mean over all pixels -> [b, c], float32."""
+        """Returns the mean over all pixels, float32 [b, c]."""
         mean = jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
         return mean if self.channel_axis == 3 else mean.T
 
 
-def _convolve(x: Array, kernel: Array, stride: int, learn: Array | None = None) -> Array:
-    del learn
+def _convolve(x: Array, kernel: Array, stride: int) -> Array:
     padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
 
-def _pointwise(x: Array, matrix: Array, learn: Array | None = None) -> Array:
-    del learn
+def _pointwise(x: Array, matrix: Array) -> Array:
     return x @ matrix
 
 
-def _pointwise_convolution(x: Array, matrix: Array, learn: Array | None = None) -> Array:
-    return _convolve(x, matrix[None, None], 1, learn)
+def _pointwise_convolution(x: Array, matrix: Array) -> Array:
+    return _convolve(x, matrix[None, None], 1)
 
 
-def _grouped_depthwise(
-    x: Array, filters: Array, stride: int, dilation: int, learn: Array | None = None
-) -> Array:
-    del learn
+def _grouped_depthwise(x: Array, filters: Array, stride: int, dilation: int) -> Array:
     size, _, channels = filters.shape
     pad = dilation * (size // 2)
     return lax.conv_general_dilated(
@@ -133,24 +128,22 @@ def _grouped_depthwise(
     )
 
 
-def _depthwise_by_phases(
-    x: Array, filters: Array, stride: int, dilation: int, learn: Array | None = None
-) -> Array:
-    """A dilated one as a plain one on every `dilation`-th pixel.
+def _depthwise_by_phases(x: Array, filters: Array, stride: int, dilation: int) -> Array:
+    """Computes a dilated convolution as an undilated one on every `dilation`-th pixel.
 
-    cuDNN takes 14 times as long for a dilated one, 300 times for its filters' gradient.
+    cuDNN takes 14 times as long for the dilated one, and 300 times for its filters' gradient.
     """
     if dilation > 1 and stride == dilation:
         x, stride, dilation = x[:, ::stride, ::stride], 1, 1
     if dilation == 1 or stride > 1:
-        return _grouped_depthwise(x, filters, stride, dilation, learn)
+        return _grouped_depthwise(x, filters, stride, dilation)
     b, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (0, -h % dilation), (0, -w % dilation), (0, 0)))
     rows, columns = (side // dilation for side in x.shape[1:3])
     phases = jnp.transpose(
         x.reshape(b, rows, dilation, columns, dilation, c), (0, 2, 4, 1, 3, 5)
     ).reshape(-1, rows, columns, c)
-    phases = _grouped_depthwise(phases, filters, 1, 1, learn)
+    phases = _grouped_depthwise(phases, filters, 1, 1)
     phases = phases.reshape(b, dilation, dilation, rows, columns, c)
     return jnp.transpose(phases, (0, 3, 1, 4, 2, 5)).reshape(x.shape)[:, :h, :w]
 
@@ -171,12 +164,12 @@ def _window_mean(x: Array, stride: int = 1) -> Array:
     return _window(x, 0.0, lax.add, 3, stride) / _window(ones, 0.0, lax.add, 3, stride)
 
 
-PLAIN = Kernels(
+PLAIN = Backend(
     channel_axis=3,
     sequential=False,
     stacked=False,
     loop_cells=False,
-    one_pass=False,
+    share_program=False,
     remat="auto",
     conv=_convolve,
     pointwise=_pointwise,
@@ -184,12 +177,12 @@ PLAIN = Kernels(
     max_pool=_window_max,
     avg_pool=_window_mean,
 )
-CPU = Kernels(
+CPU = Backend(
     channel_axis=0,
     sequential=True,
     stacked=False,
     loop_cells=True,
-    one_pass=True,
+    share_program=True,
     remat="auto",
     conv=shifts.conv,
     pointwise=shifts.pointwise,
@@ -197,11 +190,13 @@ CPU = Kernels(
     max_pool=shifts.max_pool,
     avg_pool=shifts.avg_pool,
 )
-# One pass and pointwise convolutions halve the time to compile for TPUs.
-TPU = PLAIN._replace(loop_cells=True, stacked=True, one_pass=True, pointwise=_pointwise_convolution)
-# The windowed maximum of XLA has no gradient that is the same each time.
+# A shared program and pointwise convolutions halve the time to compile for TPUs.
+TPU = PLAIN._replace(
+    loop_cells=True, stacked=True, share_program=True, pointwise=_pointwise_convolution
+)
+# On GPUs the gradient of XLA's windowed maximum differs from run to run.
 GPU = TPU._replace(
-    one_pass=False,
+    share_program=False,
     depthwise=_depthwise_by_phases,
     max_pool=shifts.max_pool,
     avg_pool=shifts.avg_pool,
@@ -209,25 +204,30 @@ GPU = TPU._replace(
 _BY_NAME = {"plain": PLAIN, "cpu": CPU, "gpu": GPU, "tpu": TPU}
 
 
-def choose(name: str, platform: str, remat: str = "auto") -> Kernels:
-    """The kernels of a config.
+def choose(name: str, platform: str, remat: str = "auto", axis_name: str | None = None) -> Backend:
+    """Returns the backend of a config.
 
     Args:
-      name: of a platform or 'plain'; 'auto': what is measured to be the fastest on `platform`.
-      platform: 'cpu', 'gpu' or 'tpu'.
-      remat: see Kernels.
+      name: Name of a platform, `plain`, or `auto` for that of `platform`.
+      platform: `cpu`, `gpu` or `tpu`.
+      remat: See Backend.
+      axis_name: See Backend.
 
     Raises:
-      UserError: there is no such name or platform.
+      UserError: There is no such name or platform.
     """
-    return for_platform(platform if name == "auto" else name)._replace(remat=remat)
+    chosen = for_platform(platform if name == "auto" else name)
+    return chosen._replace(remat=remat, axis_name=axis_name)
 
 
-def for_platform(platform: str) -> Kernels:
-    """The fastest kernels measured for a JAX platform ('cpu', 'gpu', 'tpu'), or the 'plain' ones.
+def for_platform(platform: str) -> Backend:
+    """Returns the backend that was measured to be fastest on a platform.
+
+    Args:
+      platform: `cpu`, `gpu`, `tpu`, or `plain` for kernels that are easy to read.
 
     Raises:
-      UserError: the platform is none of these.
+      UserError: There is no such platform.
     """
     check_choice("platform", platform, _BY_NAME)
     return _BY_NAME[platform]

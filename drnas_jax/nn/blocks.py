@@ -1,4 +1,4 @@
-"""Parts of a network round its cells: stems, the auxiliary head, the classifier."""
+"""Layers before and after the cells: stems, the auxiliary head, the classifier."""
 
 import flax.linen as nn
 import jax
@@ -6,52 +6,54 @@ import jax.numpy as jnp
 
 from drnas_jax.errors import UserError
 from drnas_jax.nn import norm
-from drnas_jax.nn.banks import Mode
+from drnas_jax.nn.stacked_params import ApplyContext
 
 Array = jax.Array
 
 
 class Stem(nn.Module):
-    """The first layers: both inputs of the first cell.
+    """The first layers of a DARTS network, which compute both inputs of the first cell.
 
     Attributes:
-      kind: 'cifar' (the size stays) or 'imagenet' (a quarter, and an eighth).
-      features: channels of the output.
-      mode: how it runs.
+      kind: `cifar` (both inputs keep the image's size) or `imagenet` (a quarter and an eighth).
+      features: Number of channels of each input.
+      context: Kernels, layout and mode.
     """
 
     kind: str
     features: int
-    mode: Mode
+    context: ApplyContext
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """[b, h, w, c] -> the input before the last and the last one, in the kernels' layout."""
+        """Maps images [b, h, w, c] to inputs 0 and 1 of the first cell, in the backend's layout."""
         if self.kind == "cifar":
-            x = self._conv(self.mode.kernels.transpose(x), 0, self.features, 1)
+            x = self._conv(self.context.backend.transpose(x), 0, self.features, 1)
             return x, x
-        x = self._conv(self.mode.kernels.transpose(x), 0, self.features // 2, 2)
+        x = self._conv(self.context.backend.transpose(x), 0, self.features // 2, 2)
         first = self._conv(jax.nn.relu(x), 1, self.features, 2)
         return first, self._conv(jax.nn.relu(first), 2, self.features, 2)
 
     def _conv(self, x: Array, index: int, features: int, stride: int) -> Array:
-        kernels = self.mode.kernels
-        taps = (3, 3, x.shape[kernels.channel_axis], features)
+        backend = self.context.backend
+        taps = (3, 3, x.shape[backend.channel_axis], features)
         kernel = self.param(f"kernel_{index}", norm.uniform_fan_in(), taps)
-        x = self.mode.apply(kernels.conv, x, kernel, stride)
+        x = self.context.apply(backend.conv, x, kernel, stride)
         normalise = norm.BatchNorm(
-            axis_name=self.mode.axis_name, axis=kernels.channel_axis, name=f"norm_{index}"
+            axis_name=self.context.backend.axis_name,
+            axis=backend.channel_axis,
+            name=f"norm_{index}",
         )
-        return normalise(x, self.mode.train)
+        return normalise(x, self.context.train)
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier in the middle of a network, for training only.
+    """A second classifier in the middle of a network, which is used only in training.
 
     Attributes:
-      classes: outputs.
-      stem: 'cifar' or 'imagenet'; the latter's head has no second BatchNorm.
-      axis_name: mesh axis over which batch statistics are synchronised, or None.
+      classes: Number of outputs.
+      stem: `cifar` or `imagenet`; with `imagenet` the head has no second BatchNorm.
+      axis_name: Mesh axis over which batch statistics are synchronised, or None.
     """
 
     classes: int
@@ -60,13 +62,13 @@ class AuxiliaryHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """[b, h, w, c] -> logits [b, classes]."""
+        """Maps images [b, h, w, c] to logits [b, classes]."""
         stride = 3 if self.stem == "cifar" else 2
         if min(x.shape[1:3]) < 5 + stride:
             raise UserError(
-                f"the auxiliary head needs {5 + stride} pixels a side where it stands, and has "
-                f"{x.shape[1]}x{x.shape[2]}: enlarge data.image_size, or set "
-                "retrain.auxiliary_weight to 0"
+                f"the auxiliary head needs {5 + stride}x{5 + stride} pixels after the second "
+                f"reduction, and there are {x.shape[1]}x{x.shape[2]}: enlarge data.image_size, or "
+                "set retrain.auxiliary_weight to 0"
             )
         x = nn.avg_pool(jax.nn.relu(x), (5, 5), (stride, stride))
         for index, (size, features) in enumerate(((1, 128), (2, 768))):
@@ -86,6 +88,9 @@ class AuxiliaryHead(nn.Module):
 
 
 def classify(x: Array, classes: int) -> Array:
-    """The last layer, inside a compact module: [b, c] -> logits float32 [b, classes]."""
+    """Applies the last layer: maps x [b, c] to logits float32 [b, classes].
+
+    It must be called inside a compact module, which gets a submodule `classifier`.
+    """
     dense = nn.Dense(classes, kernel_init=norm.uniform_fan_in(), name="classifier")
     return dense(x.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, counted from the program that runs and not from formulas."""
+"""Counts of parameters and multiply-adds, taken from the traced program, not from formulas."""
 
 import functools
 import math
@@ -12,44 +12,61 @@ from drnas_jax.errors import UserError
 
 
 def count_parameters(params: Any) -> int:
-    """Numbers in a tree of arrays (or of their shapes)."""
+    """Counts the numbers in a pytree of arrays.
+
+    Args:
+      params: Pytree of arrays, or of `jax.ShapeDtypeStruct`.
+    """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 class Counts(NamedTuple):
-    """Of a network: numbers in its parameters, and multiply-adds for one image."""
+    """The size of a network.
+
+    Attributes:
+      parameters: Number of parameters.
+      macs: Multiply-adds of convolutions and dense layers for one image.
+    """
 
     parameters: int
     macs: int
 
 
 def count_network(network: nn.Module, image_shape: tuple[int, ...]) -> Counts:
-    """Parameters and multiply-adds, without running anything; batch statistics do not count.
+    """Counts the parameters and multiply-adds of a network without running it.
+
+    Batch statistics do not count as parameters.
 
     Args:
-      network: see Space.network; build it without an auxiliary head, which is for training only,
-        and with the 'plain' kernels, since faster ones may multiply by zeros.
-      image_shape: h, w, c.
+      network: Module (images [b, h, w, c], train) -> outputs. It should have no auxiliary head,
+        which is used only in training, and the 'plain' kernels, since others may multiply zeros.
+      image_shape: Height, width and channels of an image.
     """
     variables, image = _shapes(network, image_shape)
     return Counts(count_parameters(variables["params"]), _network_macs(network, variables, image))
 
 
 def count_macs(network: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """Multiply-adds of convolutions and dense layers for one image; see `count_network`."""
+    """Counts the multiply-adds of convolutions and dense layers for one image.
+
+    Args:
+      network: Module to count, see `count_network`.
+      image_shape: Height, width and channels of an image.
+    """
     return _network_macs(network, *_shapes(network, image_shape))
 
 
 def widest_channels(macs: Callable[[int], int], limit: float, start: int) -> int:
-    """The widest even C whose network needs at most `limit` multiply-adds.
+    """Finds the largest even number of channels whose network is within a limit.
 
     Args:
-      macs: multiply-adds of the network of C channels; about quadratic in C.
-      limit: of multiply-adds.
-      start: a C from which to guess.
+      macs: Function from the number of channels to the network's multiply-adds. It should be
+        about quadratic, or the search for the number takes long.
+      limit: Largest number of multiply-adds.
+      start: Number of channels from which the first guess is made.
 
     Raises:
-      UserError: even C 2 needs more.
+      UserError: If the network with 2 channels exceeds the limit.
     """
     macs = functools.cache(macs)
     guess = start * math.sqrt(limit / macs(start))
@@ -60,41 +77,52 @@ def widest_channels(macs: Callable[[int], int], limit: float, start: int) -> int
         channels += 2
     if macs(channels) > limit:
         raise UserError(
-            f"retrain.max_macs is {limit:,.0f}, and a network of 2 channels needs {macs(2):,} "
-            "multiply-adds: raise it, or set retrain.cells or data.image_size lower"
+            f"retrain.max_macs is {limit:,.0f}, but even a network of 2 channels needs {macs(2):,} "
+            "multiply-adds: raise it, or lower retrain.cells or data.image_size"
         )
     return channels
 
 
 def _shapes(network: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a network's variables and of a batch with one image."""
     image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-    init = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), image)
-    return init, image
+    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), image)
+    return variables, image
 
 
 def _network_macs(network: nn.Module, variables: Any, image: jax.ShapeDtypeStruct) -> int:
-    closed = jax.make_jaxpr(lambda v, x: network.apply(v, x, False))(variables, image)
+    streams = {name: jax.random.key(0) for name in ("dropout", "noise")}
+    closed = jax.make_jaxpr(lambda v, x: network.apply(v, x, False, rngs=streams))(variables, image)
     return count_work(closed.jaxpr).macs
 
 
 class Work(NamedTuple):
-    """Multiply-adds of convolutions and matrix products; bytes that these and pools move."""
+    """The work of a program.
+
+    Attributes:
+      macs: Multiply-adds of convolutions and matrix products.
+      bytes: Bytes that convolutions, matrix products and pools read and write.
+    """
 
     macs: int
     bytes: int
 
 
 def count_work(jaxpr: Any) -> Work:
-    """The work of a program over all devices: every operand read once, every result written once.
+    """Counts the work of a program over all devices.
 
-    Loops count as often as they run, those of unknown length once; branches are not looked into.
+    Every operand counts as read once, and every result as written once. The body of a loop counts
+    as often as it runs, or once if its length is unknown. Branches do not count.
+
+    Args:
+      jaxpr: Program to count, a `jax.core.Jaxpr`.
     """
     macs = moved = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        own = _own_macs(equation)
-        macs += own
-        if own or name.startswith(("reduce_window", "select_and_")):
+        equation_macs = _equation_macs(equation)
+        macs += equation_macs
+        if equation_macs or name.startswith(("reduce_window", "select_and_")):
             moved += sum(var.aval.size * var.aval.dtype.itemsize for var in equation.invars)
             moved += sum(var.aval.size * var.aval.dtype.itemsize for var in equation.outvars)
         repeats = params["length"] if name == "scan" else 1
@@ -107,12 +135,13 @@ def count_work(jaxpr: Any) -> Work:
     return Work(macs, moved)
 
 
-def _own_macs(equation: Any) -> int:
+def _equation_macs(equation: Any) -> int:
+    """Counts the multiply-adds of one equation, without programs inside it."""
     name, params = equation.primitive.name, equation.params
     if name == "conv_general_dilated":
         spec = params["dimension_numbers"].rhs_spec  # (out, in, *spatial)
         kernel = equation.invars[1].aval.shape
-        # A strided convolution's gradient puts zeros between the pixels, which are no work.
+        # The gradient of a strided convolution puts zeros between the pixels; they do not count.
         depth = math.prod(kernel[axis] for axis in spec[1:]) / math.prod(params["lhs_dilation"])
     elif name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]

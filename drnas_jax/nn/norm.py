@@ -1,4 +1,7 @@
-"""Batch normalisation as PyTorch does it: running averages of the unbiased variance."""
+"""Batch normalisation as in PyTorch, and PyTorch's initialisation of convolutions.
+
+The running variance is the unbiased one. BatchNorm of Flax keeps the biased one.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +18,7 @@ from drnas_jax.nn.backend import KEPT
 
 Array = jax.Array
 
-MOMENTUM = 0.9  # of the running averages; PyTorch calls it 0.1
+MOMENTUM = 0.9  # weight of the old running average; PyTorch counts the new one: 0.1
 EPSILON = 1e-5
 
 
@@ -23,18 +26,23 @@ EPSILON = 1e-5
 def normalise_batch(
     x: Array, scale: Array, axis: int, axis_name: str | None
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Normalises each channel by the batch, times a scale.
+    """Normalises each channel by the statistics of the batch, and multiplies it by a scale.
 
-    The gradient, which flows through the statistics, needs two sums over the data.
+    With m and v the mean and the biased variance of a channel over all other axes:
+
+      y = scale * (x - m) / sqrt(v + EPSILON)
+
+    The gradient flows through m and v; it needs two sums over the data.
 
     Args:
-      x: channels on one axis, everything else is averaged.
-      scale: [c].
-      axis: of the channels.
-      axis_name: also average over this mesh axis (synchronised statistics), or None.
+      x: Values with the channels on one axis.
+      scale: Scale of each channel, [c].
+      axis: Axis of the channels.
+      axis_name: Mesh axis over which the statistics are averaged too, or None.
 
     Returns:
-      Like x; and mean and unbiased variance [c] in float32, through which no gradient flows.
+      The normalised values, shaped like x, and the mean and the unbiased variance, float32 [c],
+      through which no gradient flows.
     """
     return _normalise_forward(x, scale, axis, axis_name)[0]
 
@@ -67,29 +75,31 @@ def _normalise_backward(
 normalise_batch.defvjp(_normalise_forward, _normalise_backward)
 
 
-def _others(x: Array, axis: int) -> tuple[int, ...]:
+def _other_axes(x: Array, axis: int) -> tuple[int, ...]:
+    """Returns all axes except that of the channels."""
     return tuple(i for i in range(x.ndim) if i != axis % x.ndim)
 
 
 def _along(values: Array, axis: int, x: Array) -> Array:
-    """[c] in a shape that broadcasts against x."""
-    return lax.expand_dims(values, _others(x, axis))
+    """Reshapes channel values [c] so that they broadcast against x."""
+    return lax.expand_dims(values, _other_axes(x, axis))
 
 
 def _count(x: Array, axis: int) -> int:
+    """Returns the number of values per channel."""
     return x.size // x.shape[axis]
 
 
 def _moments(x: Array, axis: int, axis_name: str | None) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel, in one pass over the data.
+    """Computes mean and biased variance of each channel in one pass over the data.
 
-    As deviations from the mean of the middle row: the mean of squares less the squared mean would
-    cancel where the mean is large.
+    Both are taken of the deviations from the mean of the middle row. Without that, the mean of
+    squares minus the squared mean would lose all its digits if the mean is large.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    first, *_ = others = _others(x, axis)
+    first, *_ = other_axes = _other_axes(x, axis)
     middle = lax.slice_in_dim(wide, x.shape[first] // 2, x.shape[first] // 2 + 1, axis=first)
-    origin = _pmean(jnp.mean(middle, others), axis_name)
+    origin = _pmean(jnp.mean(middle, other_axes), axis_name)
     deviation = wide - _along(origin, axis, x)
     sums = _sums((deviation, jnp.square(deviation)), axis)
     mean, square = _pmean([total / _count(x, axis) for total in sums], axis_name)
@@ -97,42 +107,53 @@ def _moments(x: Array, axis: int, axis_name: str | None) -> tuple[Array, Array]:
 
 
 def _sums(values: Sequence[Array], axis: int) -> Sequence[Array]:
-    """Over all but the channels; of several arrays in one pass.
+    """Sums several arrays over all axes except the channels, in one pass.
 
-    First within each row of pixels: a sum of sums has less rounding error than one long sum.
+    It sums each row of pixels first: a sum of sums has less rounding error than one long sum.
     """
     zeros = [np.zeros((), value.dtype) for value in values]
 
     def add(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
         return [a + b for a, b in zip(left, right, strict=True)]
 
-    first, *others = _others(values[0], axis)
-    if not others:
+    first, *rest = _other_axes(values[0], axis)
+    if not rest:
         return lax.reduce(list(values), zeros, add, (first,))
-    sums = lax.reduce(list(values), zeros, add, others)
+    sums = lax.reduce(list(values), zeros, add, rest)
     return lax.reduce(sums, zeros, add, (0 if first < axis % values[0].ndim else 1,))
 
 
 def _pmean(values: Any, axis_name: str | None) -> Any:
+    """Averages values over a mesh axis, if there is one."""
     return values if axis_name is None else lax.pmean(values, axis_name)
 
 
 def running_average(old: Array, new: Array) -> Array:
-    """The running average after one more batch; no gradient flows into it."""
+    """Updates a running average with a new batch; no gradient flows into it.
+
+    Args:
+      old: Running average so far.
+      new: Statistics of the batch, of the same shape.
+    """
     return MOMENTUM * old + (1 - MOMENTUM) * lax.stop_gradient(new)
 
 
 def unbiased(variance: Array, count: int) -> Array:
-    """Bessel's correction. A single value keeps its (zero) variance."""
+    """Applies Bessel's correction to a biased variance.
+
+    Args:
+      variance: Biased variance.
+      count: Number of values that it is computed from. With 1 the variance stays zero.
+    """
     return variance * (count / max(count - 1, 1))
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but that of the channels.
+    """Batch normalisation with a scale and a bias, over all axes except the channels.
 
     Attributes:
-      axis_name: mesh axis over which batch statistics are synchronised, or None.
-      axis: of the channels.
+      axis_name: Mesh axis over which the statistics of the batch are synchronised, or None.
+      axis: Axis of the channels.
     """
 
     axis_name: str | None = None
@@ -140,7 +161,12 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """x -> the same shape; in training by the batch's statistics, which it records."""
+        """Normalises x by the statistics of the batch in training, else by the running averages.
+
+        Args:
+          x: Values with the channels on `axis`.
+          train: Whether to use the batch's statistics, and to update the running averages.
+        """
         features = (x.shape[self.axis],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
@@ -161,5 +187,9 @@ class BatchNorm(nn.Module):
 
 
 def uniform_fan_in(batch_axis: tuple[int, ...] = ()) -> Callable[..., Array]:
-    """PyTorch's default initialisation of convolutions: uniform within +-1/sqrt(fan_in)."""
+    """Creates PyTorch's default initialiser of convolutions: uniform within +-1/sqrt(fan_in).
+
+    Args:
+      batch_axis: Axes that stack several kernels, which do not count for fan_in.
+    """
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=batch_axis)

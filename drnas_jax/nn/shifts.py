@@ -1,8 +1,11 @@
-"""Convolutions and pools as sums over shifted images, for the CPU: `[c, h, w, b]`.
+"""Convolutions and pools for CPUs, as sums over shifted images of shape [c, h, w, b].
 
-XLA's CPU backend runs grouped convolutions, windowed maxima and (in loops) dense convolutions 10 to
-100 times slower than they need be. Sums of shifted images are fused into one pass over the data,
-vectorised over the batch, which is the last axis and contiguous.
+XLA's CPU backend runs grouped convolutions, windowed maxima and (inside loops) dense convolutions
+10 to 100 times slower than necessary. It fuses sums of shifted images into one pass over the data,
+vectorised over the batch, which is the last axis and so contiguous in memory.
+
+A *tap* is one position in a window, numbered row by row, or the shifted image that all windows see
+at that position.
 """
 
 import functools
@@ -15,77 +18,110 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from drnas_jax.nn import weight_gradients
+
 Array = jax.Array
-Sides = tuple[int, int]
+Size = tuple[int, int]  # height and width
 
-_REACH = 4  # pixels, of the farthest tap: with equal margins, filters can share a padded image
+# The smallest margin around an image, in pixels: the distance of the farthest tap. If all
+# margins are equal, the compiler can share one padded image between filters.
+_MIN_MARGIN = 4
 
 
-class _Linear(NamedTuple):
-    """An operation on images that is linear in them and in its weights.
+class _BilinearOp(NamedTuple):
+    """An operation that is linear in its images and linear in its weights.
 
     Attributes:
-      apply: (x, weights, *static) -> y.
-      pull_images: (x, weights, g, *static) -> the gradient in x under the cotangent g.
-      pull_weights: likewise in the weights.
+      apply: Function (x, weights, *static) -> y.
+      image_gradient: Function (x, weights, g, *static) -> gradient with respect to x, given the
+        gradient g with respect to y.
+      weight_gradient: Function of the same arguments -> gradient with respect to the weights.
     """
 
     apply: Callable[..., Array]
-    pull_images: Callable[..., Array]
-    pull_weights: Callable[..., Array]
+    image_gradient: Callable[..., Array]
+    weight_gradient: Callable[..., Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run(
-    linear: _Linear, static: tuple[int, ...], x: Array, weights: Array, learn: Array | None
+    op: _BilinearOp, static: tuple[int, ...], x: Array, weights: Array, wanted: Array | None
 ) -> Array:
-    del learn
-    return linear.apply(x, weights, *static)
+    """Applies an operation; the gradient of its weights is computed only if it is needed.
+
+    Args:
+      op: Operation to apply.
+      static: Further arguments of the operation, such as the stride.
+      x: Images, [c, h, w, b].
+      weights: Weights of the operation.
+      wanted: Scalar that says at run time whether the gradient of the weights is needed: if it is
+        0, that gradient is returned as zeros. None means that it is needed.
+    """
+    del wanted
+    return op.apply(x, weights, *static)
 
 
 def _run_backward(
-    linear: _Linear,
+    op: _BilinearOp,
     static: tuple[int, ...],
     residuals: tuple[Array, Array, Array | None],
     g: Array,
 ) -> tuple[Array, Array, None]:
-    x, weights, learn = residuals
-    dx, pull = linear.pull_images(x, weights, g, *static), linear.pull_weights
-    if learn is None:
-        return dx, pull(x, weights, g, *static), None
+    x, weights, wanted = residuals
+    dx = op.image_gradient(x, weights, g, *static)
+    if wanted is None:
+        return dx, op.weight_gradient(x, weights, g, *static), None
     d_weights = lax.cond(
-        learn > 0, lambda: pull(x, weights, g, *static), lambda: jnp.zeros_like(weights)
+        wanted > 0,
+        lambda: op.weight_gradient(x, weights, g, *static),
+        lambda: jnp.zeros_like(weights),
     )
     return dx, d_weights, None
 
 
 _run.defvjp(
-    lambda linear, static, x, weights, learn: (
-        linear.apply(x, weights, *static),
-        (x, weights, learn),
+    lambda op, static, x, weights, wanted: (
+        op.apply(x, weights, *static),
+        (x, weights, wanted),
     ),
     _run_backward,
 )
 
 
-def conv(x: Array, kernel: Array, stride: int, learn: Array | None = None) -> Array:
-    """Dense convolution as one matrix product: kernel [k, k, c, d]."""
-    return _run(_CONV, (stride,), x, kernel, learn)
+def conv(x: Array, kernel: Array, stride: int) -> Array:
+    """Computes a dense convolution as one matrix product.
+
+    Args:
+      x: Images, [c, h, w, b].
+      kernel: Filters, [k, k, c, channels of the result].
+      stride: Stride in both directions.
+    """
+    return _run(_CONV, (stride,), x, kernel, weight_gradients.wanted())
 
 
-def pointwise(x: Array, matrix: Array, learn: Array | None = None) -> Array:
-    """Convolution by a matrix [c, d] at every pixel."""
-    return _run(_POINTWISE, (), x, matrix, learn)
+def pointwise(x: Array, matrix: Array) -> Array:
+    """Computes a 1x1 convolution.
+
+    Args:
+      x: Images, [c, h, w, b].
+      matrix: Filters, [c, channels of the result].
+    """
+    return _run(_POINTWISE, (), x, matrix, weight_gradients.wanted())
 
 
-def depthwise(
-    x: Array, filters: Array, stride: int, dilation: int, learn: Array | None = None
-) -> Array:
-    """Depthwise convolution: filters [k, k, c]."""
-    return _run(_DEPTHWISE, (stride, dilation), x, filters, learn)
+def depthwise(x: Array, filters: Array, stride: int, dilation: int) -> Array:
+    """Computes a depthwise convolution.
+
+    Args:
+      x: Images, [c, h, w, b].
+      filters: One filter per channel, [k, k, c].
+      stride: Stride in both directions.
+      dilation: Distance between the taps of a filter, in pixels.
+    """
+    return _run(_DEPTHWISE, (stride, dilation), x, filters, weight_gradients.wanted())
 
 
-_POINTWISE = _Linear(
+_POINTWISE = _BilinearOp(
     lambda x, matrix: _images(matrix.T @ _rows(x), x),
     lambda x, matrix, g: _images(matrix @ _rows(g), x),
     lambda x, matrix, g: _rows(x) @ _rows(g).T,
@@ -93,102 +129,124 @@ _POINTWISE = _Linear(
 
 
 def _rows(x: Array) -> Array:
-    """[c, h, w, b] -> [c, pixels]."""
+    """Flattens images [c, h, w, b] to [c, pixels], where pixels is h * w * b."""
     return lax.reshape(x, (len(x), x.size // len(x)))
 
 
 def _images(rows: Array, like: Array) -> Array:
-    """[c, pixels] -> [c, h, w, b], all but c as another one's."""
+    """Restores [c, pixels] to [c, h, w, b], with the sizes of `like` except c."""
     return lax.reshape(rows, (len(rows), *like.shape[1:]))
 
 
-# The shifted images of a convolution are many times as large as its input: the gradient makes them
-# anew.
+# The shifted images of a convolution are many times larger than its input, so its gradient computes
+# them again instead of keeping them.
 
 
 def _conv(x: Array, kernel: Array, stride: int) -> Array:
-    patches, sides = _patches(x, len(kernel), stride)
+    patches, size = _patches(x, len(kernel), stride)
     y = kernel.reshape(len(patches), -1).T @ patches
-    return lax.reshape(y, (len(y), *sides, x.shape[3]))
+    return lax.reshape(y, (len(y), *size, x.shape[3]))
 
 
-def _conv_pull_images(x: Array, kernel: Array, g: Array, stride: int) -> Array:
+def _conv_image_gradient(x: Array, kernel: Array, g: Array, stride: int) -> Array:
     if stride != 1:
         return jax.vjp(lambda x: _conv(x, kernel, stride), x)[1](g)[0]
     size, _, inputs, outputs = kernel.shape
     flat, margin = _flatten(g, size // 2)
     pixels = flat.shape[1] - 2 * margin
-    # What each place of a window gets back; beyond the image it is 0, as g is there.
+    # The gradient of each tap. It is 0 outside the image, since g is padded with zeros.
     d_patches = kernel.reshape(-1, outputs) @ flat
     terms = []
-    for place, offset, inside in _places(x, size, 1, -1):
-        rows = lax.slice_in_dim(d_patches, place * inputs, (place + 1) * inputs)
-        terms.append(_where(inside, _cut(rows, margin + offset, pixels)))
-    return lax.reshape(_total(terms), x.shape)
+    for tap, offset, inside in _flat_offsets(x, size, 1, -1):
+        rows = lax.slice_in_dim(d_patches, tap * inputs, (tap + 1) * inputs)
+        terms.append(_zero_outside(inside, _slice_pixels(rows, margin + offset, pixels)))
+    return lax.reshape(_sum(terms), x.shape)
 
 
-def _conv_pull_weights(x: Array, kernel: Array, g: Array, stride: int) -> Array:
+def _conv_weight_gradient(x: Array, kernel: Array, g: Array, stride: int) -> Array:
     patches, _ = _patches(x, len(kernel), stride)
     return lax.reshape(patches @ _rows(g).T, kernel.shape)
 
 
-_CONV = _Linear(_conv, _conv_pull_images, _conv_pull_weights)
+_CONV = _BilinearOp(_conv, _conv_image_gradient, _conv_weight_gradient)
 
 
-def _patches(x: Array, size: int, stride: int) -> tuple[Array, Sides]:
-    """All shifted images that a window of a dense convolution sees: [k * k * c, pixels]."""
+def _patches(x: Array, size: int, stride: int) -> tuple[Array, Size]:
+    """Stacks the taps of a dense convolution, and returns them with the size of the output.
+
+    Args:
+      x: Images, [c, h, w, b].
+      size: Side k of the window.
+      stride: Stride in both directions.
+
+    Returns:
+      The taps, [k * k * c, pixels of the output], and height and width of the output.
+    """
     if stride == 1:
         padded, margin = _flatten(x, size // 2)
         pixels = padded.shape[1] - 2 * margin
         taps = [
-            _where(inside, _cut(padded, margin + offset, pixels))
-            for _, offset, inside in _places(x, size, 1)
+            _zero_outside(inside, _slice_pixels(padded, margin + offset, pixels))
+            for _, offset, inside in _flat_offsets(x, size, 1)
         ]
-        return jnp.concatenate(taps), _sides(x)
+        return jnp.concatenate(taps), _image_size(x)
     pad = size // 2
-    sides = _output_sides(x, pad, size, stride)
-    taps = [_rows(tap) for _, tap in _taps(_pad(x, pad), size, stride, 1, sides)]
-    return jnp.concatenate(taps), sides
+    output = _output_size(x, pad, size, stride)
+    taps = [_rows(image) for _, image in _taps(_pad(x, pad), size, stride, 1, output)]
+    return jnp.concatenate(taps), output
 
 
-def _flatten(x: Array, reach: int) -> tuple[Array, int]:
-    """All pixels of a channel on one axis, with a margin of zeros; and how wide the margin is.
+def _flatten(x: Array, distance: int) -> tuple[Array, int]:
+    """Puts all pixels of a channel on one axis, between two margins of zeros.
 
-    With shifts along several axes, the place of every pixel would have to be computed by division.
-    On one axis, a shift to the side runs into the next row: there it must count as 0.
+    A shift along several axes would need divisions to find each pixel. On one axis a shift is a
+    slice, but a shift to the side runs into the next row, where `_zero_outside` must clear it.
+
+    Args:
+      x: Images, [c, h, w, b].
+      distance: Distance in pixels of the farthest tap from the middle of the window.
+
+    Returns:
+      The padded pixels, [c, margin + h * w * b + margin], and the width of a margin.
     """
     channels, _, columns, batch = x.shape
-    margin = reach * (columns + 1) * batch
+    margin = distance * (columns + 1) * batch
     flat = lax.reshape(x, (channels, x.size // channels))
     return lax.pad(flat, jnp.zeros((), x.dtype), [(0, 0, 0), (margin, margin, 0)]), margin
 
 
-def _places(
+def _flat_offsets(
     x: Array, size: int, dilation: int, sign: int = 1
 ) -> Iterator[tuple[int, int, np.ndarray | None]]:
-    """For each place in a window: its number, its offset in flat pixels, and where it is inside.
+    """Yields the shift of each tap of a window along the axis of `_flatten`.
 
     Args:
-      x: [c, h, w, b].
-      size: of the window.
-      dilation: of the window.
-      sign: -1 to look from a pixel back at the windows that it is in.
+      x: Images, [c, h, w, b].
+      size: Side of the window.
+      dilation: Distance between taps, in pixels.
+      sign: 1 to go from a window to its pixels, -1 to go from a pixel to its windows.
+
+    Yields:
+      Number of the tap, offset in flat pixels, and a mask [pixels] of where it is inside its row
+      (None if it is inside everywhere).
     """
     _, rows, columns, batch = x.shape
     column = np.tile(np.repeat(np.arange(columns), batch), rows)
-    for place in range(size * size):
-        down, side = (sign * dilation * (i - size // 2) for i in divmod(place, size))
-        inside = (column + side >= 0) & (column + side < columns) if side else None
-        yield place, (down * columns + side) * batch, inside
+    for tap in range(size * size):
+        down, right = (sign * dilation * (i - size // 2) for i in divmod(tap, size))
+        inside = (column + right >= 0) & (column + right < columns) if right else None
+        yield tap, (down * columns + right) * batch, inside
 
 
-def _where(inside: np.ndarray | None, x: Array) -> Array:
+def _zero_outside(inside: np.ndarray | None, x: Array) -> Array:
+    """Sets flat pixels [c, pixels] to 0 outside the mask `inside` of `_flat_offsets`."""
     if inside is None:
         return x
     return lax.select(lax.broadcast_in_dim(inside, x.shape, (1,)), x, jnp.zeros_like(x))
 
 
-def _cut(flat: Array, start: int, pixels: int) -> Array:
+def _slice_pixels(flat: Array, start: int, pixels: int) -> Array:
+    """Takes a run of flat pixels of every channel."""
     return lax.slice_in_dim(flat, start, start + pixels, axis=1)
 
 
@@ -199,110 +257,138 @@ def _depthwise(x: Array, filters: Array, stride: int, dilation: int) -> Array:
 
 
 def _shifted_sum(x: Array, filters: Array, stride: int, dilation: int) -> Array:
-    """For a consumer that reads pixel by pixel."""
+    """Computes a depthwise convolution for a consumer that reads it pixel by pixel."""
     size = len(filters)
     pad = dilation * (size // 2)
-    sides = _output_sides(x, pad, 2 * pad + 1, stride)
-    taps = _taps(_pad(x, pad), size, stride, dilation, sides)
-    return _total(_times(tap, filters, *divmod(place, size)) for place, tap in taps)
+    output = _output_size(x, pad, 2 * pad + 1, stride)
+    taps = _taps(_pad(x, pad), size, stride, dilation, output)
+    return _sum(_scale_tap(image, filters, *divmod(tap, size)) for tap, image in taps)
 
 
 def _flat_sum(x: Array, filters: Array, dilation: int) -> Array:
-    """The same for a matrix product, which wants all pixels of a channel on one axis."""
-    size, (padded, margin) = len(filters), _flatten(x, max(_REACH, dilation * (len(filters) // 2)))
+    """Computes a depthwise convolution for a matrix product, which reads flat pixels."""
+    size = len(filters)
+    padded, margin = _flatten(x, max(_MIN_MARGIN, dilation * (size // 2)))
     pixels = padded.shape[1] - 2 * margin
-    sides: dict[int, list[Array]] = {}
+    columns: dict[int, list[Array]] = {}
     masks = {}
-    for place, offset, inside in _places(x, size, dilation):
-        tap = _cut(padded, margin + offset, pixels)
-        i, j = divmod(place, size)
-        sides.setdefault(j, []).append(_times(tap, filters, i, j))
-        masks[j] = inside  # a column of the window leaves the image as one
-    return lax.reshape(_total(_where(masks[j], _total(sides[j])) for j in sides), x.shape)
+    for tap, offset, inside in _flat_offsets(x, size, dilation):
+        image = _slice_pixels(padded, margin + offset, pixels)
+        i, j = divmod(tap, size)
+        columns.setdefault(j, []).append(_scale_tap(image, filters, i, j))
+        masks[j] = inside  # the taps of one column of the window leave the image together
+    return lax.reshape(_sum(_zero_outside(masks[j], _sum(columns[j])) for j in columns), x.shape)
 
 
-def _times(tap: Array, filters: Array, i: int, j: int) -> Array:
-    """A shifted image [c, ...] times its place's value of the filters [k, k, c]."""
+def _scale_tap(image: Array, filters: Array, i: int, j: int) -> Array:
+    """Multiplies the shifted image [c, ...] of tap (i, j) by its values in filters [k, k, c]."""
     channels = filters.shape[2]
     value = lax.reshape(lax.slice(filters, (i, j, 0), (i + 1, j + 1, channels)), (channels,))
-    return lax.mul(tap, lax.broadcast_in_dim(value, tap.shape, (0,)))
+    return lax.mul(image, lax.broadcast_in_dim(value, image.shape, (0,)))
 
 
-def _depthwise_pull_images(x: Array, filters: Array, g: Array, stride: int, dilation: int) -> Array:
-    return _shifted_sum(_spread(g, stride, _sides(x)), filters[::-1, ::-1], 1, dilation)
+def _depthwise_image_gradient(
+    x: Array, filters: Array, g: Array, stride: int, dilation: int
+) -> Array:
+    return _shifted_sum(_dilate(g, stride, _image_size(x)), filters[::-1, ::-1], 1, dilation)
 
 
-def _depthwise_pull_weights(
+def _depthwise_weight_gradient(
     x: Array, filters: Array, g: Array, stride: int, dilation: int
 ) -> Array:
     size = len(filters)
-    wide = jnp.promote_types(x.dtype, jnp.float32)  # in which sums are made
-    taps = _taps(_pad(x, dilation * (size // 2)), size, stride, dilation, _sides(g))
-    # One reduction with an output for every tap reads the data once.
-    products = [lax.mul(tap, g).astype(wide) for _, tap in taps]
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # the dtype of the sums
+    taps = _taps(_pad(x, dilation * (size // 2)), size, stride, dilation, _image_size(g))
+    # One reduction with an output for every tap reads the data only once.
+    products = [lax.mul(image, g).astype(wide) for _, image in taps]
     sums = lax.reduce(products, [np.zeros((), wide)] * len(products), _add_all, (1, 2, 3))
     return jnp.stack(sums).reshape(filters.shape).astype(filters.dtype)
 
 
-_DEPTHWISE = _Linear(_depthwise, _depthwise_pull_images, _depthwise_pull_weights)
+_DEPTHWISE = _BilinearOp(_depthwise, _depthwise_image_gradient, _depthwise_weight_gradient)
 
 
 def max_pool(x: Array, size: int, stride: int) -> Array:
-    """Maximum over size x size: over rows, then over columns; of equal ones the first."""
+    """Computes the maximum over windows, first along rows and then along columns.
+
+    Among equal values the first one gets the gradient, as in PyTorch.
+
+    Args:
+      x: Images, [c, h, w, b].
+      size: Side of the window.
+      stride: Stride in both directions.
+    """
     for axis in (2, 1):
         x = _line_max(x, axis, size, stride, x.shape[axis])
     return x
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _line_max(x: Array, axis: int, size: int, stride: int, side: int) -> Array:
-    return _line_max_forward(x, axis, size, stride, side)[0]
+def _line_max(x: Array, axis: int, size: int, stride: int, length: int) -> Array:
+    """Computes the maximum over windows along one axis.
+
+    Args:
+      x: Images, [c, h, w, b].
+      axis: Axis of the windows: 1 or 2.
+      size: Length of a window.
+      stride: Distance between windows.
+      length: Length of the axis, which the gradient needs to know.
+    """
+    return _line_max_forward(x, axis, size, stride, length)[0]
 
 
 def _line_max_forward(
-    x: Array, axis: int, size: int, stride: int, side: int
+    x: Array, axis: int, size: int, stride: int, length: int
 ) -> tuple[Array, Array]:
+    """Returns the maxima, and the position in its window that each came from."""
     pad = (size - 1) // 2
     padded = _pad_line(x, axis, pad, pad, 0, -np.inf)
-    last = (side + 2 * pad - size) // stride * stride
+    last = (length + 2 * pad - size) // stride * stride
     best, *others = (
-        lax.slice_in_dim(padded, place, place + last + 1, stride, axis) for place in range(size)
+        lax.slice_in_dim(padded, start, start + last + 1, stride, axis) for start in range(size)
     )
-    chosen = jnp.zeros(best.shape, x.dtype)  # a number of the same width, as vectors want it
-    for place, tap in enumerate(others, start=1):
-        better = tap > best
-        best, chosen = jnp.where(better, tap, best), jnp.where(better, place, chosen)
+    # Positions have the dtype of the values, so that both fill vectors of the same width.
+    chosen = jnp.zeros(best.shape, x.dtype)
+    for position, candidate in enumerate(others, start=1):
+        better = candidate > best
+        best, chosen = jnp.where(better, candidate, best), jnp.where(better, position, chosen)
     return best, chosen
 
 
 def _line_max_backward(
-    axis: int, size: int, stride: int, side: int, chosen: Array, g: Array
+    axis: int, size: int, stride: int, length: int, chosen: Array, g: Array
 ) -> tuple[Array]:
-    """Each input reads the outputs it went to, and takes the gradient of those that chose it."""
+    """Gives each input the gradient of those of its windows that chose it."""
     low = size - 1 - (size - 1) // 2
-    high = side + size - 1 - low - (g.shape[axis] - 1) * stride - 1
+    high = length + size - 1 - low - (g.shape[axis] - 1) * stride - 1
     outputs = _pad_line(g, axis, low, high, stride - 1, 0)
     choices = _pad_line(chosen, axis, low, high, stride - 1, -1)
     terms = []
-    for place in range(size):  # windows are read backwards
+    for start in range(size):  # from an input's last position in a window to its first
         value, choice = (
-            lax.slice_in_dim(whole, place, place + side, 1, axis) for whole in (outputs, choices)
+            lax.slice_in_dim(array, start, start + length, 1, axis) for array in (outputs, choices)
         )
-        terms.append(jnp.where(choice == size - 1 - place, value, 0))
-    return (_total(terms),)
+        terms.append(jnp.where(choice == size - 1 - start, value, 0))
+    return (_sum(terms),)
 
 
 _line_max.defvjp(_line_max_forward, _line_max_backward)
 
 
 def _pad_line(x: Array, axis: int, low: int, high: int, gap: int, fill: float) -> Array:
+    """Pads one axis at both ends, and puts `gap` values between neighbours."""
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (low, high, gap)
     return lax.pad(x, jnp.asarray(fill, x.dtype), config)
 
 
 def avg_pool(x: Array, stride: int) -> Array:
-    """Mean over 3x3; padding does not count."""
+    """Computes the mean over 3x3 windows; the padding does not count.
+
+    Args:
+      x: Images, [c, h, w, b].
+      stride: Stride in both directions.
+    """
     return _box_mean(x)[:, ::stride, ::stride]
 
 
@@ -311,7 +397,7 @@ def _box_mean(x: Array) -> Array:
     return _box_sum(x) / _window_counts(x)
 
 
-# The sum over a 3x3 box is its own transpose, so the gradient costs what the forward pass costs.
+# A sum over a 3x3 box is its own transpose, so the gradient costs as much as the forward pass.
 _box_mean.defvjp(
     lambda x: (_box_mean(x), None),
     lambda _, g: (_box_sum(g / _window_counts(g)),),
@@ -319,60 +405,71 @@ _box_mean.defvjp(
 
 
 def _box_sum(x: Array) -> Array:
+    """Sums 3x3 boxes, first vertically and then horizontally."""
     padded = _pad(x, 1)
-    rows, columns = _sides(x)
+    rows, columns = _image_size(x)
     down = padded[:, :rows] + padded[:, 1 : rows + 1] + padded[:, 2 : rows + 2]
     return down[:, :, :columns] + down[:, :, 1 : columns + 1] + down[:, :, 2 : columns + 2]
 
 
 def _window_counts(x: Array) -> Array:
-    """How many pixels of the image each 3x3 window covers: [1, h, w, 1]."""
+    """Counts the pixels of the image in each 3x3 window, [1, h, w, 1]."""
 
-    def inside(size: int) -> list[int]:
-        return [min(i + 1, size - 1) - max(i - 1, 0) + 1 for i in range(size)]
+    def counts(length: int) -> list[int]:
+        return [min(i + 1, length - 1) - max(i - 1, 0) + 1 for i in range(length)]
 
-    rows, columns = map(inside, _sides(x))
+    rows, columns = map(counts, _image_size(x))
     return jnp.asarray(np.outer(rows, columns)[None, :, :, None], x.dtype)
 
 
 def _taps(
-    padded: Array, size: int, stride: int, dilation: int, sides: Sides
+    padded: Array, size: int, stride: int, dilation: int, output: Size
 ) -> Iterator[tuple[int, Array]]:
-    """For each place in a window, numbered row by row, what all windows have there."""
-    rows, columns = ((side - 1) * stride + 1 for side in sides)
+    """Yields the number of each tap, and the shifted image that all windows see there.
+
+    Args:
+      padded: Padded images, [c, h, w, b].
+      size: Side of the window.
+      stride: Stride in both directions.
+      dilation: Distance between taps, in pixels.
+      output: Height and width of the result.
+    """
+    rows, columns = ((length - 1) * stride + 1 for length in output)
     channels, *_, batch = padded.shape
-    for place in range(size * size):
-        i, j = (dilation * offset for offset in divmod(place, size))
+    for tap in range(size * size):
+        i, j = (dilation * offset for offset in divmod(tap, size))
         start, end = (0, i, j, 0), (channels, i + rows, j + columns, batch)
-        yield place, lax.slice(padded, start, end, (1, stride, stride, 1))
+        yield tap, lax.slice(padded, start, end, (1, stride, stride, 1))
 
 
 def _pad(x: Array, pad: int) -> Array:
+    """Pads images with zeros on all four sides."""
     around = (pad, pad, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), around, around, (0, 0, 0)])
 
 
-def _spread(g: Array, stride: int, sides: Sides) -> Array:
-    """An output as large as the input it is of: zeros in the gaps of the stride."""
+def _dilate(g: Array, stride: int, size: Size) -> Array:
+    """Brings the output of a strided operation to the size of its input, with zeros between."""
     if stride == 1:
         return g
     gaps = [
-        (0, side - (own - 1) * stride - 1, stride - 1)
-        for side, own in zip(sides, _sides(g), strict=True)
+        (0, length - (strided - 1) * stride - 1, stride - 1)
+        for length, strided in zip(size, _image_size(g), strict=True)
     ]
     return lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *gaps, (0, 0, 0)])
 
 
-def _sides(x: Array) -> Sides:
+def _image_size(x: Array) -> Size:
     return x.shape[1], x.shape[2]
 
 
-def _output_sides(x: Array, pad: int, reach: int, stride: int) -> Sides:
-    rows, columns = ((side + 2 * pad - reach) // stride + 1 for side in _sides(x))
+def _output_size(x: Array, pad: int, extent: int, stride: int) -> Size:
+    """Returns the size of the output of windows that cover `extent` pixels in each direction."""
+    rows, columns = ((length + 2 * pad - extent) // stride + 1 for length in _image_size(x))
     return rows, columns
 
 
-def _total(terms: Iterable[Array]) -> Array:
+def _sum(terms: Iterable[Array]) -> Array:
     return functools.reduce(lax.add, terms)
 
 

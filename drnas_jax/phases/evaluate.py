@@ -1,6 +1,7 @@
-"""Evaluation: restore a checkpoint, and count what the network gets right on the test set."""
+"""The evaluation phase: restores a network and measures its accuracy on the test set."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,44 +11,92 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 from jax.sharding import Mesh
 
-from drnas_jax import data, spaces
-from drnas_jax.config import Config, freeze
-from drnas_jax.data import Dataset, Schedule, Stream, feed
+from drnas_jax import spaces, tables
+from drnas_jax.config import Config
+from drnas_jax.data import Batch, ImageDataset, Images, Loader, Schedule, preprocessing_of
 from drnas_jax.errors import UserError
 from drnas_jax.files import write_json
-from drnas_jax.genotype import Genotype, from_json, search_seconds, to_json
+from drnas_jax.genotype import Genotype, search_seconds, to_json
 from drnas_jax.nn import backend
-from drnas_jax.nn.counting import Counts, count_network
+from drnas_jax.nn.counting import count_network
 from drnas_jax.phases import loop
-from drnas_jax.tables import nasbench201
+from drnas_jax.phases.retrain.retraining import RetrainMetadata
+from drnas_jax.phases.setup import Run, open_run
+from drnas_jax.spaces import NetworkSpec
 from drnas_jax.training import devices, losses
-from drnas_jax.training.checkpoints import Checkpoints, Saved
-from drnas_jax.training.hosts import from_primary, is_primary
+from drnas_jax.training.checkpoints import CheckpointInfo, Checkpoints
+from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
-from drnas_jax.workdir import open_workdir
+from drnas_jax.training.programs import sum_program
+from drnas_jax.training.random_keys import module_streams
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateResult:
+    """The content of result.json.
+
+    Attributes:
+      genotype: Genotype of the network.
+      params: Number of parameters.
+      macs: Number of multiply-adds for one image.
+      search_seconds: Duration of the search in seconds, or None if the genotype does not come from
+        the search in this workdir.
+      retrain_seconds: Duration of the retraining in seconds.
+      test_accuracy: Accuracy on the test images, in 0..1.
+      test_top5: Top-5 accuracy on the test images, in 0..1.
+      table: Entry of the genotype in the table of true accuracies, or None if there is none.
+      seed: Seed of the run.
+    """
+
+    genotype: Genotype
+    params: int
+    macs: int
+    search_seconds: float | None
+    retrain_seconds: float
+    test_accuracy: float
+    test_top5: float
+    table: Mapping[str, Any] | None
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the JSON values of result.json."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["genotype"] = to_json(self.genotype)
+        if self.genotype.space == "nasbench201":
+            values["nasbench201"] = self.table
+        return values
 
 
 def evaluate(
     config: Config | Mapping[str, Any],
     workdir: str | os.PathLike[str],
+    dataset: Mapping[str, np.ndarray] | None = None,
     display: Display | None = None,
-) -> dict[str, Any]:
-    """Test accuracy of the network that was retrained here (or of `config.checkpoint`).
+) -> EvaluateResult:
+    """Evaluates the network that was retrained in this workdir, or the one in `config.checkpoint`.
 
-    Writes result.json and returns what it holds: accuracies in 0..1, times in seconds.
+    The result is also written to result.json.
 
     Args:
-      config: of the run, a Config or a ConfigDict.
-      workdir: its directory.
-      display: what a person sees; None: the default one on standard error.
+      config: Config of the run, a Config or a ConfigDict.
+      workdir: Directory of the run.
+      dataset: Arrays that replace the config's data set, see `drnas_jax.data.from_arrays`.
+      display: Messages and progress for the user; by default on standard error.
 
     Raises:
-      UserError: there is no checkpoint, retraining has not ended, or it does not fit the config.
+      UserError: There is no checkpoint, retraining has not ended, or the checkpoint does not fit
+        the config.
     """
-    config = freeze(config)
-    workdir = open_workdir(workdir, config)
+    return run_evaluate(open_run(config, workdir, dataset, display))
+
+
+def run_evaluate(run: Run) -> EvaluateResult:
+    """Runs the evaluation phase; see `evaluate`."""
+    config, workdir, dataset, mesh = run.config, run.workdir, run.dataset, run.mesh
+    table = tables.open_table(config)  # before the evaluation: the file may be damaged
     directory = (
         Path(config.checkpoint).expanduser()
         if config.checkpoint
@@ -58,58 +107,65 @@ def evaluate(
             f"there is no checkpoint to evaluate: {directory} does not exist; run the retrain "
             "phase first, or set --config.checkpoint=DIR"
         )
-    mesh = devices.make_mesh()
     devices.check_batch(config.retrain.batch_size, mesh, "retrain.batch_size")
-    dataset = data.load(config.data)
     with Checkpoints(directory, cleanup=False) as checkpoints:
         saved = _latest(checkpoints, directory, config, dataset)
-        genotype = from_json(saved.metadata["genotype"], str(directory))
-        network, counts = _network(saved.metadata, genotype, dataset, mesh, config.compute.kernels)
-        shape = dataset.shape
+        metadata = RetrainMetadata.from_json(saved.phase)
+        spec = _network_spec(metadata, dataset)
+        spaces.check_genotype(metadata.genotype, run.space)
+        run.space.check(spec)
+        chosen = backend.choose(config.compute.kernels, devices.platform(mesh))
+        network = run.space.network(spec, chosen)
         like = jax.eval_shape(
-            lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), False)
+            lambda: network.init(
+                jax.random.key(0), jnp.zeros((1, *dataset.shape), jnp.float32), False
+            )
         )
-        variables = checkpoints.load(saved, dict(like), mesh)
-    display = display or Display(quiet=not is_primary())
-    test = score(network, variables, dataset, config, mesh, display)
+        params = {"params": like["params"]}
+        variables = {name: tree for name, tree in like.items() if name != "params"}
+        loaded = checkpoints.load(saved, {**params, "variables": variables}, mesh)
+    counts = count_network(run.space.network(spec, backend.PLAIN), dataset.shape)
+    variables = {"params": loaded["params"], **loaded["variables"]}
+    test = score(network, variables, dataset, config, mesh, run.display)
     searched = workdir / "search" / "genotype.json"
-    own = not (config.genotype or config.checkpoint)
-    result = {
-        "genotype": to_json(genotype),
-        "params": counts.parameters,
-        "macs": counts.macs,
-        "search_seconds": from_primary(lambda: search_seconds(searched)) if own else None,
-        "retrain_seconds": round(saved.metadata["seconds"], 1),
-        "test_accuracy": test["accuracy"],
-        "test_top5": test["top5"],
-        "nasbench201": truth(config, genotype),
-        "seed": config.seed,
-    }
-    from_primary(lambda: write_json(workdir / "result.json", result))
-    _show(display, result, workdir / "result.json")
+    searched_here = not (config.genotype or config.checkpoint)
+    result = EvaluateResult(
+        genotype=metadata.genotype,
+        params=counts.parameters,
+        macs=counts.macs,
+        search_seconds=from_primary(lambda: search_seconds(searched)) if searched_here else None,
+        retrain_seconds=round(saved.progress.seconds, 1),
+        test_accuracy=test["accuracy"],
+        test_top5=test["top5"],
+        table=table.query(metadata.genotype) if table else None,
+        seed=config.seed,
+    )
+    from_primary(lambda: write_json(workdir / "result.json", result.to_json()))
+    _show(run.display, result, workdir / "result.json", table.title if table else "")
     return result
 
 
 def _latest(
-    checkpoints: Checkpoints, directory: Path, config: Config, dataset: Dataset | Stream
-) -> Saved:
-    """The checkpoint to evaluate: unless the config names it, of the end, and of these images."""
+    checkpoints: Checkpoints, directory: Path, config: Config, dataset: ImageDataset
+) -> CheckpointInfo:
+    """Returns the newest checkpoint; it must be final and of these images unless it was named."""
     saved = checkpoints.latest()
-    if saved is None or "genotype" not in saved.metadata:
+    if saved is None or "genotype" not in saved.phase:
         raise UserError(f"{directory} holds no checkpoint of retraining")
     if config.checkpoint:
         return saved
-    if saved.metadata["fingerprint"] != dataset.fingerprint:
+    if saved.progress.fingerprint != dataset.fingerprint:
         raise UserError(
-            f"data set {dataset.name} is not the one of the retraining (files came, went or "
-            "changed names, or data.dir is another), which may have trained on what would be "
-            f"tested: put it back, or evaluate all the same by --config.checkpoint={directory}"
+            f"data set {dataset.name} is not the one of the retraining (files were added, "
+            "removed or renamed, or data.dir has changed), so that test images may have been "
+            "trained on: restore the data, or evaluate it nevertheless with "
+            f"--config.checkpoint={directory}"
         )
-    done, epochs = saved.metadata["epochs_done"], config.retrain.epochs
+    done, epochs = saved.progress.epochs_done, config.retrain.epochs
     if done < epochs:
         raise UserError(
-            f"retraining has done {done} of {epochs} epochs: run it to its end, or name its "
-            f"checkpoints by --config.checkpoint={directory}"
+            f"retraining has done {done} of {epochs} epochs: run it to its end, or evaluate "
+            f"its newest checkpoint with --config.checkpoint={directory}"
         )
     return saved
 
@@ -117,76 +173,63 @@ def _latest(
 def score(
     network: nn.Module,
     variables: Any,
-    dataset: Dataset | Stream,
+    dataset: ImageDataset,
     config: Config,
     mesh: Mesh,
     display: Display,
 ) -> dict[str, float]:
-    """Loss, accuracy and top-5 of a network on the test images, each counted once."""
-    batches = feed.make_feed(dataset, 0, 0)
+    """Returns loss, accuracy and top-5 accuracy on the test images, each counted once.
+
+    Args:
+      network: Module of the final network.
+      variables: Parameters and other collections of the network.
+      dataset: Images and labels.
+      config: Config of the run.
+      mesh: Device mesh with the single axis `data`.
+      display: Messages for the user, such as about unreadable images.
+    """
+    preprocessing = preprocessing_of(dataset)
 
     def totals(
-        variables: Any, raw: feed.Images | None, batch: feed.Batch, weight: jax.Array
+        variables: Any, raw: Images | None, batch: Batch, weight: jax.Array
     ) -> losses.Totals:
-        images, labels = batches.plain(raw, batch)
-        logits, _ = cast(tuple[jax.Array, Any], network.apply(variables, images, False))
+        images, labels = preprocessing.normalise(raw, batch)
+        streams = module_streams(config.seed, "evaluate", 0, lax.axis_index(devices.AXIS))
+        logits = cast(jax.Array, network.apply(variables, images, False, rngs=streams))
         return losses.totals(logits, labels, weight)
 
-    program = feed.sum_program(totals, mesh)
+    program = sum_program(totals, mesh)
     schedule = Schedule(
         batch_size=config.retrain.batch_size,
         seed=config.seed,
         evaluated=np.arange(dataset.test_count, dtype=np.int32),
         split="test",
     )
-    with contextlib.closing(feed.Reader(dataset, schedule, mesh)) as reader:
-        scores = loop.evaluate(program, variables, reader.raw, reader.evaluation())
-        loop.report_skipped(reader, display)
+    with contextlib.closing(Loader(dataset, schedule, mesh)) as loader:
+        scores = loop.evaluate(program, variables, loader.raw, loader.evaluation())
+        loop.report_skipped(loader, display)
     return scores
 
 
-def truth(config: Config, genotype: Genotype) -> dict[str, Any] | None:
-    """What the NAS-Bench-201 table says of a genotype; None without a table, or elsewhere.
-
-    Raises:
-      UserError: the table that the config names cannot be read.
-    """
-    path = nasbench201.locate(config.nasbench201.table, config.data.dir)
-    if path is None or genotype.space != "nasbench201":
-        return None
-    return nasbench201.load(path).query(genotype)
-
-
-def _network(
-    metadata: Mapping[str, Any],
-    genotype: Genotype,
-    dataset: Dataset | Stream,
-    mesh: Mesh,
-    kernels_name: str,
-) -> tuple[nn.Module, Counts]:
-    """The network that a checkpoint is of, without an auxiliary head, and how large it is."""
-    space = spaces.find(genotype.space)
-    spaces.check_image(space, metadata["stem"], dataset.shape[:2])
-    classes = metadata["classes"]
-    if classes != dataset.num_classes:
+def _network_spec(metadata: RetrainMetadata, dataset: ImageDataset) -> NetworkSpec:
+    """Returns the spec of a checkpoint's network, without an auxiliary head."""
+    if metadata.classes != dataset.num_classes:
         raise UserError(
-            f"the checkpoint's network tells {classes} classes apart, and {dataset.name} has "
-            f"{dataset.num_classes}: set data.name to what it was trained on"
+            f"the checkpoint's network has {metadata.classes} classes, and {dataset.name} has "
+            f"{dataset.num_classes}: set data.name to the data set it was trained on"
         )
-
-    def build(chosen: backend.Kernels) -> nn.Module:
-        shape = (metadata["channels"], metadata["cells"], classes, metadata["stem"])
-        return space.network(genotype, *shape, False, chosen, None)
-
-    network = build(backend.choose(kernels_name, devices.platform(mesh)))
-    return network, count_network(build(backend.PLAIN), dataset.shape)
-
-
-def _show(display: Display, result: Mapping[str, Any], file: Path) -> None:
-    display.message(
-        f"test accuracy {100 * result['test_accuracy']:.2f} %, top-5 "
-        f"{100 * result['test_top5']:.2f} %, {result['params']:,} parameters, "
-        f"{result['macs']:,} multiply-adds ({file})"
+    return NetworkSpec(
+        metadata.genotype, metadata.channels, metadata.depth, metadata.classes, dataset.shape
     )
-    if result["nasbench201"]:
-        display.message(f"NAS-Bench-201, true accuracy in %: {result['nasbench201']}")
+
+
+def _show(display: Display, result: EvaluateResult, file: Path, table: str) -> None:
+    display.message(
+        f"test accuracy {100 * result.test_accuracy:.2f} %, top-5 "
+        f"{100 * result.test_top5:.2f} %, {result.params:,} parameters, "
+        f"{result.macs:,} multiply-adds ({file})"
+    )
+    if result.table:
+        display.message(f"{table}, true accuracy in %: {dict(result.table)}")
+    elif table:
+        display.message(f"{table} does not contain this genotype: its true accuracy is unknown")

@@ -1,197 +1,195 @@
-"""What the host does in a phase, for the search and for retraining alike."""
+"""What the host does in a phase: epochs, checkpoints, history, signals."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from drnas_jax.data.feed import Reader
+from drnas_jax.data import Loader
 from drnas_jax.errors import UserError
 from drnas_jax.files import append_history, rewind_history
 from drnas_jax.training import losses
-from drnas_jax.training.checkpoints import Checkpoints, Saved
+from drnas_jax.training.checkpoints import Checkpoints
 from drnas_jax.training.devices import platform, replicate
 from drnas_jax.training.hosts import Agreement, from_primary, total
 from drnas_jax.training.metrics import Display, TensorBoard
+from drnas_jax.training.progress import Progress, check_resume
 from drnas_jax.training.signals import Interrupt, Interrupted
 
 _REPORT_EVERY = 0.5  # seconds; reading a loss waits for the device
-
-
-class Progress(NamedTuple):
-    """What a phase has behind it: whole epochs, and seconds (earlier, killed runs included)."""
-
-    epochs_done: int
-    seconds: float
 
 
 class Phase(Protocol):
     """What differs between phases. States have `step` and `totals`.
 
     Attributes:
-      epochs: of the phase.
-      steps: in an epoch.
-      checkpoint_steps: a checkpoint after so many steps, besides those of each epoch; 0: none.
-      reader: of the batches.
-      mesh: the devices.
-      display: what a person sees.
+      epochs: Number of epochs of the phase.
+      steps: Number of steps of an epoch.
+      checkpoint_steps: Number of steps between the checkpoints within an epoch; 0 if there are
+        only those at its end.
+      loader: Batches on the devices.
+      mesh: Device mesh with the single axis `data`.
+      display: What the user sees.
     """
 
     epochs: int
     steps: int
     checkpoint_steps: int
-    reader: Reader
+    loader: Loader
     mesh: jax.sharding.Mesh
     display: Display
 
     @property
     def name(self) -> str:
-        """For a person; may tell the stage."""
+        """Name shown to the user, for example `search, stage 1/2`."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the phase has ended before its last epoch."""
 
     def start(self) -> Any:
-        """A fresh state on the devices."""
+        """Returns a fresh state on the devices."""
 
-    def restore(self, checkpoints: Checkpoints) -> tuple[Saved, Any] | None:
-        """The newest checkpoint that is whole, and its state; None if there is none.
+    def state_shapes(self, metadata: Mapping[str, Any]) -> Any:
+        """Returns the shapes of the state that a checkpoint with this metadata holds.
 
         Raises:
-          UserError: it is of something else than this phase.
+          UserError: The checkpoint does not belong to this phase.
         """
 
-    def begin_epoch(self, state: Any, epoch: int) -> tuple[Any, Callable[..., Any]]:
-        """The state for an epoch (from 0; a new stage changes it) and its compiled step."""
+    def resume(self, metadata: Mapping[str, Any]) -> None:
+        """Continues from a checkpoint with this metadata, whose state was restored."""
 
-    def end_epoch(self, state: Any, epoch: int, train: Mapping[str, float]) -> dict[str, Any]:
-        """The epoch's history line."""
+    def begin_epoch(self, state: Any, epoch: int) -> tuple[Any, Callable[..., Any]]:
+        """Returns the state for an epoch (from 0), which a new stage changes, and its step."""
+
+    def end_epoch(
+        self, state: Any, epoch: int, train: Mapping[str, float]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Returns the state with which the phase continues, and the epoch's history line."""
 
     def metadata(self) -> dict[str, Any]:
-        """What is static beside the state, in JSON values: a checkpoint carries it."""
+        """Returns what a checkpoint carries beside the state, as JSON values."""
 
 
 def run(phase: Phase, directory: Path) -> tuple[Any, Progress]:
-    """Runs a phase from its newest checkpoint, or from its start, to its end.
+    """Runs a phase to its end, from its newest checkpoint or from its start.
 
-    Writes a checkpoint after each epoch and where a signal asks for one. All processes run this
-    together; process 0 writes the files.
+    A checkpoint is written after each epoch, and when a signal asks the run to stop. All processes
+    run this together; process 0 writes the files.
 
     Args:
-      phase: what to run.
-      directory: of its checkpoints, history.jsonl and event files.
+      phase: The phase.
+      directory: Directory of its checkpoints, history.jsonl and event files.
 
     Returns:
-      The state at the end, and how far it is.
+      The final state and progress.
 
     Raises:
-      UserError: the training loss is not finite, or the checkpoint is of other data.
-      Interrupted: a signal came, to any process; a checkpoint was written first, if anything had
-        been done since the last one.
+      UserError: The training loss is not finite, or the checkpoint was made with other data.
+      Interrupted: A process received a signal. Unless nothing had been done since the last
+        checkpoint, another one was written first.
     """
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        restored = phase.restore(checkpoints)
+        restored = checkpoints.restore(phase.state_shapes, phase.mesh, phase.display.message)
         if restored is None:
-            return run_epochs(phase, phase.start(), Progress(0, 0.0), directory, checkpoints)
-        saved, state = restored
-        progress = resumed(saved.metadata, phase)
-        phase.display.message(f"{phase.name}: goes on after step {int(state.step)}")
+            state, progress = phase.start(), _progress(phase, 0, 0.0)
+        else:
+            checkpoint, state = restored
+            phase.resume(checkpoint.phase)
+            before = checkpoint.progress
+            progress = _progress(phase, before.epochs_done, before.seconds)
+            for message in check_resume(before, progress, phase.name):
+                phase.display.message(message)
+            phase.display.message(f"{phase.name}: resumed after step {int(state.step)}")
         return run_epochs(phase, state, progress, directory, checkpoints)
 
 
-def resumed(found: Mapping[str, Any], phase: Phase) -> Progress:
-    """The progress that a checkpoint's metadata tell of; says what is other than it was.
-
-    Raises:
-      UserError: the data are others.
-    """
-    images, steps = phase.reader.images, phase.steps
-    if (found["images"], found["steps"]) != (images, steps):
-        raise UserError(
-            f"{phase.name} was begun with {found['images']} training images, {found['steps']} "
-            f"steps an epoch, but the data have {images} now, {steps} steps: put back the images "
-            "that it was begun with, or take a new workdir"
-        )
-    if found["fingerprint"] != phase.reader.fingerprint:
-        raise UserError(
-            f"{phase.name} was begun with other images, though as many: files were renamed or "
-            "exchanged, or data.dir is another; put back those that it was begun with, or take a "
-            "new workdir"
-        )
-    if found["devices"] != phase.mesh.size:
-        phase.display.message(
-            f"begun on {found['devices']} devices, goes on with {phase.mesh.size}: the result may "
-            "differ in rounding, and in more where batch statistics or samples are per device"
-        )
-    if found["jax"] != jax.__version__:
-        phase.display.message(
-            f"begun with jax {found['jax']}, goes on with {jax.__version__}: the result may differ "
-            "in rounding"
-        )
-    return Progress(found["epochs_done"], found["seconds"])
+def _progress(phase: Phase, epochs_done: int, seconds: float) -> Progress:
+    """Returns the progress of a phase with the devices and data of this run."""
+    return Progress(
+        epochs_done=epochs_done,
+        seconds=seconds,
+        devices=phase.mesh.size,
+        jax=jax.__version__,
+        images=phase.loader.count,
+        fingerprint=phase.loader.fingerprint,
+        steps=phase.steps,
+    )
 
 
 def run_epochs(
     phase: Phase, state: Any, progress: Progress, directory: Path, checkpoints: Checkpoints
 ) -> tuple[Any, Progress]:
-    """The epochs that remain; see `run`.
+    """Runs the epochs that remain; see `run`.
 
     Args:
-      phase: what to run.
-      state: fresh or restored.
-      progress: what lies behind it.
-      directory: of history.jsonl and the event files.
-      checkpoints: of this phase.
+      phase: The phase.
+      state: Fresh or restored state.
+      progress: Progress that the state stands for.
+      directory: Directory of history.jsonl and the event files.
+      checkpoints: Checkpoints of this phase.
     """
-    phase.reader.go_on(int(state.step))
+    phase.loader.resume_after(int(state.step))
     with (
-        contextlib.closing(phase.reader),
+        contextlib.closing(phase.loader),
         Interrupt() as interrupt,
         _Files(directory, progress.epochs_done, int(state.step)) as files,
     ):
         work = _Work(phase, directory, checkpoints, progress.seconds, _Stop(interrupt, phase.mesh))
         if files.lost:
-            phase.display.message(f"{directory / 'history.jsonl'} lacks {files.lost} epochs' lines")
+            phase.display.message(
+                f"{directory / 'history.jsonl'} lacks the lines of {files.lost} finished epochs"
+            )
         for epoch in range(progress.epochs_done, phase.epochs):
-            with _ended_at_once(interrupt):
+            if phase.finished:
+                break
+            with _interruptible(interrupt):
                 state, program = phase.begin_epoch(state, epoch)
             state, rate = work.train(program, state, epoch)
             averages = work.averages(state, epoch)
             finished = int(state.step) == (epoch + 1) * phase.steps
             if finished:
                 phase.display.finish()
-                line = phase.end_epoch(state, epoch, averages)
+                state, line = phase.end_epoch(state, epoch, averages)
                 files.append(line | {"images_per_second": rate}, int(state.step))
-                report_skipped(phase.reader, phase.display)
+                report_skipped(phase.loader, phase.display)
                 state = state.replace(totals=replicate(losses.zero_totals(), phase.mesh))
             work.save(state, epoch + finished)
             if signum := work.stop.now():
                 raise Interrupted(signum)
-    return state, Progress(phase.epochs, work.seconds)
+    return state, _progress(phase, phase.epochs, work.seconds)
 
 
-def _ended_at_once(interrupt: Interrupt) -> contextlib.AbstractContextManager[None]:
-    """While a step is compiled there is nothing to save; but several processes end together."""
+def _interruptible(interrupt: Interrupt) -> contextlib.AbstractContextManager[None]:
+    """Lets a signal end the process at once: during compilation there is nothing to save.
+
+    Several processes must end together, so there the signal waits.
+    """
     return interrupt.suspended() if jax.process_count() == 1 else contextlib.nullcontext()
 
 
 class _Stop:
-    """Which signal ends the run, in all processes at the same step; 0: none."""
+    """The signal that ends the run, in all processes at the same step; 0 if there is none."""
 
     def __init__(self, interrupt: Interrupt, mesh: jax.sharding.Mesh):
         self._interrupt, self._agreement = interrupt, Agreement(mesh)
 
     def soon(self) -> int:
-        """Without waiting: of the signals until the step before."""
+        """Returns the signal of any process up to the step before, without waiting."""
         return self._agreement.before(self._interrupt.signum or 0)
 
     def now(self) -> int:
+        """Returns the signal of any process up to now."""
         return self._agreement.now(self._interrupt.signum or 0)
 
 
 class _Files:
-    """History and TensorBoard events, which process 0 writes."""
+    """The history and the TensorBoard events, which process 0 writes."""
 
     def __init__(self, directory: Path, epochs_done: int, step: int):
         self._history = directory / "history.jsonl"
@@ -201,7 +199,7 @@ class _Files:
             self._tensorboard = TensorBoard(directory, resume_step=step + 1)
             return epochs_done - rewind_history(self._history, epochs_done)
 
-        self.lost = from_primary(begin)  # lines of epochs that are done
+        self.lost = from_primary(begin)  # finished epochs without a line
 
     def __enter__(self) -> "_Files":
         return self
@@ -221,7 +219,7 @@ class _Files:
 
 
 class _Work:
-    """A phase at work in a directory, which took some seconds before."""
+    """The work of a phase in its directory; `seconds` is what earlier, killed runs took."""
 
     def __init__(
         self,
@@ -236,24 +234,20 @@ class _Work:
 
     @property
     def seconds(self) -> float:
-        """Of the phase so far."""
+        """Running time of the phase so far, in seconds."""
         return time.monotonic() - self._began
 
     def save(self, state: Any, epochs_done: int) -> None:
         """Writes a checkpoint."""
-        now = {
-            "epochs_done": epochs_done,
-            "seconds": self.seconds,
-            "devices": self._phase.mesh.size,
-            "jax": jax.__version__,
-            "images": self._phase.reader.images,
-            "fingerprint": self._phase.reader.fingerprint,
-            "steps": self._phase.steps,
-        }
-        self._checkpoints.save(int(state.step), state, {**now, **self._phase.metadata()})
+        progress = _progress(self._phase, epochs_done, self.seconds)
+        self._checkpoints.save(int(state.step), state, progress, self._phase.metadata())
 
     def averages(self, state: Any, epoch: int) -> dict[str, float]:
-        """Training loss and accuracy of the epoch so far; UserError if the loss is not finite."""
+        """Returns the training loss and accuracy of the epoch so far.
+
+        Raises:
+          UserError: The loss is not finite.
+        """
         averages = losses.averages(jax.device_get(state.totals))
         if not np.isfinite(averages["loss"]):
             raise UserError(
@@ -264,23 +258,27 @@ class _Work:
         return averages
 
     def train(self, program: Callable[..., Any], state: Any, epoch: int) -> tuple[Any, float]:
-        """The state after the epoch, or after a signal; and training images per second."""
+        """Trains to the end of the epoch or to a signal.
+
+        Returns:
+          The state, and the number of training images per second.
+        """
         phase, display = self._phase, self._phase.display
         title = f"{phase.name}, epoch {epoch + 1}/{phase.epochs}"
         display.start(title, phase.epochs * phase.steps, int(state.step))
         began = reported = time.monotonic()
         images = seen = 0
         done = int(state.step) - epoch * phase.steps
-        # Simulated devices of one CPU share its threads: with several steps in flight, the
-        # collectives of one can wait for threads that those of another hold, for ever.
+        # Simulated devices of one CPU share its threads. With several steps in flight the
+        # collectives of one step could wait forever for threads that those of another occupy.
         blocking = platform(phase.mesh) == "cpu"
 
         def report(rate: float) -> None:
             averages = losses.averages(jax.device_get(state.totals))
             display.update(int(state.step), averages["loss"], averages["accuracy"], rate)
 
-        for batches in phase.reader.training(epoch, done):
-            state = program(state, phase.reader.raw, *batches)
+        for batches in phase.loader.training(epoch, done):
+            state = program(state, phase.loader.raw, *batches)
             if blocking:
                 jax.block_until_ready(state)
             labels = jax.tree.leaves(batches[0])[-1]  # or example numbers: [steps, b]
@@ -302,22 +300,23 @@ class _Work:
 
 
 def _due(phase: Phase, epoch: int, done: int, steps: int) -> bool:
-    """Whether a checkpoint falls into the last few steps."""
+    """Returns whether a checkpoint was due within the last `steps` steps."""
     if not phase.checkpoint_steps:
         return False
     step = epoch * phase.steps + done
     return step // phase.checkpoint_steps > (step - steps) // phase.checkpoint_steps
 
 
-def report_skipped(reader: Reader, display: Display) -> None:
-    """Tells how many unreadable images were left out since the run was started, if any.
+def report_skipped(loader: Loader, display: Display) -> None:
+    """Reports how many unreadable images were left out since the run was started, if any.
 
-    Of a data set in memory every process knows all; of a streamed one it knows those it read.
+    Every process knows all of them for a data set in memory, but only those that it read itself
+    for a streamed one.
     """
-    found = len(reader.skipped)
-    skipped = found if reader.raw is not None else int(total(found))
+    here = len(loader.skipped)
+    skipped = here if loader.in_memory else int(total(here))
     if skipped:
-        example = f", for instance: {next(iter(reader.skipped))}" if found else ""
+        example = f", for instance: {next(iter(loader.skipped))}" if here else ""
         display.message(f"unreadable images left out so far: {skipped}{example}")
 
 
@@ -327,13 +326,13 @@ def evaluate(
     raw: Any,
     batches: Iterable[tuple[Any, jax.Array]],
 ) -> dict[str, float]:
-    """Loss, accuracy and top-5 over all examples of the batches, each counted once.
+    """Returns loss, accuracy and top-5 accuracy over all examples, each counted once.
 
     Args:
-      program: (state, raw, batch [b], weight [b]) -> totals.
-      state: its first argument.
-      raw: its second.
-      batches: with weights.
+      program: Compiled function (state, raw, batch [b], weight [b]) -> totals.
+      state: First argument of the program.
+      raw: Second argument of the program.
+      batches: Batches with their weights.
     """
     sums: dict[str, float] = dict.fromkeys(losses.zero_totals(), 0.0)
     for batch, weight in batches:

@@ -1,1 +1,1 @@
-"""One self-contained page about a run: `python -m drnas_jax.report.page DIR [DIR ...]`."""
+"""The report: one self-contained page about a run, made by `python -m drnas_jax.report DIR`."""

@@ -1,29 +1,35 @@
-"""How widely a search looks around, epoch by epoch: cells drawn from its mixing distribution.
+"""The range of cells that a search considers, epoch by epoch.
 
-The DrNAS paper shows that the range of their true accuracies is wide at first, and narrows around
-the accuracy of the distribution's mean.
+After each epoch, cells are drawn from the mixing distribution and looked up in a table of true
+accuracies. In the DrNAS paper this range is wide at first, and narrows around the accuracy of the
+distribution's mean.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from drnas_jax.distributions.base import draw_genotype
 from drnas_jax.genotype import Genotype
-from drnas_jax.phases.search.cells import draw_cell
-from drnas_jax.spaces import Space
-from drnas_jax.spaces.base import Operations
+from drnas_jax.phases.search.stages import resized_spec
+from drnas_jax.report.history import Epoch
+from drnas_jax.spaces import Space, SupernetSpec
+
+SAMPLES = 100
 
 
 class Explored(NamedTuple):
-    """What the distribution held after an epoch; accuracies in percent.
+    """True accuracies, in percent, of the cells that were drawn after one epoch.
 
     Attributes:
-      stage, epoch: from 1.
-      mean: of the cell at the distribution's mean, which the search would have ended with.
-      low, high: the least and the largest of the cells drawn.
-      quartiles: of these, the first, second and third.
-      cells: how many of these differ.
+      stage: Number of the stage, from 1.
+      epoch: Number of the epoch, from 1.
+      mean: Accuracy of the cell that the distribution's mean gives.
+      low: Smallest accuracy of the drawn cells.
+      high: Largest accuracy of the drawn cells.
+      quartiles: First, second and third quartile of the drawn cells.
+      distinct: Number of different cells among the drawn ones.
     """
 
     stage: int
@@ -32,71 +38,67 @@ class Explored(NamedTuple):
     low: float
     high: float
     quartiles: tuple[float, float, float]
-    cells: int
+    distinct: int
 
 
 def explore(
-    history: Iterable[Mapping[str, Any]],
+    history: Iterable[Epoch],
     space: Space,
     draw_edge: Callable[[np.ndarray, np.random.Generator], np.ndarray],
-    accuracy: Callable[[Genotype], float],
-    samples: int = 100,
+    accuracy: Callable[[Genotype], float | None],
+    samples: int = SAMPLES,
     seed: int = 0,
 ) -> list[Explored]:
-    """Draws cells after every epoch and judges them.
+    """Draws cells after every epoch and looks up their true accuracies.
 
     Args:
-      history: the lines of search/history.jsonl.
-      space: of the search.
-      draw_edge: of its mixing distribution, see MixingDistribution.draw.
-      accuracy: of a cell, in percent.
-      samples: cells to draw.
-      seed: of the draws.
+      history: Epochs of a search; those without scores are skipped.
+      space: Search space.
+      draw_edge: `draw` of the mixing distribution.
+      accuracy: Function from a cell to its true accuracy in percent, or None if it is unknown.
+      samples: Number of cells to draw after each epoch.
+      seed: Seed of the draws.
+
+    Returns:
+      One entry for each epoch all of whose cells have a known accuracy.
     """
-    found = []
+    explored = []
     for line in history:
-        rng = np.random.default_rng([seed, line["epoch"]])
-        rows_of = {
-            name: concentration_array(edges) for name, edges in line["concentration"].items()
-        }
-        operations = _kept_operations(space, rows_of)
-        packed = {name: [row[~np.isnan(row)] for row in rows] for name, rows in rows_of.items()}
-        mean = space.derive(
-            {name: np.stack([row / row.sum() for row in rows]) for name, rows in packed.items()},
-            operations,
-        )
-        cells = [draw_cell(space, operations, packed, draw_edge, rng) for _ in range(samples)]
-        values = np.array([accuracy(cell) for cell in cells])
-        first, second, third = np.percentile(values, [25, 50, 75])
-        found.append(
+        if not line.scores:
+            continue
+        rng = np.random.default_rng([seed, line.epoch])
+        mean, *drawn = _genotypes(line.scores, space, draw_edge, rng, samples)
+        mean_accuracy = accuracy(mean)
+        known = [value for cell in drawn if (value := accuracy(cell)) is not None]
+        if mean_accuracy is None or len(known) < samples:
+            continue
+        first, second, third = np.percentile(known, [25, 50, 75])
+        explored.append(
             Explored(
-                stage=line["stage"],
-                epoch=line["epoch"],
-                mean=accuracy(mean),
-                low=float(values.min()),
-                high=float(values.max()),
+                stage=line.stage,
+                epoch=line.epoch,
+                mean=mean_accuracy,
+                low=min(known),
+                high=max(known),
                 quartiles=(float(first), float(second), float(third)),
-                cells=len(set(cells)),
+                distinct=len(set(drawn)),
             )
         )
-    return found
+    return explored
 
 
-def concentration_array(edges: Sequence[Sequence[float | None]]) -> np.ndarray:
-    """The concentrations of a history's line [e, o], nan where an operation is pruned."""
-    return np.array([[np.nan if v is None else v for v in row] for row in edges], np.float64)
-
-
-def _kept_operations(space: Space, rows_of: Mapping[str, np.ndarray]) -> dict[str, Operations]:
-    """The primitives of each edge that have a concentration, by cell type."""
-    return {
-        cell_type: tuple(
-            tuple(
-                name
-                for name, value in zip(space.PRIMITIVES, row, strict=True)
-                if not np.isnan(value)
-            )
-            for row in rows
-        )
-        for cell_type, rows in rows_of.items()
-    }
+def _genotypes(
+    scores: Mapping[str, np.ndarray],
+    space: Space,
+    draw_edge: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    rng: np.random.Generator,
+    samples: int,
+) -> list[Genotype]:
+    """Returns the genotype of the mean, and after it those that are drawn."""
+    columns = {name: [np.flatnonzero(~np.isnan(row)) for row in s] for name, s in scores.items()}
+    spec = SupernetSpec(tuple(space.cells.items()), 1, 1, 1, (1, 1, 1))
+    spec = resized_spec(spec, columns, partial_channels=1)
+    kept = {name: [row[~np.isnan(row)] for row in rows] for name, rows in scores.items()}
+    mean = draw_genotype(space, spec, kept, lambda row, _: row / row.sum(), rng)
+    drawn = (draw_genotype(space, spec, kept, draw_edge, rng) for _ in range(samples))
+    return [mean, *drawn]

@@ -1,18 +1,126 @@
-"""A run's history as interactive figures."""
+"""Interactive figures of a run's history."""
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from drnas_jax.report.exploration import Explored, concentration_array
+from drnas_jax.report.exploration import Explored
+from drnas_jax.report.history import Edges, Epoch
 
-History = Sequence[Mapping[str, Any]]
-
-_LINES = ("#1f6fb4", "#d1642c")
+_COLOURS = ("#1f6fb4", "#d1642c")
 _BAND = "rgba(31, 111, 180, 0.15)"
+
+
+def curves(history: Sequence[Epoch]) -> go.Figure:
+    """Draws the accuracies on training and validation images, in percent, over the epochs."""
+    figure = _figure(360, "epoch", "accuracy, %")
+    for colour, (name, field) in enumerate(
+        (("train", "train_accuracy"), ("validation", "valid_accuracy"))
+    ):
+        percents = {epoch: 100 * value for epoch, value in _values(history, field).items()}
+        if percents:
+            figure.add_trace(_line(name, percents, colour))
+    _mark_stages(figure, history)
+    return figure
+
+
+def entropy(history: Sequence[Epoch]) -> go.Figure:
+    """Draws the entropy of the mean mixing weights, in nats, over the epochs."""
+    figure = _figure(300, "epoch", "entropy, nats")
+    if values := _values(history, "entropy"):
+        figure.add_trace(_line("entropy", values, 0))
+    figure.update_yaxes(rangemode="tozero")
+    _mark_stages(figure, history)
+    return figure
+
+
+def compare(lines: Mapping[str, Mapping[int, float]], yaxis: str) -> go.Figure:
+    """Draws one line for each run.
+
+    Args:
+      lines: Values by epoch, for each name of a run.
+      yaxis: Title of the vertical axis.
+    """
+    figure = _figure(360, "epoch", yaxis)
+    for name, values in lines.items():
+        figure.add_trace(_line(name, values))
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def exploration(explored: Sequence[Explored]) -> go.Figure:
+    """Draws the range and quartiles of the cells drawn after each epoch, and the mean's cell."""
+    figure = _figure(380, "epoch", "true accuracy, %")
+    epochs = [epoch.epoch for epoch in explored]
+    bands = (
+        ("range", [epoch.low for epoch in explored], [epoch.high for epoch in explored]),
+        (
+            "middle half",
+            [epoch.quartiles[0] for epoch in explored],
+            [epoch.quartiles[2] for epoch in explored],
+        ),
+    )
+    for name, low, high in bands:
+        edge = dict(x=epochs, mode="lines", line=dict(width=0), hoverinfo="skip")
+        figure.add_trace(go.Scatter(y=low, showlegend=False, **edge))
+        figure.add_trace(go.Scatter(y=high, name=name, fill="tonexty", fillcolor=_BAND, **edge))
+    figure.add_trace(_line("median", {epoch.epoch: epoch.quartiles[1] for epoch in explored}, 0))
+    figure.add_trace(_line("cell of the mean", {epoch.epoch: epoch.mean for epoch in explored}, 1))
+    _mark_stages(figure, explored)
+    return figure
+
+
+def mixing_weights(history: Sequence[Epoch], cell_type: str, edges: Edges) -> go.Figure:
+    """Draws the mean mixing weights of a cell type as a heat map with a slider over the epochs.
+
+    A row is an edge, and a column is a primitive of any edge; it is blank for an edge that lacks
+    the primitive.
+
+    Args:
+      history: Epochs of a search, all with scores.
+      cell_type: Name of the cell type.
+      edges: Edges of this cell type.
+    """
+    columns = list(dict.fromkeys(itertools.chain(*edges.primitives)))
+    scores = [_by_column(line.scores[cell_type], edges, columns) for line in history]
+    means = [rows / np.nansum(rows, axis=1, keepdims=True) for rows in scores]
+    frames = [
+        go.Frame(
+            name=str(line.epoch),
+            data=go.Heatmap(
+                z=mean,
+                x=columns,
+                y=_distinct(edges.names),
+                customdata=rows,
+                zmin=0,
+                zmax=np.nanmax(means),
+                colorscale="Blues",
+                colorbar=dict(title="weight", thickness=12),
+                hoverongaps=False,
+                hovertemplate=(
+                    "%{y} %{x}<br>mean weight %{z:.3f}<br>score %{customdata:.3f}<extra></extra>"
+                ),
+            ),
+        )
+        for line, rows, mean in zip(history, scores, means, strict=True)
+    ]
+    figure = _figure(140 + 26 * len(edges.names), "", "")
+    figure.add_trace(frames[-1].data[0])
+    figure.frames = frames
+    now = dict(mode="immediate", frame=dict(duration=0, redraw=True), transition=dict(duration=0))
+    steps = [dict(method="animate", label=frame.name, args=[[frame.name], now]) for frame in frames]
+    slider = dict(
+        active=len(steps) - 1, steps=steps, currentvalue=dict(prefix="epoch "), pad=dict(t=60)
+    )
+    figure.update_layout(
+        sliders=[slider],
+        yaxis=dict(autorange="reversed", type="category"),
+        xaxis=dict(type="category"),
+    )
+    return figure
 
 
 def _figure(height: int, xaxis: str, yaxis: str) -> go.Figure:
@@ -29,121 +137,40 @@ def _figure(height: int, xaxis: str, yaxis: str) -> go.Figure:
     return figure
 
 
-def _line(name: str, x: Sequence[int], y: Sequence[float], colour: int | None = None) -> go.Scatter:
-    """In one of our two colours, or (None) in the next of plotly's."""
-    mode = "lines+markers" if len(x) < 30 else "lines"
-    style = {} if colour is None else dict(color=_LINES[colour])
-    return go.Scatter(x=x, y=y, name=name, mode=mode, line=style)
+def _line(name: str, values: Mapping[int, float], colour: int | None = None) -> go.Scatter:
+    """Returns a line through values by epoch, in one of `_COLOURS` or in plotly's next colour."""
+    mode = "lines+markers" if len(values) < 30 else "lines"
+    style = {} if colour is None else dict(color=_COLOURS[colour])
+    return go.Scatter(x=list(values), y=list(values.values()), name=name, mode=mode, line=style)
 
 
-def _mark_stages(figure: go.Figure, history: History) -> None:
-    """A vertical line where a stage begins, after the first."""
+def _values(history: Sequence[Epoch], field: str) -> dict[int, float]:
+    """Returns the values of a field by epoch, without the epochs that lack it."""
+    values = {line.epoch: getattr(line, field) for line in history}
+    return {epoch: value for epoch, value in values.items() if value is not None}
+
+
+def _mark_stages(figure: go.Figure, history: Sequence[Epoch | Explored]) -> None:
+    """Adds a vertical line at the beginning of each stage but the first."""
     for before, line in itertools.pairwise(history):
-        if line.get("stage") != before.get("stage"):
-            place = (before["epoch"] + line["epoch"]) / 2
-            text = f"stage {line['stage']}"
-            figure.add_vline(place, line_dash="dot", line_color="gray", annotation_text=text)
+        if line.stage != before.stage:
+            x, text = (before.epoch + line.epoch) / 2, f"stage {line.stage}"
+            figure.add_vline(x, line_dash="dot", line_color="gray", annotation_text=text)
 
 
-def curves(history: History) -> go.Figure:
-    """Accuracy of every epoch in percent: on training images, and on those held out, if any."""
-    figure = _figure(360, "epoch", "accuracy, %")
-    epochs = [line["epoch"] for line in history]
-    for colour, (name, key) in enumerate((("train", "train"), ("validation", "valid"))):
-        if f"{key}_accuracy" in history[0]:
-            values = [100 * line[f"{key}_accuracy"] for line in history]
-            figure.add_trace(_line(name, epochs, values, colour))
-    _mark_stages(figure, history)
-    return figure
+def _by_column(scores: np.ndarray, edges: Edges, columns: Sequence[str]) -> np.ndarray:
+    """Returns scores [e, o] in the order of the columns, nan for an edge without the primitive."""
+    rows = np.full((len(scores), len(columns)), np.nan)
+    for edge, names in enumerate(edges.primitives):
+        rows[edge, [columns.index(name) for name in names]] = scores[edge, : len(names)]
+    return rows
 
 
-def entropy(history: History) -> go.Figure:
-    """Of the mean mixing weights, averaged over edges, in nats."""
-    figure = _figure(300, "epoch", "entropy, nats")
-    epochs = [line["epoch"] for line in history]
-    figure.add_trace(_line("entropy", epochs, [line["entropy"] for line in history], 0))
-    figure.update_yaxes(rangemode="tozero")
-    _mark_stages(figure, history)
-    return figure
-
-
-def compare(lines: Mapping[str, Mapping[int, float]], yaxis: str) -> go.Figure:
-    """A line a run.
-
-    Args:
-      lines: name of a run -> epoch -> value.
-      yaxis: what the values are.
-    """
-    figure = _figure(360, "epoch", yaxis)
-    for name, values in lines.items():
-        figure.add_trace(_line(name, list(values), list(values.values())))
-    figure.update_layout(showlegend=True)
-    return figure
-
-
-def exploration(found: Sequence[Explored]) -> go.Figure:
-    """The range of the cells drawn after each epoch, quartiles and median, and the mean's cell."""
-    figure = _figure(380, "epoch", "true accuracy, %")
-    epochs = [one.epoch for one in found]
-    bounds = (
-        ("range", [one.low for one in found], [one.high for one in found]),
-        ("middle half", [one.quartiles[0] for one in found], [one.quartiles[2] for one in found]),
-    )
-    for name, low, high in bounds:
-        edge = dict(x=epochs, mode="lines", line=dict(width=0), hoverinfo="skip")
-        figure.add_trace(go.Scatter(y=low, showlegend=False, **edge))
-        figure.add_trace(go.Scatter(y=high, name=name, fill="tonexty", fillcolor=_BAND, **edge))
-    figure.add_trace(_line("median", epochs, [one.quartiles[1] for one in found], 0))
-    figure.add_trace(_line("cell of the mean", epochs, [one.mean for one in found], 1))
-    _mark_stages(figure, [one._asdict() for one in found])
-    return figure
-
-
-def concentrations(
-    history: History, cell_type: str, edges: Sequence[str], primitives: Sequence[str]
-) -> go.Figure:
-    """Mean mixing weights of a cell type's edges as a heat map, with a slider over the epochs.
-
-    Args:
-      history: the lines of search/history.jsonl.
-      cell_type: whose edges.
-      edges: names of its edges.
-      primitives: names of the operations.
-    """
-    all_rows = [concentration_array(line["concentration"][cell_type]) for line in history]
-    means = [rows / np.nansum(rows, axis=1, keepdims=True) for rows in all_rows]
-    frames = [
-        go.Frame(
-            name=str(line["epoch"]),
-            data=go.Heatmap(
-                z=mean,
-                x=list(primitives),
-                y=list(edges),
-                customdata=rows,
-                zmin=0,
-                zmax=np.nanmax(means),
-                colorscale="Blues",
-                colorbar=dict(title="weight", thickness=12),
-                hoverongaps=False,
-                hovertemplate=(
-                    "%{y} %{x}<br>mean weight %{z:.3f}<br>"
-                    "concentration %{customdata:.3f}<extra></extra>"
-                ),
-            ),
-        )
-        for line, rows, mean in zip(history, all_rows, means, strict=True)
-    ]
-    figure = _figure(140 + 26 * len(edges), "", "")
-    figure.add_trace(frames[-1].data[0])
-    figure.frames = frames
-    now = dict(mode="immediate", frame=dict(duration=0, redraw=True), transition=dict(duration=0))
-    steps = [dict(method="animate", label=frame.name, args=[[frame.name], now]) for frame in frames]
-    slider = dict(
-        active=len(steps) - 1, steps=steps, currentvalue=dict(prefix="epoch "), pad=dict(t=60)
-    )
-    figure.update_layout(
-        sliders=[slider],
-        yaxis=dict(autorange="reversed", type="category"),
-        xaxis=dict(type="category"),
-    )
-    return figure
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Numbers repeated names, since plotly draws rows of the same name over each other."""
+    counts, seen = Counter(names), Counter[str]()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        distinct.append(f"{name} ({seen[name]})" if counts[name] > 1 else name)
+    return distinct

@@ -1,6 +1,6 @@
-"""One page about a run, readable without a network: `python -m drnas_jax.report DIR [DIR ...]`.
+"""The page about a run, readable without a network: `python -m drnas_jax.report DIR [DIR ...]`.
 
-It is written to DIR/report.html from what lies in DIR; further workdirs are compared with it.
+The page is written to DIR/report.html from the files in DIR. Further workdirs are compared with it.
 """
 
 import html
@@ -8,23 +8,20 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from drnas_jax import spaces
 from drnas_jax.config import differences
 from drnas_jax.errors import UserError
 from drnas_jax.files import write_text
-from drnas_jax.genotype import from_cells
 from drnas_jax.picture import to_svg
 from drnas_jax.report import figures
+from drnas_jax.report.exploration import SAMPLES
 from drnas_jax.report.ranking import agreement
 from drnas_jax.report.runs import Run, of_each_seed, read_run
-from drnas_jax.tables.nasbench201 import DATASETS
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 0 auto;
@@ -40,51 +37,41 @@ svg { max-width: 100%; height: auto; }
 def write_report(
     workdirs: Sequence[str | os.PathLike[str]], file: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Writes a page about the first workdir, compared with the others.
+    """Writes a page about the first workdir and compares it with the others.
 
     Args:
-      workdirs: one or more; one of several seeds stands for those of its seeds.
-      file: where to; None: report.html in the first.
+      workdirs: One or more workdirs. The workdir of several seeds stands for those of its seeds.
+      file: Path of the page; by default report.html in the first workdir.
 
     Returns:
-      The file.
+      Path of the page.
 
     Raises:
-      UserError: one of them is no workdir, or damaged.
+      UserError: One of the paths is not a workdir, or a file in it is damaged.
     """
     page = Path(file or Path(workdirs[0]) / "report.html").absolute()
-    try:
-        paths = [path for given in workdirs for path in of_each_seed(Path(given).absolute())]
-        root = os.path.commonpath([path.parent for path in paths])
-        text = render([read_run(path, os.path.relpath(path, root)) for path in paths])
-    except UserError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        given = ", ".join(map(str, workdirs))
-        raise UserError(
-            f"no report on {given}: what lies there is damaged or of another version ({error!r}); "
-            "report on other workdirs, or run the search again"
-        ) from error
-    write_text(page, text)
+    paths = [path for given in workdirs for path in of_each_seed(Path(given).absolute())]
+    root = os.path.commonpath([path.parent for path in paths])
+    write_text(page, render([read_run(path, os.path.relpath(path, root)) for path in paths]))
     return page
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page about the first run, compared with the others."""
+    """Returns the page about the first run, compared with the others, as HTML."""
     run = runs[0]
     sections = [
         _summary(run),
-        _cells(run),
+        _genotype(run),
         _search(run),
         _exploration(run),
-        _concentrations(run),
+        _mixing_weights(run),
         _curvature(runs),
         _agreement(runs),
         _retraining(run),
         _comparison(runs) if len(runs) > 1 else "",
         _settings(run),
     ]
-    title = html.escape(f"{run.config['space']} on {run.config['data']['name']}")
+    title = html.escape(f"{run.config.space} on {run.config.data.name}")
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -120,64 +107,74 @@ def _percent(share: float) -> str:
 
 
 def _summary(run: Run) -> str:
-    config, rows = run.config, []
-    rows.append(("mixing distribution", config["arch"]["name"]))
-    rows.append(("data", config["data"]["name"]))
-    rows.append(("seed", str(config["seed"])))
+    config = run.config
+    rows = [
+        ("mixing distribution", config.arch.name),
+        ("data", config.data.name),
+        ("seed", str(config.seed)),
+    ]
     if run.search:
-        done, planned = run.search[-1]["epoch"], sum(config["search"]["epochs"])
-        rows.append(("search", f"{done} of {planned} epochs"))
+        rows.append(("search", f"{run.search[-1].epoch} of {sum(config.search.epochs)} epochs"))
     if result := run.result:
-        rows.append(("test accuracy", _percent(result["test_accuracy"])))
-        rows.append(("test top-5", _percent(result["test_top5"])))
-        rows.append(("parameters", f"{result['params']:,}"))
-        rows.append(("multiply-adds", f"{result['macs']:,}"))
-        for phase in ("search", "retrain"):
-            if (seconds := result[f"{phase}_seconds"]) is not None:
+        rows.append(("test accuracy", _percent(result.test_accuracy)))
+        rows.append(("test top-5", _percent(result.test_top5)))
+        rows.append(("parameters", f"{result.params:,}"))
+        rows.append(("multiply-adds", f"{result.macs:,}"))
+        for phase, seconds in result.seconds.items():
+            if seconds is not None:
                 rows.append((f"{phase}, seconds", f"{seconds:,.0f}"))
-    if run.table and (truth := run.truth()):
-        for name in DATASETS:
-            if "test_200" in truth[name]:
-                rows.append((f"true test accuracy, {name}", f"{truth[name]['test_200']:.2f} %"))
-        rows.append(("rank among all cells", f"{truth['rank']:,} of {len(run.table.rows):,}"))
-    return _section("What was found", _table((), rows))
+    for dataset, accuracy in run.accuracies(run.genotype).items():
+        rows.append((f"true test accuracy, {dataset}", f"{accuracy:.2f} %"))
+    if run.table and run.genotype and (rank := run.table.rank(run.genotype)):
+        rows.append((f"rank in {run.table.title}", f"{rank[0]:,} of {rank[1]:,}"))
+    return _section("Result", _table((), rows))
 
 
-def _cells(run: Run) -> str:
+def _genotype(run: Run) -> str:
     if run.genotype is None:
         return ""
-    words = spaces.find(run.genotype.space).describe(run.genotype)
     svg = to_svg(run.genotype)
-    return _section(
-        "The cell", svg[svg.index("<svg") :], f"<p><code>{html.escape(words)}</code></p>"
-    )
+    text = f"<p><code>{html.escape(run.describe())}</code></p>"
+    return _section("Genotype", svg[svg.index("<svg") :], text)
 
 
 def _search(run: Run) -> str:
     if not run.search:
-        return _section("Search", _text("No epoch of a search lies here."))
-    plots = (_plot(figures.curves(run.search)), _plot(figures.entropy(run.search)))
-    return _section("Search", *plots)
+        return _section("Search", _text("This workdir has no epoch of a search."))
+    plots = (figures.curves(run.search), figures.entropy(run.search))
+    return _section("Search", *(_plot(figure) for figure in plots if figure.data))
 
 
 def _exploration(run: Run) -> str:
-    if run.table is None or not run.search:
+    explored = run.explored()
+    if not explored:
         return ""
     words = (
-        "True CIFAR-10 test accuracies after 200 epochs, by NAS-Bench-201, of 100 cells drawn from "
-        "the mixing distribution after each epoch."
+        f"{_true_accuracies([run])} of {SAMPLES} genotypes drawn from the mixing distribution "
+        "after each epoch."
     )
-    return _section("Exploration", _text(words), _plot(figures.exploration(run.explored())))
+    return _section("Exploration", _text(words), _plot(figures.exploration(explored)))
 
 
-def _concentrations(run: Run) -> str:
-    if not run.search:
+def _true_accuracies(runs: Sequence[Run]) -> str:
+    """Returns a phrase that names the data sets and tables whose accuracies figures show."""
+    sources = {
+        f" on {next(iter(accuracies))} ({run.table.title})": None
+        for run in runs
+        if run.table
+        for line in run.search
+        if (accuracies := run.accuracies(line.genotype))
+    }
+    return f"True test accuracies{' and'.join(sources)}"
+
+
+def _mixing_weights(run: Run) -> str:
+    history = [line for line in run.search if line.scores]
+    if not history:
         return ""
-    space, parts = spaces.find(run.config["space"]), []
-    for cell_type in run.search[0]["concentration"]:
-        figure = figures.concentrations(
-            run.search, cell_type, space.EDGES[cell_type], space.PRIMITIVES
-        )
+    parts = []
+    for cell_type in history[0].scores:
+        figure = figures.mixing_weights(history, cell_type, run.edges[cell_type])
         parts += [f"<h3>{html.escape(cell_type)}</h3>", _plot(figure)]
     words = "Mean weight of every operation on every edge; the slider moves over the epochs."
     return _section("Mixing weights", _text(words), *parts)
@@ -185,27 +182,23 @@ def _concentrations(run: Run) -> str:
 
 def _curvature(runs: Sequence[Run]) -> str:
     lines = {
-        run.title: {line["epoch"]: line["hessian"] for line in run.search if "hessian" in line}
+        run.title: {line.epoch: line.hessian for line in run.search if line.hessian is not None}
         for run in runs
     }
     if not any(lines.values()):
         return ""
-    words = "The largest eigenvalue of the Hessian of the validation loss in alpha."
+    words = "Largest eigenvalue of the Hessian of the validation loss in alpha."
     return _section("Curvature", _text(words), _plot(figures.compare(lines, "eigenvalue")))
 
 
 def _agreement(runs: Sequence[Run]) -> str:
-    lines = {
-        run.title: dict(agreement(run.search, run.config["space"], run.true_accuracy))
-        for run in runs
-        if run.table
-    }
+    lines = {run.title: agreement(run.search, run.accuracy) for run in runs if run.table}
     if not any(lines.values()):
         return ""
     words = (
-        "Kendall's tau between the accuracies of cells in the supernet, on validation images, and "
-        "their true CIFAR-10 test accuracies after 200 epochs: 1 if both order them alike, 0 if "
-        "they have nothing in common."
+        "Kendall's tau between the validation accuracies of genotypes in the supernet and their "
+        "true accuracies: 1 if both rank the genotypes alike, 0 if the ranks are unrelated. "
+        f"{_true_accuracies(runs)}."
     )
     return _section("Agreement", _text(words), _plot(figures.compare(lines, "Kendall's tau")))
 
@@ -217,18 +210,19 @@ def _retraining(run: Run) -> str:
 def _comparison(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
-        truth, result = run.truth(), run.result or {}
-        seconds = result.get("search_seconds")
+        result = run.result
+        valid = [line.valid_accuracy for line in run.search if line.valid_accuracy is not None]
+        true, seconds = run.accuracy(run.genotype), result.seconds["search"] if result else None
         rows.append(
             (
                 run.name,
-                run.config["arch"]["name"],
-                str(run.config["seed"]),
-                f"{run.search[-1]['epoch']}" if run.search else "-",
-                _percent(run.search[-1]["valid_accuracy"]) if run.search else "-",
-                f"{truth['cifar10']['test_200']:.2f} %" if truth else "-",
-                _percent(result["test_accuracy"]) if result else "-",
-                f"{result['params']:,}" if result else "-",
+                run.config.arch.name,
+                str(run.config.seed),
+                str(run.search[-1].epoch) if run.search else "-",
+                _percent(valid[-1]) if valid else "-",
+                f"{true:.2f} %" if true is not None else "-",
+                _percent(result.test_accuracy) if result else "-",
+                f"{result.params:,}" if result else "-",
                 f"{seconds:,.0f}" if seconds is not None else "-",
             )
         )
@@ -238,67 +232,68 @@ def _comparison(runs: Sequence[Run]) -> str:
         "seed",
         "epochs",
         "validation",
-        "true CIFAR-10 test",
+        "true test",
         "test",
         "parameters",
         "search, s",
     )
-    true = {
-        run.title: {
-            line["epoch"]: run.true_accuracy(
-                from_cells(run.config["space"], line["genotype"], "history.jsonl")
-            )
-            for line in run.search
-        }
-        for run in runs
-        if run.table
-    }
-    plot = _plot(figures.compare(true, "true accuracy of the mean's cell, %")) if true else ""
-    return _section("Comparison", _table(header, rows), _over_seeds(runs), plot)
+    true_lines = {run.title: run.mean_accuracies() for run in runs if run.table}
+    plots = []
+    if any(true_lines.values()):
+        words = f"{_true_accuracies(runs)} of the genotype of the mean after each epoch."
+        plots = [_text(words), _plot(figures.compare(true_lines, "true accuracy, %"))]
+    return _section("Comparison", _table(header, rows), _over_seeds(runs), *plots)
 
 
 def _over_seeds(runs: Sequence[Run]) -> str:
-    """Mean and standard deviation of runs that differ in their seed alone."""
+    """Returns mean and standard deviation of the runs that differ in nothing but their seed."""
     groups: list[list[Run]] = []
     for run in runs:
-        known = (group for group in groups if _differ_in_seeds(group[0].config, run.config))
-        if group := next(known, None):
+        same = (group for group in groups if _differ_in_seeds(group[0], run))
+        if group := next(same, None):
             group.append(run)
         else:
             groups.append([run])
+    true = {run.name: run.accuracies(run.genotype) for run in runs}
+    datasets = list(dict.fromkeys(name for accuracies in true.values() for name in accuracies))
     rows = []
     for group in groups:
-        truths = [truth for run in group if (truth := run.truth())]
-        tested = [100 * run.result["test_accuracy"] for run in group if run.result]
-        true = [[truth[name].get("test_200") for truth in truths] for name in DATASETS]
-        values = [_mean(column) for column in (*true, tested)]
+        tested = [100 * run.result.test_accuracy for run in group if run.result]
+        columns = [
+            [true[run.name][name] for run in group if name in true[run.name]] for name in datasets
+        ]
+        values = [_mean(column) for column in (*columns, tested)]
         names = ", ".join(run.name for run in group)
-        rows.append((names, group[0].config["arch"]["name"], str(len(group)), *values))
-    header = ("workdirs", "distribution", "seeds", *(f"true, {name}" for name in DATASETS), "test")
-    words = "Mean and standard deviation in percent of the runs that differ in their seed alone:"
+        rows.append((names, group[0].config.arch.name, str(len(group)), *values))
+    header = ("workdirs", "distribution", "seeds", *(f"true, {name}" for name in datasets), "test")
+    words = (
+        "Mean and standard deviation, in percent, of the runs that differ in nothing but their "
+        "seed:"
+    )
     return _text(words) + _table(header, rows)
 
 
-def _differ_in_seeds(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two configs give runs that differ in their seed at most."""
-    return not differences({**one, "seed": 0}, {**other, "seed": 0})
+def _differ_in_seeds(run: Run, other: Run) -> bool:
+    """Returns whether two runs differ in nothing but their seed."""
+    first, second = ({**each.described["config"], "seed": 0} for each in (run, other))
+    return not differences(first, second)
 
 
-def _mean(values: Sequence[float | None]) -> str:
-    """With the standard deviation of a sample."""
-    known = [value for value in values if value is not None]
-    if not known:
+def _mean(values: Sequence[float]) -> str:
+    """Returns the mean and, for several values, the standard deviation of a sample."""
+    if not values:
         return "-"
-    spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.2f}{spread}"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def _settings(run: Run) -> str:
-    versions = ", ".join(f"{name} {value}" for name, value in run.described["versions"].items())
-    config = html.escape(json.dumps(run.config, indent=2))
+    versions = run.described.get("versions", {})
+    names = ", ".join(f"{name} {version}" for name, version in versions.items())
+    config = html.escape(json.dumps(run.described["config"], indent=2))
     return _section(
         "Settings",
-        _text(f"{versions}; on {', '.join(run.described['devices'])}"),
+        _text(f"{names}; on {', '.join(run.described['devices'])}"),
         f"<details><summary>config.json</summary><pre>{config}</pre></details>",
     )
 
@@ -307,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report of the first workdir.
 
     Returns:
-      0; 2 after a mistake, which one line tells.
+      Exit code: 0, or 2 after a mistake, which is printed in one line.
     """
     workdirs = list(sys.argv[1:] if argv is None else argv)
     if not workdirs or any(name.startswith("-") for name in workdirs):

@@ -1,32 +1,36 @@
-"""Whether the supernet orders cells as the benchmark does."""
+"""Whether the supernet ranks cells as the table of true accuracies does."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from scipy.stats import kendalltau
 
-from drnas_jax.genotype import Genotype, from_cells
+from drnas_jax.genotype import Genotype
+from drnas_jax.report.history import Epoch
 
 
 def agreement(
-    history: Iterable[Mapping[str, Any]], space: str, accuracy: Callable[[Genotype], float]
-) -> list[tuple[int, float]]:
-    """Kendall's tau between the supernet's validation accuracies and the true ones.
+    history: Iterable[Epoch], accuracy: Callable[[Genotype], float | None]
+) -> dict[int, float]:
+    """Computes Kendall's tau between validation accuracies in the supernet and true accuracies.
 
     Args:
-      history: the lines of search/history.jsonl; `search.ranked_cells` asks for the measurement.
-      space: the name of the search space.
-      accuracy: the true one of a cell, in percent.
+      history: Epochs of a search with `search.ranked_cells`.
+      accuracy: Function from a cell to its true accuracy in percent, or None if it is unknown.
 
     Returns:
-      (epoch, tau) of each epoch with a measurement in which neither side calls all cells equal.
+      Tau by epoch, from -1 to 1. An epoch is left out if it has fewer than two cells of known
+      accuracy, or if all of them are equal on one side.
     """
-    found = []
+    taus = {}
     for line in history:
-        if ranked := line.get("ranked"):
-            cells = [from_cells(space, one["cells"], "history.jsonl") for one in ranked]
-            tau = kendalltau([one["accuracy"] for one in ranked], list(map(accuracy, cells)))
-            if not math.isnan(tau.statistic):
-                found.append((line["epoch"], float(tau.statistic)))
-    return found
+        pairs = [
+            (estimate, true)
+            for cell, estimate in line.ranked
+            if (true := accuracy(cell)) is not None
+        ]
+        if len(pairs) > 1:
+            tau = kendalltau(*zip(*pairs, strict=True)).statistic
+            if not math.isnan(tau):
+                taus[line.epoch] = float(tau)
+    return taus

@@ -1,118 +1,205 @@
-"""What lies in workdirs: all that is known of a run, whether it has ended or not."""
+"""All that a workdir says about its run, whether the run has ended or not."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from drnas_jax import distributions, spaces
-from drnas_jax.config import ArchConfig
+from drnas_jax import distributions, spaces, tables
+from drnas_jax.config import Config, from_config_dict
 from drnas_jax.errors import UserError
-from drnas_jax.files import read_history, read_json
-from drnas_jax.genotype import Genotype, from_json, load_genotype
+from drnas_jax.files import read_json
+from drnas_jax.genotype import Genotype, from_json, load
 from drnas_jax.report.exploration import Explored, explore
-from drnas_jax.tables import nasbench201
-from drnas_jax.tables.nasbench201 import Table
+from drnas_jax.report.fields import Fields
+from drnas_jax.report.history import Edges, Epoch, read_epochs
+from drnas_jax.spaces import Space
+from drnas_jax.tables import Table
 from drnas_jax.workdir import of_seed
 
 
-class Run(NamedTuple):
-    """What lies in a workdir.
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What the report shows of a result.json; accuracies in 0..1.
 
     Attributes:
-      name: what the page calls it.
-      described: its config.json.
-      search, retrain: the lines of both histories.
-      genotype: what was evaluated, else what the search found, or None.
-      result: its result.json, or None.
-      table: NAS-Bench-201's, where the run can be judged by one.
+      params: Number of parameters of the network.
+      macs: Number of its multiply-adds for one image.
+      test_accuracy: Accuracy on the test images.
+      test_top5: Top-5 accuracy on the test images.
+      seconds: Duration of the phases, in seconds; None if unknown.
+    """
+
+    params: int
+    macs: int
+    test_accuracy: float
+    test_top5: float
+    seconds: Mapping[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The contents of a workdir.
+
+    Attributes:
+      name: Name of the workdir on the page.
+      config: Config of the run.
+      described: Contents of config.json: the config as plain values, versions and devices.
+      search: Epochs of the search.
+      retrain: Epochs of the retraining.
+      genotype: Genotype that was evaluated, or else the one that was found, or None.
+      result: Result of the evaluation, or None.
+      table: Table of true accuracies, or None.
+      space: Search space.
+      edges: Edges of each cell type of the search space.
     """
 
     name: str
+    config: Config
     described: Mapping[str, Any]
-    search: list[dict[str, Any]]
-    retrain: list[dict[str, Any]]
+    search: list[Epoch]
+    retrain: list[Epoch]
     genotype: Genotype | None
-    result: Mapping[str, Any] | None
+    result: Result | None
     table: Table | None
+    space: Space
+    edges: Mapping[str, Edges]
 
     @property
     def title(self) -> str:
-        """As a figure's legend calls it."""
-        return f"{self.name}, {self.config['arch']['name']}"
+        """Name of the run in the legend of a figure."""
+        return f"{self.name}, {self.config.arch.name}"
 
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """As plain values."""
-        return self.described["config"]
+    def accuracies(self, genotype: Genotype | None) -> Mapping[str, float]:
+        """Returns the true test accuracies in percent by data set; empty if they are unknown."""
+        if self.table is None or genotype is None:
+            return {}
+        return self.table.accuracies(genotype) or {}
 
-    def truth(self) -> Mapping[str, Any] | None:
-        """What the table says of the cell."""
-        cell = self.genotype
-        if self.table is None or cell is None or cell.space != "nasbench201":
-            return None
-        return self.table.query(cell)
+    def accuracy(self, genotype: Genotype | None) -> float | None:
+        """Returns the true test accuracy in percent on the table's main data set, or None."""
+        return next(iter(self.accuracies(genotype).values()), None)
 
-    def true_accuracy(self, cell: Genotype) -> float:
-        """CIFAR-10 test accuracy of a cell after 200 epochs, in percent, by the table."""
-        assert self.table is not None
-        return self.table.accuracy(cell, "cifar10", "test", 200)
+    def mean_accuracies(self) -> dict[int, float]:
+        """Returns the known true accuracies of the genotypes of the mean, in percent by epoch."""
+        return {
+            line.epoch: accuracy
+            for line in self.search
+            if (accuracy := self.accuracy(line.genotype)) is not None
+        }
 
     def explored(self) -> list[Explored]:
-        """The true accuracies of cells drawn after each epoch."""
-        space, distribution = spaces.find(self.config["space"]), ArchConfig(**self.config["arch"])
-        return explore(
-            self.search, space, distributions.create(distribution).draw, self.true_accuracy
+        """Draws cells after each epoch and looks up their true accuracies, if there is a table."""
+        if self.table is None:
+            return []
+        arch = self.config.arch
+        draw = distributions.create(arch.name, arch.options).draw
+        return explore(self.search, self.space, draw, self.accuracy)
+
+    def describe(self) -> str:
+        """Returns the genotype as one line of text, as its space writes it."""
+        assert self.genotype is not None
+        space = self.space
+        if self.genotype.space != space.name:  # a checkpoint from elsewhere
+            space = spaces.create(self.genotype.space)
+        return space.describe(self.genotype)
+
+
+def edges_of(space: Space) -> dict[str, Edges]:
+    """Returns the edges of each cell type of a search space."""
+    return {
+        cell_type: Edges(
+            tuple(edge.name for edge in cell.edges), tuple(edge.primitives for edge in cell.edges)
         )
+        for cell_type, cell in space.cells.items()
+    }
 
 
 def read_run(directory: str | os.PathLike[str], name: str) -> Run:
-    """Reads a workdir, of a run that may still go on.
+    """Reads a workdir, whose run may still be going on.
 
     Args:
-      directory: the workdir.
-      name: what the page shall call it.
+      directory: Path of the workdir.
+      name: Name of the workdir on the page.
 
     Raises:
-      UserError: it is no workdir, or a file in it is damaged.
+      UserError: It is not a workdir, or one of its files is damaged.
     """
     directory = Path(directory)
-    described = read_json(directory / "config.json")
-    if described is None or not isinstance(described.get("config"), dict):
-        raise UserError(f"{directory} is no workdir: there is no config.json of a run in it")
-    result, found = read_json(directory / "result.json"), directory / "search" / "genotype.json"
-    genotype = load_genotype(found) if found.exists() else None
-    if result:
-        genotype = from_json(result.get("genotype"), str(directory / "result.json"))
+    described, config = _read_config(directory)
+    space = spaces.create(config.space, config.space_options)
+    edges = edges_of(space)
+    genotype_file, result_file = directory / "search" / "genotype.json", directory / "result.json"
+    genotype = load(genotype_file) if genotype_file.exists() else None
+    values, result = read_json(result_file), None
+    if values is not None:
+        genotype = from_json(values.get("genotype"), f"{result_file}: genotype")
+        result = _result(Fields(values, str(result_file)))
     return Run(
         name=name,
+        config=config,
         described=described,
-        search=read_history(directory / "search" / "history.jsonl"),
-        retrain=read_history(directory / "retrain" / "history.jsonl"),
+        search=read_epochs(directory / "search" / "history.jsonl", space.name, edges),
+        retrain=read_epochs(directory / "retrain" / "history.jsonl", space.name, edges),
         genotype=genotype,
         result=result,
-        table=_table_of(described["config"]),
+        table=_table_of(config),
+        space=space,
+        edges=edges,
     )
 
 
-def _table_of(config: Mapping[str, Any]) -> Table | None:
-    """NAS-Bench-201's, where the config tells of one that is (still) there."""
-    if config["space"] != "nasbench201":
-        return None
-    try:
-        file = nasbench201.locate(config["nasbench201"]["table"], config["data"]["dir"])
-    except UserError as error:
-        print(f"without true accuracies: {error}", file=sys.stderr)
-        return None
-    return nasbench201.load(file) if file else None
-
-
 def of_each_seed(workdir: Path) -> list[Path]:
-    """The workdirs of a run of several seeds, as far as they were begun; of one seed, its own."""
-    config = (read_json(workdir / "config.json") or {}).get("config")
-    if not isinstance(config, dict) or config["seeds"] == 1:
+    """Returns the workdirs of the seeds of a run, as far as they were begun.
+
+    A run of one seed has one workdir, its own.
+    """
+    if not (workdir / "config.json").exists():
         return [workdir]
-    seeds = range(config["seed"], config["seed"] + config["seeds"])
-    paths = [of_seed(workdir, seed) for seed in seeds]
+    _, config = _read_config(workdir)
+    if config.seeds == 1:
+        return [workdir]
+    seeds = range(config.seed, config.seed + config.seeds)
+    paths = (of_seed(workdir, seed) for seed in seeds)
     return [path for path in paths if (path / "config.json").exists()] or [workdir]
+
+
+def _read_config(directory: Path) -> tuple[Mapping[str, Any], Config]:
+    file = directory / "config.json"
+    described = read_json(file)
+    if described is None:
+        raise UserError(f"{directory} is not a workdir: there is no config.json in it")
+    fields = Fields(described, str(file))
+    fields.mapping("versions")
+    devices = described.get("devices")
+    if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
+        raise fields.fault("devices", "a list of names")
+    if not fields.mapping("config"):
+        raise fields.fault("config", "the fields of a run's config")
+    try:
+        return described, from_config_dict(fields.mapping("config"))
+    except UserError as error:
+        raise UserError(f"{file} is damaged or of another version: {error}") from error
+
+
+def _result(fields: Fields) -> Result:
+    return Result(
+        params=fields.count("params"),
+        macs=fields.count("macs"),
+        test_accuracy=fields.number("test_accuracy"),
+        test_top5=fields.number("test_top5"),
+        seconds={
+            phase: fields.number_or_none(f"{phase}_seconds") for phase in ("search", "retrain")
+        },
+    )
+
+
+def _table_of(config: Config) -> Table | None:
+    """Opens the table of a run, or prints why the report does without it."""
+    try:
+        return tables.open_table(config)
+    except UserError as error:
+        print(f"the report lacks true accuracies: {error}", file=sys.stderr)
+        return None

@@ -1,90 +1,93 @@
-"""Search spaces, one a file; `find` looks one up by its file's name."""
+"""Search spaces, one module each; `base.Space` describes their interface."""
 
-import sys
-from typing import cast
+import os
+import reprlib
+from typing import Any
 
 import numpy as np
 
 from drnas_jax import components
-from drnas_jax.config import Config
-from drnas_jax.errors import UserError, check_choice
-from drnas_jax.genotype import Genotype
-from drnas_jax.spaces.base import Space, Structure, all_operations
+from drnas_jax.errors import UserError
+from drnas_jax.genotype import Genotype, load
+from drnas_jax.spaces.base import Cell, Edge, Mix, NetworkSpec, Space, SupernetSpec
 
 __all__ = [
+    "Cell",
+    "Edge",
+    "Mix",
+    "NetworkSpec",
     "Space",
-    "Structure",
-    "all_operations",
+    "SupernetSpec",
     "check_genotype",
-    "check_image",
-    "check_retraining",
-    "find",
-    "names",
+    "create",
+    "load_genotype",
+    "published",
     "random_genotype",
 ]
 
 
-def names() -> list[str]:
-    """The search spaces there are."""
-    return components.names(sys.modules[__name__])
+def create(name: str, options: Any = None) -> Space:
+    """Returns a search space: a bundled one by its name, or a user's by its module's path.
 
-
-def find(name: str) -> Space:
-    """The space of that name.
+    Args:
+      name: Value of `config.space`.
+      options: Value of `config.space_options`; None for the defaults.
 
     Raises:
-      UserError: there is none; the message lists those there are.
+      UserError: There is no such space, or its options are invalid.
     """
-    return cast(Space, components.find(sys.modules[__name__], "search space", name))
+    return components.create("space", name, options, field="space")
 
 
-def check_image(space: Space, stem: str, size: tuple[int, int]) -> None:
-    """Raises UserError unless the space has such a stem and its strides divide the image (h, w)."""
-    check_choice("stem", stem, space.STEMS)
-    if any(side % space.STEMS[stem] for side in size):
+def published() -> dict[str, Genotype]:
+    """Returns the published genotypes by name: the constants `PUBLISHED` of all bundled spaces."""
+    return {
+        name: genotype
+        for space in components.names("space")
+        for name, genotype in getattr(
+            components.find("space", space, "space"), "PUBLISHED", {}
+        ).items()
+    }
+
+
+def load_genotype(path_or_name: str | os.PathLike[str]) -> Genotype:
+    """Returns the genotype that has a published name, or reads a genotype.json.
+
+    Args:
+      path_or_name: Name of a published genotype, or path of a genotype.json.
+
+    Raises:
+      UserError: There is neither such a name nor such a file, or it is not a genotype.json.
+    """
+    name, known = os.fspath(path_or_name), published()
+    if name in known:
+        return known[name]
+    file = os.path.expanduser(name)
+    if not os.path.isfile(file):
         raise UserError(
-            f"the images are {size[0]}x{size[1]} pixels, and their sides must be divisible by "
-            f"{space.STEMS[stem]}: set data.image_size"
+            f"genotype {reprlib.repr(name)} is neither a file nor a published name: give a "
+            f"genotype.json or one of {', '.join(sorted(known))}"
         )
+    return load(file)
 
 
-def check_genotype(genotype: Genotype, name: str) -> None:
-    """Raises UserError unless the genotype is of the named space and has its cell types."""
-    if genotype.space != name:
+def check_genotype(genotype: Genotype, space: Space) -> None:
+    """Raises UserError unless the genotype belongs to this space and has its cell types."""
+    if genotype.space != space.name:
         raise UserError(
-            f"the genotype is of the space {genotype.space!r}: expected {name!r}; "
+            f"the genotype is of the space {genotype.space!r}: expected {space.name!r}; "
             f"set --config.space={genotype.space} or take another genotype"
         )
-    types, expected = (sorted(dict(cells)) for cells in (genotype.cells, find(name).EDGES))
+    types, expected = sorted(dict(genotype.cells)), sorted(space.cells)
     if types != expected:
-        raise UserError(f"the genotype has the cells {types}: the space {name} has {expected}")
+        raise UserError(
+            f"the genotype has the cells {types}: the space {space.name} has {expected}"
+        )
 
 
-def check_retraining(config: Config) -> None:
-    """Raises UserError if networks of the config's space lack what `config.retrain` asks for."""
-    known = find(config.space).RETRAIN_FIELDS
-    for field, what in (
-        ("auxiliary_weight", "have no auxiliary head"),
-        ("drop_path", "drop no path"),
-    ):
-        value = getattr(config.retrain, field)
-        if value and field not in known:
-            raise UserError(
-                f"retrain.{field} is {value}, but networks of the space {config.space} {what}: "
-                "set it to 0"
-            )
-
-
-def random_genotype(name: str, seed: int) -> Genotype:
-    """A cell of the named space whose operations and edges are drawn uniformly.
-
-    Raises:
-      UserError: there is no such space.
-    """
-    space, random = find(name), np.random.default_rng(seed)
-    operations = all_operations(space)
-    strength = {
-        cell_type: random.random((len(kept), len(kept[0])))
-        for cell_type, kept in operations.items()
-    }
-    return space.derive(strength, operations)
+def random_genotype(space: Space, seed: int) -> Genotype:
+    """Returns a genotype whose operations and edges are drawn uniformly."""
+    random = np.random.default_rng(seed)
+    scores = {cell_type: random.random(cell.shape) for cell_type, cell in space.cells.items()}
+    spec = SupernetSpec(tuple(space.cells.items()), 1, 1, 1, (1, 1, 1))
+    return space.derive(scores, spec)

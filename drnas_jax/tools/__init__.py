@@ -1,1 +1,1 @@
-"""Commands beside the phases: benchmarks, TPU planning, weights from PyTorch."""
+"""Commands that are not phases: benchmarks, planning for TPUs, import of weights from PyTorch."""

@@ -1,17 +1,18 @@
-"""Measure: `python -m drnas_jax.tools.bench step|retrain|input|all --config=FILE [--steps=N]`.
+"""Benchmarks: `python -m drnas_jax.tools.bench step|retrain|input|all --config=FILE [--steps=N]`.
 
-Prints one JSON line for each. `step` (the search step of `--stage=I`) and `retrain` run on
-synthetic data, `input` on the config's own; `--compare=plain` times other kernels in turn.
+Prints one JSON line for each benchmark. `step` (the search step of `--stage=I`) and `retrain` run
+on synthetic data, and `input` on the data of the config. With `--compare=plain` the steps of the
+config's kernels and of other ones alternate, and both are timed.
 
-Times are wall-clock seconds, `step_s` the median of the warm steps. `gflop` and `gbyte` are the
-work of the plain program, whatever kernels run: the multiply-adds (as two) of its convolutions and
-matrix products, and what these and its pools read and write. Next to what a step reaches of them a
-second stands what this machine reaches in matrix products and in copies.
+Times are wall-clock seconds; `step_s` is the median of the warm steps. `gflop` and `gbyte` are the
+work of the plain program, whichever kernels run: the operations of its convolutions and matrix
+products (two for a multiply-add), and the bytes that these and its pools read and write. A step
+does this work at `gflop_per_s` and `gbyte_per_s`. For comparison, `matmul_gflop_per_s` and
+`copy_gbyte_per_s` are what the devices reach in matrix products and in copies.
 """
 
 import contextlib
 import dataclasses
-import functools
 import json
 import resource
 import statistics
@@ -28,35 +29,34 @@ import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from drnas_jax import data
+from drnas_jax import data, spaces
 from drnas_jax.config import Config
-from drnas_jax.data import Dataset, feed
+from drnas_jax.data import Dataset, ImageDataset, Images, Loader, open_source, preprocessing_of
 from drnas_jax.data.images import decode
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
+from drnas_jax.nn import backend
 from drnas_jax.nn.counting import count_work
-from drnas_jax.phases.retrain import Retraining, choose_genotype
-from drnas_jax.phases.search.problem import make_problem
-from drnas_jax.phases.search.stages import advance
+from drnas_jax.phases.retrain.retraining import Retraining, choose_genotype
+from drnas_jax.phases.search.experiment import Experiment, state_at
 from drnas_jax.training import devices
-from drnas_jax.training.machine import cores
-from drnas_jax.training.metrics import Display
+from drnas_jax.training.hosts import cores
 
-_TURNS = 3  # of streamed input and of the loop beside it
-# Shape [h, w, c] and classes of synthetic images, by data set.
+_REPEATS = 3  # measurements of streamed input, and of the plain loop to compare with
+# Shape [h, w, c] and number of classes of synthetic images, by data set.
 _SHAPES = {"imagenet2012": ((224, 224, 3), 1000), "digits": ((8, 8, 1), 10)}
 
 
 class Case(NamedTuple):
-    """What is timed.
+    """A program to be timed, with its arguments.
 
     Attributes:
-      program: a jitted (state, *arguments) -> state.
-      state: the first one.
-      arguments: the rest.
-      steps: of one run of the program (accelerators do several in one dispatch).
-      images: in the batch of a step.
-      plain: makes the program of the plain kernels, which takes the same.
+      program: Jitted function (state, *arguments) -> state.
+      state: State at the start.
+      arguments: Other arguments of the program.
+      steps: Number of steps in one call (accelerators run several steps in one dispatch).
+      images: Number of images in the batch of a step.
+      plain: Function that makes the program of the plain kernels, which has the same arguments.
     """
 
     program: Any
@@ -68,87 +68,95 @@ class Case(NamedTuple):
 
 
 def step_case(config: Config, stage: int) -> Case:
-    """The search step (alpha, then weights) of a stage.
+    """Returns the search step of a stage, which updates alpha and then the weights.
 
     Args:
-      config: of the search.
-      stage: from 1; a later one is pruned and widened from the alphas at the start.
+      config: Config of the run.
+      stage: Number of the stage, from 1; later ones are pruned by the initial alpha.
 
     Raises:
-      UserError: there is no such stage.
+      UserError: There is no such stage, or the search cannot begin.
     """
     stages = config.search.stages
     if not 1 <= stage <= len(stages):
         raise UserError(f"--stage is {stage}: the config has stages 1 to {len(stages)}")
-    # A share of a few synthetic images may be none: halves, whatever the config says; and an epoch
-    # that trains alpha.
-    halves = dataclasses.replace(
+    # The config's fractions of the few synthetic images could be empty, so both get half of them.
+    # Without a warm-up, the first epoch of each stage trains alpha.
+    search = dataclasses.replace(
         config.search,
         train_fraction=0.5,
         alpha_fraction=0.0,
         split_by_class=False,
         warmup_epochs=(0,) * len(stages),
     )
-    config = dataclasses.replace(config, search=halves)
-    problem = make_problem(config, synthetic(config, config.search.batch_size))
-    structure = problem.first_structure()
-    state = devices.run_once(functools.partial(problem.init, structure), problem.mesh, config.seed)
-    for number in range(1, stage):
-        state, structure = advance(
-            problem.space, state, structure, config.search, number, config.seed
-        )
-    state = devices.replicate(state, problem.mesh)
-    program = problem.step_program(structure, frozen=False)
-    batches = next(problem.reader.training(0, 0))
-    sizes = (problem.reader.dispatch, config.search.batch_size)
+    config = dataclasses.replace(config, search=search)
+    dataset = synthetic(config, config.search.batch_size)
+    experiment = Experiment(config, dataset, devices.make_mesh())
+    experiment.check()
+    spec, state = state_at(experiment, stage)
+    state = devices.replicate(state, experiment.mesh)
+    program = experiment.step_program(spec, frozen=False)
+    batches = next(experiment.loader.training(0, 0))
+    sizes = (experiment.loader.steps_per_dispatch, config.search.batch_size)
 
     def plain() -> Any:
-        own = dataclasses.replace(problem, config=_with_kernels(config, "plain", remat="none"))
-        return own.step_program(structure, frozen=False)
+        return experiment.step_program(spec, frozen=False, chosen=backend.PLAIN)
 
-    return Case(program, state, (problem.reader.raw, *batches), *sizes, plain)
+    return Case(program, state, (experiment.loader.raw, *batches), *sizes, plain)
 
 
 def retrain_case(config: Config, stage: int) -> Case:
-    """The retrain step of the config's genotype; `stage` is ignored."""
+    """Returns the retrain step of the config's genotype; `stage` is ignored."""
     del stage
     if not config.genotype:
-        raise UserError("no genotype to retrain: give --config.genotype=FILE_OR_NAME")
-    dataset = synthetic(config, config.retrain.batch_size)
-
-    def make_phase(config: Config) -> Retraining:
-        return Retraining(config, choose_genotype(config, Path()), Display(quiet=True), dataset)
+        raise UserError("no genotype to retrain: set --config.genotype=FILE_OR_NAME")
+    dataset, mesh = synthetic(config, config.retrain.batch_size), devices.make_mesh()
+    space = spaces.create(config.space, config.space_options)
+    genotype = choose_genotype(config, space, Path())
+    retraining = Retraining(config, genotype, dataset, mesh)
+    retraining.check()
 
     def plain() -> Any:
-        return make_phase(_with_kernels(config, "plain", remat="none")).step_program()
+        return retraining.step_program(backend.PLAIN)
 
-    phase = make_phase(config)
-    arguments = (phase.reader.raw, *next(phase.reader.training(0, 0)))
-    sizes = (phase.reader.dispatch, config.retrain.batch_size)
-    return Case(phase.step_program(), phase.start(), arguments, *sizes, plain)
+    loader = retraining.loader
+    state = devices.run_once(retraining.init, mesh, config.seed)
+    arguments = (loader.raw, *next(loader.training(0, 0)))
+    sizes = (loader.steps_per_dispatch, config.retrain.batch_size)
+    return Case(retraining.step_program(), state, arguments, *sizes, plain)
 
 
 def bench_input(config: Config, steps: int) -> dict[str, Any]:
-    """Times the input alone: the config's data, as the search has it.
+    """Times only the input: the data of the config, as the search reads it.
 
-    Of a data set in memory with its augmentation. Of a streamed one until the images lie on the
-    devices, whose step augments them; and `opencv_images_per_s` is what a plain loop in this one
-    process reaches that decodes the same images as a whole and resizes them. Both are the best of
-    a few turns.
+    For a data set in memory, the augmentation is timed. For a streamed data set, the time is until
+    the images are on the devices, where the step augments them; `opencv_images_per_s` is then the
+    rate of a plain loop in one process that decodes the same images as a whole and resizes them.
+    Both are the best of several measurements.
+
+    Args:
+      config: Config of the run.
+      steps: Number of steps to time.
+
+    Returns:
+      Values of the JSON line.
     """
-    mesh, part = devices.make_mesh(), config.search
-    devices.check_batch(part.batch_size, mesh, "search.batch_size")
+    mesh = devices.make_mesh()
+    devices.check_batch(config.search.batch_size, mesh, "search.batch_size")
     dataset = data.load(config.data)
-    if isinstance(dataset, Dataset):
+    if not dataset.workers:
         rate = _augmentation_rate(config, dataset, mesh, steps)
         return {"images_per_s": round(rate, 1), **_machine()}
     workers = dataset.workers
     schedule = _schedule(config, dataset, 4 * workers + steps)
-    turns = [
-        (_stream_rate(dataset, schedule, mesh, warm=4 * workers), _plain_rate(dataset))
-        for _ in range(_TURNS)
+    rates = [
+        (
+            _stream_rate(dataset, schedule, mesh, warm=4 * workers),
+            _plain_rate(config, dataset.shape),
+        )
+        for _ in range(_REPEATS)
     ]
-    rate, plain = map(max, *turns)
+    rate, plain = map(max, *rates)
     return {
         "images_per_s": round(rate, 1),
         "workers": workers,
@@ -158,33 +166,36 @@ def bench_input(config: Config, steps: int) -> dict[str, Any]:
     }
 
 
-def _schedule(config: Config, dataset: Dataset | data.Stream, steps: int) -> data.Schedule:
+def _schedule(config: Config, dataset: ImageDataset, steps: int) -> data.Schedule:
     everything = np.arange(dataset.count, dtype=np.int32)
-    parts = (data.Part("bench", everything),)
-    return data.Schedule(config.search.batch_size, config.seed, parts, epochs=2, steps=steps)
+    subsets = (data.Subset("bench", everything),)
+    return data.Schedule(config.search.batch_size, config.seed, subsets, epochs=2, steps=steps)
 
 
-def _augmentation_rate(config: Config, dataset: Dataset, mesh: Mesh, steps: int) -> float:
-    """Images a second, in the second of two epochs."""
-    batches, seed = feed.make_feed(dataset, config.data.crop_padding, 0), jnp.uint32(config.seed)
+def _augmentation_rate(config: Config, dataset: ImageDataset, mesh: Mesh, steps: int) -> float:
+    """Returns the images per second of the augmentation, in the second of two epochs."""
+    preprocessing = preprocessing_of(dataset, crop_padding=config.data.crop_padding)
+    seed = jnp.uint32(config.seed)
 
-    def augment(raw: feed.Images, batch: jax.Array, step: jax.Array) -> feed.Images:
-        return jax.lax.map(lambda rows: batches.augmented(raw, rows, "bench", seed, step), batch)
+    def augment(raw: Images, batch: jax.Array, step: jax.Array) -> Images:
+        return jax.lax.map(
+            lambda rows: preprocessing.augment(raw, rows, "bench", seed, step), batch
+        )
 
     specs = (devices.REPLICATED, devices.STEPS, devices.REPLICATED)
     program = devices.data_parallel(augment, mesh, specs, out_specs=devices.STEPS)
-    reader = feed.Reader(dataset, _schedule(config, dataset, steps), mesh)
+    loader = Loader(dataset, _schedule(config, dataset, steps), mesh)
     for epoch in range(2):
         began = time.perf_counter()
-        for step, (batch,) in enumerate(reader.training(epoch, 0)):
-            jax.block_until_ready(program(reader.raw, batch, step))
+        for step, (batch,) in enumerate(loader.training(epoch, 0)):
+            jax.block_until_ready(program(loader.raw, batch, step))
     return config.search.batch_size * steps / (time.perf_counter() - began)
 
 
-def _stream_rate(dataset: data.Stream, schedule: data.Schedule, mesh: Mesh, warm: int) -> float:
-    """Images a second, after as many batches as all workers need to be at work."""
-    with contextlib.closing(feed.Reader(dataset, schedule, mesh)) as reader:
-        for step, batch in enumerate(reader.training(0, 0)):
+def _stream_rate(dataset: ImageDataset, schedule: data.Schedule, mesh: Mesh, warm: int) -> float:
+    """Returns the images per second on the devices, after `warm` batches for workers to start."""
+    with contextlib.closing(Loader(dataset, schedule, mesh)) as loader:
+        for step, batch in enumerate(loader.training(0, 0)):
             if step == warm:
                 began = time.perf_counter()
             jax.block_until_ready(batch)
@@ -192,19 +203,26 @@ def _stream_rate(dataset: data.Stream, schedule: data.Schedule, mesh: Mesh, warm
     return schedule.batch_size * (schedule.steps - warm) / seconds
 
 
-def _plain_rate(dataset: data.Stream) -> float:
-    """Images a second of one process and thread that has their files in memory."""
+def _plain_rate(config: Config, shape: tuple[int, int, int]) -> float:
+    """Returns the images per second of a single thread that has the files in memory."""
     cv2.setNumThreads(1)
-    split, size = dataset.source.train, dataset.shape[:2]
+    split = open_source(config.data).train
     examples = [split[i] for i in range(min(len(split), 512))]
     began = time.perf_counter()
     for example in examples:
-        cv2.resize(decode(example, dataset.shape[2]), size)
+        cv2.resize(decode(example, shape[2]), shape[:2])
     return len(examples) / (time.perf_counter() - began)
 
 
 def synthetic(config: Config, count: int) -> Dataset:
-    """`count` random images of the size of the config's data set (CIFAR's where it is unknown)."""
+    """Returns a data set of random images, shaped like those of the config's data set.
+
+    The shape of CIFAR-10 is used if that of the data set is unknown.
+
+    Args:
+      config: Config of the run.
+      count: Number of images that either half of the search's split needs.
+    """
     shape, classes = _SHAPES.get(config.data.name, ((32, 32, 3), 10))
     if config.data.image_size:
         shape = (config.data.image_size, config.data.image_size, shape[2])
@@ -219,18 +237,21 @@ def synthetic(config: Config, count: int) -> Dataset:
 def bench_program(
     make_case: Callable[[Config, int], Case], config: Config, stage: int, steps: int, compare: str
 ) -> dict[str, Any]:
-    """Times a step, if wanted in turn with that of other kernels.
+    """Times a step, and optionally the same step with other kernels.
 
     Args:
-      make_case: what is timed.
-      config: of the run.
-      stage: of the search.
-      steps: warm steps to time.
-      compare: name of the other kernels, or ''.
+      make_case: Function (config, stage) that makes the program to be timed.
+      config: Config of the run.
+      stage: Number of the search stage, from 1.
+      steps: Number of warm steps to time.
+      compare: Name of the other kernels, or '' for none.
+
+    Returns:
+      Values of the JSON line.
     """
     names = [config.compute.kernels] + ([compare] if compare else [])
     configs = [_with_kernels(config, name) for name in names]
-    cases = [make_case(own, stage) for own in configs]
+    cases = [make_case(each, stage) for each in configs]
     runs = [_Run(case) for case in cases]
     for _ in range(steps + 1):
         for run in runs:
@@ -243,21 +264,21 @@ def bench_program(
     )
     work = count_work(cases[0].plain().trace(*shapes).jaxpr.jaxpr)
     for name, amount in (("gflop", 2 * work.macs), ("gbyte", work.bytes)):
-        of_a_step = amount / cases[0].steps / 1e9
-        result |= {name: round(of_a_step, 2), f"{name}_per_s": round(of_a_step / seconds, 1)}
+        per_step = amount / cases[0].steps / 1e9
+        result |= {name: round(per_step, 2), f"{name}_per_s": round(per_step / seconds, 1)}
     result |= _limits(config.compute.dtype) | _machine()
     if others:
         result["compare"] = {"kernels": compare, **others[0]}
     return result
 
 
-def _with_kernels(config: Config, name: str, remat: str | None = None) -> Config:
-    compute = dataclasses.replace(config.compute, kernels=name, remat=remat or config.compute.remat)
+def _with_kernels(config: Config, name: str) -> Config:
+    compute = dataclasses.replace(config.compute, kernels=name)
     return dataclasses.replace(config, compute=compute)
 
 
 class _Run:
-    """A case, compiled; its steps are run one by one."""
+    """A compiled case, which runs one dispatch at a time."""
 
     def __init__(self, case: Case):
         times = [time.perf_counter()]
@@ -276,8 +297,8 @@ class _Run:
 
     @property
     def seconds(self) -> float:
-        """Of a step."""
-        return statistics.median(self._warm[1:]) / self._case.steps  # the first one is cold
+        """Median time of a warm step, in seconds."""
+        return statistics.median(self._warm[1:]) / self._case.steps  # the first dispatch is cold
 
     def result(self) -> dict[str, Any]:
         memory = self._compiled.memory_analysis()
@@ -292,13 +313,13 @@ class _Run:
 
 
 def _limits(dtype: str) -> dict[str, float]:
-    """What one device reaches: matrix products, and copies of what does not fit a cache."""
+    """Measures the rates of matrix products and of copies larger than any cache, on all devices."""
     large = jax.default_backend() != "cpu"
     side, length = (8192, 2**29) if large else (2048, 2**26)
     matrix, vector = jnp.zeros((side, side), dtype), jnp.ones((length,), jnp.float32)
     product = _best_time(lambda x: jnp.matmul(x, x), matrix)
     copy = _best_time(lambda x: -x, vector)
-    devices = jax.device_count() if large else 1  # devices of a CPU share its cores
+    devices = jax.device_count() if large else 1  # simulated devices share the CPU
     return {
         "matmul_gflop_per_s": round(devices * 2 * side**3 / 1e9 / product, 1),
         "copy_gbyte_per_s": round(devices * 2 * vector.nbytes / 1e9 / copy, 1),
@@ -306,7 +327,10 @@ def _limits(dtype: str) -> dict[str, float]:
 
 
 def _best_time(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
-    compiled, times = jax.jit(function, donate_argnums=0), []  # new memory would cost time
+    compiled, times = (
+        jax.jit(function, donate_argnums=0),
+        [],
+    )  # donated, since new memory costs time
     for _ in range(6):
         began = time.perf_counter()
         x = jax.block_until_ready(compiled(x))
@@ -315,7 +339,7 @@ def _best_time(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> floa
 
 
 def _peak_memory_mb() -> float:
-    """Of the accelerator where it tells, else of this process."""
+    """Returns the peak memory of the accelerator if it is known, else that of this process."""
     statistics = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
         return round(statistics["peak_bytes_in_use"] / 2**20, 1)
@@ -333,13 +357,17 @@ _NAMES = (*_CASES, "input", "all")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints one JSON line a benchmark and returns 0; 2 after a mistake in the command line."""
+    """Prints one JSON line for each benchmark.
+
+    Returns:
+      Exit code: 0, or 2 after a mistake in the command line.
+    """
     logging.set_verbosity(logging.ERROR)
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_integer("stage", 1, "of the search, from 1", 1, flag_values=values)
-        flags.DEFINE_integer("steps", 10, "warm steps to time", 1, flag_values=values)
-        flags.DEFINE_string("compare", "", "other kernels to time in turn", flag_values=values)
+        flags.DEFINE_integer("stage", 1, "stage of the search, from 1", 1, flag_values=values)
+        flags.DEFINE_integer("steps", 10, "number of warm steps to time", 1, flag_values=values)
+        flags.DEFINE_string("compare", "", "other kernels to time as well", flag_values=values)
 
     try:
         config, values, rest = parse(sys.argv if argv is None else argv, define)
@@ -353,8 +381,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name == "input":
                 result = bench_input(config, values.steps)
             else:
-                rest_of_flags = (values.stage, values.steps, values.compare)
-                result = bench_program(_CASES[name], config, *rest_of_flags)
+                settings = (values.stage, values.steps, values.compare)
+                result = bench_program(_CASES[name], config, *settings)
             print(json.dumps({"bench": name, **result}))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,14 +1,13 @@
-"""Plan without a TPU: `python -m drnas_jax.tools.plan --config=FILE --topology=v5e:4x4`.
+"""Plans a search without a TPU: `python -m drnas_jax.tools.plan --config=FILE --topology=v5e:4x4`.
 
-Compiles the search step of every stage for the TPUs of a topology and prints what it needs. Memory
-is what the compiler allots. Of a step's time there are two estimates, neither confirmed on a TPU:
-the roofline, from the multiply-adds of the program's convolutions and matrix products and the bytes
-that these and its pools move, at the chip's published rates; and the sum of the compiler's own
-estimates for its instructions, which is cautious.
+Compiles the search step of every stage for the TPUs of a topology and prints the memory and time
+that it needs. The memory is what the compiler reserves. There are two estimates of a step's time,
+neither of them confirmed on a TPU. The roofline is optimistic: it divides the multiply-adds of the
+program's convolutions and matrix products, and the bytes that these and its pools move, by the
+chip's published rates. The sum of the compiler's estimates for all instructions is pessimistic.
 """
 
 import concurrent.futures
-import dataclasses
 import importlib.util
 import os
 import re
@@ -28,49 +27,53 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from drnas_jax import data
 from drnas_jax.config import Config
-from drnas_jax.data import Dataset, Stream
-from drnas_jax.data.feed import abstract_batch
-from drnas_jax.data.sources import Source
+from drnas_jax.data import ImageDataset, Source, Stream
 from drnas_jax.errors import UserError
 from drnas_jax.flags import parse
 from drnas_jax.nn.counting import count_work
-from drnas_jax.phases.search.problem import Problem, make_problem
-from drnas_jax.phases.search.stages import advance
+from drnas_jax.phases.search.experiment import Experiment, state_at
 from drnas_jax.training import devices
 from drnas_jax.training.devices import REPLICATED
 
 
 class Chip(NamedTuple):
-    """Published rates: bfloat16 operations and bytes of memory traffic a second, and its bytes."""
+    """The published figures of a TPU chip.
+
+    Attributes:
+      flops: bfloat16 operations per second.
+      bandwidth: Bytes of memory traffic per second.
+      memory: Bytes of memory.
+    """
 
     flops: float
     bandwidth: float
     memory: float
 
 
-# https://docs.cloud.google.com/tpu/docs/v5e and .../v6e. Matrix units round float32 to bfloat16,
-# as JAX asks by default, so that the rate is the same.
+# https://docs.cloud.google.com/tpu/docs/v5e and .../v6e. Matrix units round float32 to bfloat16
+# (JAX's default precision), so the rate is the same for float32.
 CHIPS = {
     "TPU v5 lite": Chip(197e12, 819e9, 16e9),
     "TPU v6 lite": Chip(918e12, 1638e9, 32e9),
 }
-_FROZEN = 0.5  # of a step's time takes one that leaves alpha alone
-_IMAGENET = (1_281_167, 50_000, 1000)  # examples to train and to test, and classes
+_FROZEN = 0.5  # time of a step with frozen alpha, as a fraction of that of a full step
+_IMAGENET = (1_281_167, 50_000, 1000)  # training examples, test examples, classes
 
 
 class Plan(NamedTuple):
-    """A stage's step, per chip.
+    """The estimates for the step of a stage.
 
     Attributes:
-      stage: from 1.
-      steps: in an epoch.
-      partial_channels, operations: of the stage.
-      memory: bytes.
-      fits: whether the chip has them.
-      seconds: of a step, by the roofline and by the compiler (None where it does not tell); None
-        where the step did not compile.
-      limit: what the roofline or the memory says is short.
-      compile_seconds: how long compilation took here.
+      stage: Number of the stage, from 1.
+      steps: Number of steps in an epoch.
+      partial_channels: K of the stage.
+      operations: Largest number of operations on an edge.
+      memory: Bytes of memory that a chip needs.
+      fits: Whether a chip has this memory.
+      seconds: Time of a step in seconds by the roofline, and by the compiler (None if unknown);
+        None if the step did not compile.
+      limit: Resource that limits the step: `matrix units`, `memory traffic` or `memory`.
+      compile_seconds: Time of the compilation in seconds.
     """
 
     stage: int
@@ -85,14 +88,17 @@ class Plan(NamedTuple):
 
 
 def make_devices(topology: str) -> list[Any]:
-    """The devices of a TPU topology such as 'v5e:4x4', to compile for.
+    """Returns the devices of a TPU topology, to compile for.
+
+    Args:
+      topology: Name of the topology, for example `v5e:4x4`.
 
     Raises:
       UserError: libtpu is missing, or there is no such topology.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("planning needs the TPU compiler: pip install -e '.[tpu]'")
-    # libtpu would ask the network and the environment of a TPU VM about themselves.
+    # Without these, libtpu would look for the environment of a TPU VM over the network.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
@@ -111,44 +117,51 @@ def make_devices(topology: str) -> list[Any]:
 
 
 def plan_stages(config: Config, chips: Sequence[Any], stages: Sequence[int]) -> list[Plan]:
-    """Compiles the step of some stages, several at a time.
+    """Compiles the steps of some stages, in parallel, and returns their estimates.
 
     Args:
-      config: of the search.
-      chips: of one kind, which need not exist.
-      stages: from 1; later ones are pruned and widened from random alphas.
+      config: Config of the run.
+      chips: Devices of one kind, which need not exist.
+      stages: Numbers of the stages, from 1; later ones are pruned by a random alpha.
 
     Raises:
-      UserError: the chips do not divide the batch, or the data is not there.
+      UserError: The batch does not divide evenly over the chips, or the data is missing.
     """
     mesh = Mesh(np.array(chips), (devices.AXIS,))
     devices.check_batch(config.search.batch_size, mesh, "search.batch_size")
-    problem = make_problem(config, stand_in(config), devices.make_mesh(jax.devices("cpu")[:1]))
-    raw = problem.reader.raw
-    problem = dataclasses.replace(problem, mesh=mesh)
-    lowered = [_lower(problem, raw, stage) for stage in stages]
-    rate = _cycles_a_second(chips[0])
+    experiment = Experiment(config, stand_in(config), mesh)
+    experiment.check()
+    lowered = [_lower(experiment, stage) for stage in stages]
+    rate = _cycles_per_second(chips[0])
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda *each: _compile(problem, rate, *each), stages, lowered))
+        return list(pool.map(lambda *each: _compile(experiment, rate, *each), stages, lowered))
 
 
 def search_hours(config: Config, plans: Sequence[Plan]) -> tuple[float, float | None]:
-    """Of all stages, without validation and compilation: by the roofline and by the compiler."""
+    """Estimates the hours of all stages, without validation and compilation.
+
+    Args:
+      config: Config of the run.
+      plans: Estimates of all stages.
+
+    Returns:
+      Hours by the roofline and by the compiler; None if the compiler's estimate is unknown.
+    """
 
     def total(seconds: Sequence[float]) -> float:
         return sum(
-            (stage.epochs - (1 - _FROZEN) * stage.warmup_epochs) * plan.steps * own / 3600
-            for plan, stage, own in zip(plans, config.search.stages, seconds, strict=True)
+            (stage.epochs - (1 - _FROZEN) * stage.warmup_epochs) * plan.steps * step_seconds / 3600
+            for plan, stage, step_seconds in zip(plans, config.search.stages, seconds, strict=True)
         )
 
     pairs = [plan.seconds for plan in plans if plan.seconds is not None]
-    told = [cautious for _, cautious in pairs if cautious is not None]
+    known = [cautious for _, cautious in pairs if cautious is not None]
     fast = total([roofline for roofline, _ in pairs])
-    return fast, total(told) if len(told) == len(plans) else None
+    return fast, total(known) if len(known) == len(plans) else None
 
 
-class _Listed:
-    """A split of which only the labels are known."""
+class _LabelsOnly:
+    """A split that has labels but no images."""
 
     def __init__(self, count: int, classes: int):
         self.labels = (np.arange(count) % classes).astype(np.int32)
@@ -157,16 +170,18 @@ class _Listed:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> Any:
-        raise IndexError(f"example {i} is not there: only the labels are")
+        raise IndexError(f"example {i} has no image: only its label is known")
 
 
-def stand_in(config: Config) -> Dataset | Stream:
-    """The config's data set; for ImageNet one of its size, which need not be there."""
+def stand_in(config: Config) -> ImageDataset:
+    """Returns the config's data set, or for ImageNet a data set of its size without images."""
     if config.data.name != "imagenet2012":
         return data.load(config.data)
     train, test, classes = _IMAGENET
     names = tuple(map(str, range(classes)))
-    source = Source("ImageNet", _Listed(train, classes), _Listed(test, classes), names, 3, True)
+    source = Source(
+        "ImageNet", _LabelsOnly(train, classes), _LabelsOnly(test, classes), names, 3, True
+    )
     size, ones = config.data.image_size or 224, np.ones(3, np.float32)
     return Stream(
         name=config.data.name,
@@ -184,41 +199,32 @@ def stand_in(config: Config) -> Dataset | Stream:
 
 class _Lowered(NamedTuple):
     program: Any
-    flops: float  # of all devices, in one step
-    bytes: float
-    steps: int  # in a dispatch
+    flops: float  # operations of one step, over all devices
+    bytes: float  # memory traffic of one step, over all devices
+    steps: int  # number of steps in a dispatch
 
 
-def _lower(problem: Problem, raw: Any, stage: int) -> _Lowered:
-    config, mesh = problem.config, problem.mesh
-    structure = problem.first_structure()
-    shapes = jax.eval_shape(lambda: problem.init(structure, config.seed))
-    random = np.random.default_rng(config.seed)
-    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    state = state.replace(
-        alpha={name: random.normal(size=rows.shape) for name, rows in state.alpha.items()}
-    )
-    for number in range(1, stage):
-        state, structure = advance(
-            problem.space, state, structure, config.search, number, config.seed
-        )
-    state = state.replace(alpha={k: v.astype(np.float32) for k, v in state.alpha.items()})
+def _lower(experiment: Experiment, stage: int) -> _Lowered:
+    mesh = experiment.mesh
+    spec, state = state_at(experiment, stage, random_alpha=True)
     everywhere = NamedSharding(mesh, REPLICATED)
-    state, raw = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), (state, raw)
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state
     )
-    steps = 1 if raw is None else devices.steps_per_dispatch(mesh, problem.steps)
-    shape = problem.image_shape if raw is None else None
-    batch = abstract_batch((steps, config.search.batch_size), shape, mesh)
-    traced = problem.step_program(structure, frozen=False).trace(state, raw, batch, batch)
+    raw, batch = experiment.loader.abstract_raw, experiment.loader.abstract_batch
+    steps = experiment.loader.steps_per_dispatch
+    traced = experiment.step_program(spec, frozen=False).trace(state, raw, batch, batch)
     work = count_work(traced.jaxpr.jaxpr)
     return _Lowered(traced.lower(), 2 * work.macs / steps, work.bytes / steps, steps)
 
 
-def _compile(problem: Problem, rate: float, stage: int, lowered: _Lowered) -> Plan:
-    mesh, began = problem.mesh, time.monotonic()
-    chip, target = CHIPS[mesh.devices.flat[0].device_kind], problem.config.search.stages[stage - 1]
-    first = (stage, problem.steps, target.partial_channels, target.operations)
+def _compile(experiment: Experiment, rate: float, stage: int, lowered: _Lowered) -> Plan:
+    mesh, began = experiment.mesh, time.monotonic()
+    chip, target = (
+        CHIPS[mesh.devices.flat[0].device_kind],
+        experiment.config.search.stages[stage - 1],
+    )
+    first = (stage, experiment.steps, target.partial_channels, target.operations)
     try:
         compiled = lowered.program.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -227,13 +233,13 @@ def _compile(problem: Problem, rate: float, stage: int, lowered: _Lowered) -> Pl
             raise
         memory = float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1)
         return Plan(*first, memory, False, None, "memory", time.monotonic() - began)
-    found = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     memory = (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.generated_code_size_in_bytes
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.generated_code_size_in_bytes
     )
     times = {
         "matrix units": lowered.flops / mesh.size / chip.flops,
@@ -243,15 +249,15 @@ def _compile(problem: Problem, rate: float, stage: int, lowered: _Lowered) -> Pl
     limit = next(name for name, seconds in times.items() if seconds == roofline)
     try:
         cautious = max(count_cycles(compiled.as_text() or "") / lowered.steps / rate, roofline)
-    except jax.errors.JaxRuntimeError:  # a program that this jaxlib cannot read, of a newer libtpu
+    except jax.errors.JaxRuntimeError:  # this jaxlib cannot read the program of a newer libtpu
         cautious = None
     seconds = (roofline, cautious)
     fits, took = memory <= chip.memory, time.monotonic() - began
     return Plan(*first, memory, fits, seconds, limit if fits else "memory", took)
 
 
-def _cycles_a_second(device: Any) -> float:
-    """What the compiler's cycles are worth: by a matrix product that runs at the full rate."""
+def _cycles_per_second(device: Any) -> float:
+    """Returns the cycles per second, given that a matrix product runs at the full rate."""
     side = 8192
     matrix = jax.ShapeDtypeStruct((side, side), "bfloat16", sharding=SingleDeviceSharding(device))
     compiled: Any = jax.jit(lambda x, y: x @ y).lower(matrix, matrix).compile()
@@ -260,9 +266,13 @@ def _cycles_a_second(device: Any) -> float:
 
 
 def count_cycles(program: str) -> int:
-    """The compiler's estimated cycles of a program's text, loops as often as they run.
+    """Sums the compiler's estimates of cycles over a program, with repetitions of loops.
 
-    A loop runs as often as the constant says that its condition compares with; branches add up.
+    The number of iterations of a loop is the constant in its condition. All branches of a
+    conditional are counted.
+
+    Args:
+      program: Text of the compiled program.
     """
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
@@ -273,18 +283,18 @@ def count_cycles(program: str) -> int:
             entry = begins[2] if begins[1] else entry
         lines.append(line)
 
-    def turns(condition: str) -> int:
+    def iterations(condition: str) -> int:
         constants = re.findall(r"constant\((\d+)\)", "\n".join(computations[condition]))
         return int(constants[0]) if len(constants) == 1 else 1
 
     def count(name: str) -> int:
         total = 0
         for line in computations[name]:
-            own = re.search(r'"estimated_cycles":"(\d+)"', line)
-            total += int(own[1]) if own else 0
+            cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
+            total += int(cycles[1]) if cycles else 0
             loop = re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line)
             if loop:
-                total += turns(loop[1]) * count(loop[2])
+                total += iterations(loop[1]) * count(loop[2])
             for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
                 total += sum(count(branch.strip(" %")) for branch in branches.split(","))
             for branch in re.findall(r"(?:true|false)_computation=%?([\w.-]+)", line):
@@ -297,7 +307,15 @@ def count_cycles(program: str) -> int:
 
 
 def table(config: Config, chips: Sequence[Any], plans: Sequence[Plan]) -> rich.table.Table:
-    """A line a stage, in Markdown; 'read/s' are images, of which a step reads two batches."""
+    """Returns a Markdown table with a line for each stage.
+
+    The column `read/s` is in images; a step reads two batches.
+
+    Args:
+      config: Config of the run.
+      chips: Devices of one kind.
+      plans: Estimates of the stages.
+    """
     chip, batch = CHIPS[chips[0].device_kind], config.search.batch_size
     head = ("stage", "K", "operations", "batch", "a chip", "memory, GB", "step, s", "read/s")
     out = rich.table.Table(*head, "fits", "limit", "compiled in, s", box=rich.box.MARKDOWN)
@@ -323,17 +341,25 @@ def table(config: Config, chips: Sequence[Any], plans: Sequence[Plan]) -> rich.t
 
 
 def _range(values: Sequence[float | None], form: str) -> str:
-    """Two numbers, '?' where one is not known."""
+    """Formats a range of numbers, with '?' for an unknown one."""
     return " to ".join("?" if value is None else form.format(value) for value in values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table and returns 0; 2 after a mistake in the command line."""
+    """Prints the table.
+
+    Returns:
+      Exit code: 0, or 2 after a mistake in the command line.
+    """
     logging.set_verbosity(logging.ERROR)
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("topology", "v5e:4x4", "chips, such as v6e:8x8", flag_values=values)
-        flags.DEFINE_integer("stage", 0, "of the search, from 1; 0: all", 0, flag_values=values)
+        flags.DEFINE_string(
+            "topology", "v5e:4x4", "topology of the chips, such as v6e:8x8", flag_values=values
+        )
+        flags.DEFINE_integer(
+            "stage", 0, "stage of the search, from 1; 0 for all", 0, flag_values=values
+        )
 
     try:
         config, values, rest = parse(sys.argv if argv is None else argv, define)

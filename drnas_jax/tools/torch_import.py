@@ -1,11 +1,12 @@
-"""Weights from the reference's PyTorch code: `from_torch`, and a command that runs them.
+"""Imports weights of the authors' PyTorch code, as the function `from_torch` and as a command.
 
     python -m drnas_jax.tools.torch_import run IN.npz OUT.npz
 
-IN.npz holds a state_dict (`w:NAME`), images x [b, h, w, c], labels y [b], the mixing weights of a
-supernet (`mix`, or `mix_normal` and `mix_reduce`), of a pruned one its `mask*`, and of a final
-network the name of its `genotype`. OUT.npz gets logits, loss, gradients (`g:NAME`, `grad_mix*`) and
-running statistics after a training pass (`after:NAME`), by the reference's names and layouts.
+The command runs a network once. IN.npz contains a state_dict (`w:NAME`), images x [b, h, w, c] and
+labels y [b]; for a supernet also the mixing weights (`mix`, or `mix_normal` and `mix_reduce`), for
+a pruned supernet its masks (`mask*`), and for a final network the name of its `genotype`. OUT.npz
+receives logits, loss, gradients (`g:NAME`, `grad_mix*`) and running statistics after a training
+pass (`after:NAME`), in the names and layouts of PyTorch.
 """
 
 import dataclasses
@@ -24,10 +25,11 @@ from flax import linen as nn
 
 from drnas_jax import spaces
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import PUBLISHED, Genotype
+from drnas_jax.genotype import Genotype
 from drnas_jax.nn import backend
-from drnas_jax.spaces import Space, Structure, darts, nasbench201
-from drnas_jax.spaces.base import Operations
+from drnas_jax.phases.search.stages import resized_spec
+from drnas_jax.spaces import Cell, NetworkSpec, Space, SupernetSpec, darts, nasbench201
+from drnas_jax.spaces.darts.published import PUBLISHED
 from drnas_jax.tools.torch_names import (
     Link,
     State,
@@ -39,7 +41,7 @@ from drnas_jax.tools.torch_names import (
 from drnas_jax.training import compiler
 from drnas_jax.training.losses import training_loss
 
-# Our names of the published cells that the reference names otherwise.
+# Names of the published cells in the reference (the authors' PyTorch code), and here.
 GENOTYPES = {
     "DrNAS_cifar10": "drnas_cifar10",
     "DrNAS_imagenet": "drnas_imagenet",
@@ -48,30 +50,30 @@ GENOTYPES = {
     "PC_DARTS_cifar": "pc_darts_cifar",
     "PC_DARTS_image": "pc_darts_imagenet",
 }
-AUXILIARY_WEIGHT = 0.4  # of the auxiliary loss in the reference's networks
+AUXILIARY_WEIGHT = 0.4  # weight of the auxiliary loss in the reference
 _STATISTICS = ("running_mean", "running_var")
-# Tensors of a state_dict that are no part of a network's function.
+# Tensors of a state_dict that have no effect on a network's outputs.
 _IGNORED = re.compile(r".*num_batches_tracked|_?(arch_parameters|alphas?)(_.*)?")
 
 Masks = Mapping[str, np.ndarray]
 Mix = dict[str, jax.Array]
 
-
 _CELL = re.compile(r"cells\.(\d+)\.")
-_BANK_WIDTH = re.compile(
+_FIRST_CELL_NORM = re.compile(
     r"cells\.0\.(edges\.[^.]+\.\d+|_ops\.\d+\._ops\.\d+)\.(op\.\d+|bn)\.running_mean"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A reference network in our terms.
+    """A network of the reference, as a module of this package.
 
     Attributes:
-      module: a Space's supernet or network.
-      variables: its weights and running statistics.
-      links: where each tensor went.
-      masks: of a supernet, the operations kept: by cell type bool [e, all operations].
+      module: Supernet or final network of a `Space`.
+      variables: Weights and running statistics of the module.
+      links: Correspondence of tensors and arrays.
+      masks: Operations that a supernet keeps, by cell type, bool [e, o] over all operations; None
+        for a final network.
     """
 
     module: nn.Module
@@ -83,78 +85,94 @@ class Imported:
 def from_torch(
     state: State, genotype: Genotype | None = None, masks: Masks | None = None
 ) -> Imported:
-    """Builds the network that a state_dict is of, and fills it. The arrays tell its sizes and K.
+    """Builds the network of a state_dict, with its weights.
+
+    The sizes of the network and K follow from the shapes of the tensors.
 
     Args:
-      state: the tensors by name.
-      genotype: of a final network of the DARTS space (a state_dict does not tell its edges).
-      masks: of a pruned supernet, the operations kept: by cell type bool [e, all operations].
+      state: Tensors by name.
+      genotype: Genotype of a final network of the DARTS space, whose edges are not in a state_dict.
+      masks: Operations that a pruned supernet keeps, by cell type, bool [e, o] over all operations.
 
     Raises:
-      UserError: the tensors are not those of a reference network.
+      UserError: The tensors are not those of a network of the reference.
     """
     cells = 1 + max((int(match[1]) for match in map(_CELL.match, state) if match), default=-1)
     if not cells:
-        raise UserError("the state_dict is of no known network: it has no 'cells.0...'")
+        raise UserError("the state_dict is of no known network: it has no tensor 'cells.0...'")
     classes = len(_tensor(state, "classifier.bias"))
     if any(name.startswith("cells.0.edges.") for name in state):
         return _nasbench201_supernet(state, cells, classes, masks)
     if any(name.startswith("cells.0._ops.0._ops.") for name in state):
         return _darts_supernet(state, cells, classes, masks)
     if genotype is None:
-        raise UserError("a final network's state_dict does not tell its edges: give its genotype")
+        raise UserError(
+            "the state_dict of a final network does not contain its edges: give its genotype"
+        )
     return _darts_network(state, cells, classes, genotype)
 
 
-def _nasbench201_supernet(state: State, cells: int, classes: int, masks: Masks | None) -> Imported:
-    channels, per_stage = len(_tensor(state, "stem.0.weight")), (cells - 2) // 3
-    masks, operations = _kept(spaces.find("nasbench201"), masks)
-    structure = Structure(
-        channels, per_stage, classes, _partial(state, channels), operations, "cifar"
+def _nasbench201_supernet(state: State, depth: int, classes: int, masks: Masks | None) -> Imported:
+    space, channels, per_stage = (
+        nasbench201.create(),
+        len(_tensor(state, "stem.0.weight")),
+        (depth - 2) // 3,
     )
-    module = nasbench201.supernet(structure, _kernels(), None)
-    links = nasbench201_links(per_stage, structure.kept("cell"))
-    full = nasbench201_links(per_stage, (nasbench201.PRIMITIVES,) * len(nasbench201.PAIRS))
-    return _filled(module, state, links, full, 8, masks)
+    masks, cells = _kept_operations(space, masks)
+    k = _partial_channels(state, channels)
+    spec = SupernetSpec(cells, channels, per_stage, classes, (8, 8, 3), k)
+    links = nasbench201_links(per_stage, spec.cell("cell").edges)
+    all_links = nasbench201_links(per_stage, nasbench201.CELL.edges)
+    return _filled(space.supernet(spec, _backend()), state, links, all_links, 8, masks)
 
 
-def _darts_supernet(state: State, cells: int, classes: int, masks: Masks | None) -> Imported:
-    channels, stem = _darts_shape(state, cells)
-    masks, operations = _kept(spaces.find("darts"), masks)
-    first = channels * (2 if cells // 3 == 0 else 1)
-    structure = Structure(channels, cells, classes, _partial(state, first), operations, stem)
-    everything = dataclasses.replace(structure, operations=_kept(spaces.find("darts"), None)[1])
-    links, full = (
-        darts_links(channels, cells, stem, dict(darts.supernet_edges(of)), network=False)
-        for of in (structure, everything)
+def _darts_supernet(state: State, depth: int, classes: int, masks: Masks | None) -> Imported:
+    channels, stem = _darts_shape(state, depth)
+    space = darts.create(darts.Options(stem))
+    masks, cells = _kept_operations(space, masks)
+    first, side = channels * (2 if depth // 3 == 0 else 1), 2 * darts.STEMS[stem]
+    k = _partial_channels(state, first)
+    spec = SupernetSpec(cells, channels, depth, classes, (side, side, 3), k)
+    links, all_links = (
+        darts_links(channels, depth, stem, {t: cell.edges for t, cell in pairs}, network=False)
+        for pairs in (cells, space.cells.items())
     )
-    module = darts.supernet(structure, _kernels(), None)
-    return _filled(module, state, links, full, 2 * darts.STEMS[stem], masks)
+    return _filled(space.supernet(spec, _backend()), state, links, all_links, side, masks)
 
 
-def _darts_network(state: State, cells: int, classes: int, genotype: Genotype) -> Imported:
-    channels, stem = _darts_shape(state, cells)
-    spaces.check_genotype(genotype, "darts")
+def _darts_network(state: State, depth: int, classes: int, genotype: Genotype) -> Imported:
+    channels, stem = _darts_shape(state, depth)
+    space, side = darts.create(darts.Options(stem)), {"cifar": 32, "imagenet": 224}[stem]
+    spaces.check_genotype(genotype, space)
     auxiliary = "auxiliary_head.classifier.weight" in state
-    module = darts.network(genotype, channels, cells, classes, stem, auxiliary, _kernels(), None)
-    edges = dict(darts.network_edges(genotype))
-    links = darts_links(channels, cells, stem, edges, network=True, auxiliary=auxiliary)
-    return _filled(module, state, links, links, {"cifar": 32, "imagenet": 224}[stem], None)
+    spec = NetworkSpec(genotype, channels, depth, classes, (side, side, 3), auxiliary)
+    edges = dict(darts.genotype_edges(genotype))
+    links = darts_links(channels, depth, stem, edges, network=True, auxiliary=auxiliary)
+    return _filled(space.network(spec, _backend()), state, links, links, side, None)
 
 
 def _filled(
     module: nn.Module,
     state: State,
     links: list[Link],
-    full: list[Link],
+    all_links: list[Link],
     side: int,
     masks: Masks | None,
 ) -> Imported:
-    """`full`: also the links of pruned operations, whose tensors the state_dict may still hold."""
-    known = {link.name for link in full}
+    """Fills a module with the tensors of a state_dict.
+
+    Args:
+      module: Supernet or final network.
+      state: Tensors by name.
+      links: Links of the module.
+      all_links: Links of the module without pruning; the state_dict may contain their tensors.
+      side: Height and width of an image that the module accepts.
+      masks: Operations that a supernet keeps, or None.
+    """
+    known = {link.name for link in all_links}
     for name in state:
         if name not in known and not _IGNORED.fullmatch(name):
-            raise UserError(f"the state_dict holds {name!r}, which the inferred network has not")
+            raise UserError(f"the state_dict holds {name!r}, which the inferred network lacks")
     mix = {
         cell_type: jnp.ones((len(mask), max(mask.sum(1))))
         for cell_type, mask in (masks or {}).items()
@@ -164,7 +182,7 @@ def _filled(
     return Imported(module, to_variables(links, state, like), links, masks)
 
 
-def _kernels() -> backend.Kernels:
+def _backend() -> backend.Backend:
     return backend.for_platform(jax.default_backend())
 
 
@@ -175,54 +193,47 @@ def _tensor(state: State, name: str) -> np.ndarray:
 
 
 def _darts_shape(state: State, cells: int) -> tuple[int, str]:
-    """C, and the kind of stem."""
+    """Returns the number of channels C, and the kind of stem."""
     width = len(_tensor(state, "cells.0.preprocess1.op.1.weight"))
     stem = "imagenet" if "stem0.0.weight" in state else "cifar"
     return width // (2 if cells // 3 == 0 else 1), stem
 
 
-def _partial(state: State, channels: int) -> int:
-    """K: the first cell has this many channels, of which its operations see some."""
+def _partial_channels(state: State, channels: int) -> int:
+    """Returns K, from the channels of the first cell and of its operations."""
     for name in state:
-        if _BANK_WIDTH.fullmatch(name):
+        if _FIRST_CELL_NORM.fullmatch(name):
             return max(channels // len(state[name]), 1)
     raise UserError("the state_dict is of no known network: its first cell has no operations")
 
 
-def _kept(space: Space, masks: Masks | None) -> tuple[Masks, tuple[tuple[str, Operations], ...]]:
-    """The masks (None: everything is kept), and the primitives that they keep."""
-    every = {
-        cell_type: (len(edges), len(space.PRIMITIVES)) for cell_type, edges in space.EDGES.items()
-    }
+def _kept_operations(
+    space: Space, masks: Masks | None
+) -> tuple[Masks, tuple[tuple[str, Cell], ...]]:
+    """Returns the masks, which are all True if none are given, and the cells that remain."""
+    shapes = {cell_type: cell.shape for cell_type, cell in space.cells.items()}
     if masks is None:
-        masks = {cell_type: np.ones(shape, bool) for cell_type, shape in every.items()}
-    if {cell_type: np.shape(mask) for cell_type, mask in masks.items()} != every:
-        raise UserError(f"the masks do not have the shapes {every}")
+        masks = {cell_type: np.ones(shape, bool) for cell_type, shape in shapes.items()}
+    if {cell_type: np.shape(mask) for cell_type, mask in masks.items()} != shapes:
+        raise UserError(f"the masks do not have the shapes {shapes}")
     if any(np.asarray(mask).dtype != bool for mask in masks.values()):
         raise UserError("the masks are not of bools")
-    return masks, tuple(
-        (
-            cell_type,
-            tuple(
-                tuple(name for name, keep in zip(space.PRIMITIVES, row, strict=True) if keep)
-                for row in masks[cell_type]
-            ),
-        )
-        for cell_type in space.EDGES
-    )
+    columns = {cell_type: [np.flatnonzero(row) for row in masks[cell_type]] for cell_type in shapes}
+    spec = SupernetSpec(tuple(space.cells.items()), 1, 1, 1, (1, 1, 1))
+    return masks, resized_spec(spec, columns, partial_channels=1).cells
 
 
 def run(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs a reference network in evaluation and in training, with gradients.
+    """Runs a network of the reference in evaluation and in training, with gradients.
 
     Args:
-      values: what IN.npz holds (see the module's docstring).
+      values: Arrays of IN.npz by name, see the module's docstring.
 
     Returns:
-      What OUT.npz holds.
+      Arrays of OUT.npz by name.
 
     Raises:
-      UserError: something is missing or does not fit.
+      UserError: An array is missing or does not fit.
     """
     for name, value in values.items():
         used = name in ("x", "y") or name.startswith(("w:", "mask", "mix"))
@@ -258,7 +269,7 @@ def run(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _apply(module: nn.Module, variables: Any, mix: Mix, x: jax.Array, train: bool) -> Any:
-    """((logits, auxiliary logits or None), running statistics)."""
+    """Returns ((logits, auxiliary logits or None), running statistics)."""
     mixes = [mix] if mix else []  # a final network has none
     output, updated = module.apply(variables, x, *mixes, train, mutable=["batch_stats"])
     return (output if isinstance(output, tuple) else (output, None)), updated["batch_stats"]
@@ -270,7 +281,7 @@ def _evaluated_and_trained(module: nn.Module, variables: Any, mix: Mix, x: Any, 
 
 
 def _trained(module: nn.Module, variables: Any, mix: Mix, x: jax.Array, y: jax.Array) -> Any:
-    """((loss, (logits, auxiliary logits, running statistics)), gradients (params, mix))."""
+    """Returns ((loss, (logits, auxiliary logits, running statistics)), gradients (params, mix))."""
 
     def loss_of(params: Any, mix: Mix) -> Any:
         (logits, auxiliary), statistics = _apply(
@@ -284,14 +295,18 @@ def _trained(module: nn.Module, variables: Any, mix: Mix, x: jax.Array, y: jax.A
 
 
 def _by_cell_type(values: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray] | None:
-    """`mask` or `mix` of the one cell type of NAS-Bench-201, or of the two of DARTS."""
+    """Returns the masks or mixing weights by cell type, or None if there are none.
+
+    Args:
+      values: Arrays of IN.npz by name.
+      what: `mask` or `mix`, the beginning of their names.
+    """
     keys = {"cell": what, "normal": f"{what}_normal", "reduce": f"{what}_reduce"}
-    found = {cell_type: values[key] for cell_type, key in keys.items() if key in values}
-    return found or None
+    return {name: values[key] for name, key in keys.items() if key in values} or None
 
 
 def _select(mix: dict[str, np.ndarray] | None, masks: Masks | None) -> Mix:
-    """The mixing weights of kept operations: by cell type [e, o]."""
+    """Returns the mixing weights of the operations that are kept, by cell type [e, o]."""
     if masks is None:
         return {}
     shapes = {cell_type: np.shape(mask) for cell_type, mask in masks.items()}
@@ -309,7 +324,7 @@ def _select(mix: dict[str, np.ndarray] | None, masks: Masks | None) -> Mix:
 
 
 def _columns(mask: np.ndarray) -> np.ndarray:
-    """Columns of the kept operations; where an edge keeps fewer than others, some that it lacks."""
+    """Returns the columns of the kept operations, [e, o], padded with columns of pruned ones."""
     return np.argsort(~mask, axis=1, kind="stable")[:, : max(mask.sum(axis=1))]
 
 
@@ -341,27 +356,31 @@ def _genotype(values: Mapping[str, np.ndarray]) -> Genotype | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0; 2 after a mistake in the command line or the file."""
-    parts = list(sys.argv[1:] if argv is None else argv)
+    """Runs the command.
+
+    Returns:
+      Exit code: 0, or 2 after a mistake in the command line or the file.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if len(parts) != 3 or parts[0] != "run":
+        if len(arguments) != 3 or arguments[0] != "run":
             raise UserError("usage: python -m drnas_jax.tools.torch_import run IN.npz OUT.npz")
-        out = run(_load(parts[1]))
+        out = run(_load(arguments[1]))
         try:
-            with zipfile.ZipFile(parts[2], "w") as archive:  # np.savez without its reserved names
+            with zipfile.ZipFile(arguments[2], "w") as archive:  # np.savez reserves names
                 for name, value in out.items():
                     with archive.open(f"{name}.npy", "w") as file:
                         np.lib.format.write_array(file, value)
         except OSError as error:
-            raise UserError(f"{parts[2]} cannot be written: {error.strerror}") from error
+            raise UserError(f"{arguments[2]} cannot be written: {error.strerror}") from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-# What NumPy and zipfile raise on strange bytes: also of an unknown way to pack (RuntimeError), or a
-# shape of more than the memory.
+# Errors of NumPy and zipfile for damaged files, such as an unknown compression (RuntimeError) or a
+# shape that exceeds the memory.
 _DAMAGED = (
     *(OSError, ValueError, EOFError, RuntimeError, AttributeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
@@ -370,7 +389,7 @@ _DAMAGED = (
 
 def _load(path: str) -> dict[str, np.ndarray]:
     try:
-        # NumPy leaves a file open that it opened itself and that turns out to be damaged.
+        # Opened here, since NumPy does not close a damaged file that it opened itself.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays.items())
     except _DAMAGED as error:

@@ -1,13 +1,13 @@
-"""Where the arrays of the reference's PyTorch networks lie in ours.
+"""The correspondence between tensors of the authors' PyTorch networks and arrays of this package.
 
-A link names one tensor of a state_dict and its place: a leaf of our variables, and which part of it
-(our leaves stack cells and edges). The layouts follow from the tensor's rank alone: filters
-[out, in, h, w] become [h, w, in, out], matrices [out, in] become [in, out], and axes of length 1
-that we do not have fall away.
+A link names one tensor of a state_dict, and the array that contains it: a leaf of the variables,
+and an index into it (leaves stack cells and edges). The layout follows from the tensor's rank:
+filters [out, in, h, w] become [h, w, in, out], matrices [out, in] become [in, out], and axes of
+length 1 that the leaf lacks are removed.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,8 +15,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from drnas_jax.errors import UserError
-from drnas_jax.spaces import darts, nasbench201
-from drnas_jax.spaces.darts.operations import CONVOLUTIONS, POOLS, PRIMITIVES, Edge, bank_rows
+from drnas_jax.spaces import nasbench201
+from drnas_jax.spaces.base import Edge
+from drnas_jax.spaces.darts.model import cell_runs, stem_features
+from drnas_jax.spaces.darts.operations import CONVOLUTIONS, POOLS, PRIMITIVES, stacked_rows
 
 State = Mapping[str, np.ndarray]
 Path = tuple[str, ...]
@@ -27,12 +29,12 @@ _AFFINE = (("weight", "scale"), ("bias", "bias"))
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """One tensor of a state_dict and its place in our variables.
+    """A tensor of a state_dict, and the position of its values in a module's variables.
 
     Attributes:
-      name: of the tensor.
-      path: of the leaf; the collection first ('params' or 'batch_stats').
-      index: which part of the leaf.
+      name: Name of the tensor.
+      path: Path of the leaf, which begins with its collection ('params' or 'batch_stats').
+      index: Index of the tensor's values in the leaf.
     """
 
     name: str
@@ -41,43 +43,43 @@ class Link:
 
 
 def to_variables(links: Iterable[Link], state: State, like: Any) -> Any:
-    """Our variables, from a state_dict.
+    """Converts a state_dict to the variables of a module.
 
     Args:
-      links: of the network.
-      state: the tensors by name.
-      like: our variables, or only their shapes.
+      links: Links of the network.
+      state: Tensors by name.
+      like: Variables of the module, or only their shapes.
 
     Raises:
-      UserError: a tensor is missing or has another shape than the network needs.
+      UserError: A tensor is missing or has another shape than the network needs.
     """
     leaves = {path: np.zeros(leaf.shape, np.float32) for path, leaf in flatten_dict(like).items()}
     for link in links:
-        place = leaves[link.path][link.index]
+        target = leaves[link.path][link.index]
         if link.name not in state:
             raise UserError(f"the state_dict lacks {link.name!r}")
         value = np.asarray(state[link.name])
         value = value.transpose(_axes(value.ndim))
-        # A vector may be folded (the halves of a skip's channels), other arrays only lose axes.
-        fits = value.size == place.size and (
-            value.ndim == 1 or _squeezed(value.shape) == _squeezed(place.shape)
+        # A vector may become a matrix (both halves of a skip); others only lose axes.
+        fits = value.size == target.size and (
+            value.ndim == 1 or _squeezed(value.shape) == _squeezed(target.shape)
         )
         if not fits:
             raise UserError(
                 f"{link.name} has the shape {np.shape(state[link.name])}, which does not fit the "
-                f"network that the other arrays suggest: expected {place.shape} in our layout"
+                f"network that the other arrays suggest: expected {target.shape} in Flax's layout"
             )
-        leaves[link.path][link.index] = value.reshape(place.shape)
+        leaves[link.path][link.index] = value.reshape(target.shape)
     return unflatten_dict({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
 
 
 def to_torch(links: Iterable[Link], tree: Any, state: State) -> dict[str, np.ndarray]:
-    """The arrays of a tree like our variables, by the tensors' names and in their layout.
+    """Converts a tree like a module's variables to tensors by name, in the layout of PyTorch.
 
     Args:
-      links: of the network; those whose leaf the tree lacks are left out.
-      tree: such as {'params': gradients}.
-      state: tells the tensors' shapes.
+      links: Links of the network; those whose leaf the tree lacks are left out.
+      tree: Nested dicts of arrays, for example {'params': gradients}.
+      state: Tensors of the network by name, of which only the shapes are read.
     """
     leaves, out = flatten_dict(tree), {}
     for link in links:
@@ -98,24 +100,22 @@ def _squeezed(shape: tuple[int, ...]) -> list[int]:
     return [side for side in shape if side != 1]
 
 
-def nasbench201_links(cells: int, operations: nasbench201.Operations) -> list[Link]:
-    """Of a NAS-Bench-201 supernet with `cells` cells a stage."""
+def nasbench201_links(depth: int, edges: Sequence[Edge]) -> list[Link]:
+    """Returns the links of a NAS-Bench-201 supernet with `depth` cells in each stage."""
     links = [*_conv("stem.0", (), "stem_kernel"), *_norm("stem.1", ("stem_norm",))]
     number = 0
     for stage in range(3):
         if stage:
             links += _reduction_block(f"cells.{number}", f"reduction_{stage}")
             number += 1
-        for cell in range(cells):
+        for cell in range(depth):
             for name in nasbench201.FILTER_SIZES:
-                held = [edge for edge, kept in enumerate(operations) if name in kept]
-                for row, edge in enumerate(held):
-                    operation = nasbench201.PRIMITIVES.index(name)
-                    edge_name = nasbench201.EDGES["cell"][edge]
-                    old = f"cells.{number}.edges.{edge_name}.{operation}.op"
-                    bank, index = (f"cell_{stage}", name), (cell, row)
-                    links += _conv(f"{old}.1", bank, "kernel", index)
-                    links += _norm(f"{old}.2", bank, index, affine=False)
+                operation = nasbench201.PRIMITIVES.index(name)
+                for stacked_row, row in enumerate(nasbench201.stacked_rows(edges, name)):
+                    old = f"cells.{number}.edges.{edges[row].name}.{operation}.op"
+                    params, index = (f"cell_{stage}", name), (cell, stacked_row)
+                    links += _conv(f"{old}.1", params, "kernel", index)
+                    links += _norm(f"{old}.2", params, index, affine=False)
             number += 1
     return [*links, *_norm("lastact.0", ("last_norm",)), *_dense("classifier", ("classifier",))]
 
@@ -136,29 +136,29 @@ def darts_links(
     network: bool,
     auxiliary: bool = False,
 ) -> list[Link]:
-    """Of a network of the DARTS space.
+    """Returns the links of a supernet or final network of the DARTS space.
 
     Args:
-      channels: C.
-      cells: how many.
-      stem: 'cifar' or 'imagenet'.
-      edges: of each cell type.
-      network: whether it is a final network, not a supernet.
-      auxiliary: with an auxiliary head.
+      channels: Number of channels C.
+      cells: Number of cells.
+      stem: Kind of stem, 'cifar' or 'imagenet'.
+      edges: Edges of each cell type.
+      network: Whether it is a final network, not a supernet.
+      auxiliary: Whether it has an auxiliary head.
     """
     links = [*_darts_stem(stem), *_dense("classifier", ("model", "classifier"))]
     if auxiliary:
         links += _auxiliary_head(stem)
-    features = darts.stem_features(channels, stem, network)
-    for run in darts.cell_runs(channels, cells, stem, features):
-        for place in range(run.length):
-            old, new = f"cells.{run.first + place}", ("model", run.name)
+    features = stem_features(channels, stem, network)
+    for run in cell_runs(channels, cells, stem, features):
+        for position in range(run.length):
+            old, new = f"cells.{run.first + position}", ("model", run.name)
             for i, halve in enumerate((run.halve, False)):
                 links += _squeeze(
-                    f"{old}.preprocess{i}", (*new, f"squeeze_{i}"), place, halve, network
+                    f"{old}.preprocess{i}", (*new, f"squeeze_{i}"), position, halve, network
                 )
-            own = edges[run.cell_type]
-            links += _operations(old, new, run.cell_type, own, place, network)
+            cell_edges = edges[run.cell_type]
+            links += _operations(old, new, run.cell_type, cell_edges, position, network)
     return links
 
 
@@ -166,27 +166,27 @@ def _operations(
     old: str, new: Path, cell_type: str, edges: tuple[Edge, ...], cell: int, network: bool
 ) -> Iterator[Link]:
     for column, name in enumerate(PRIMITIVES):
-        for i, row in bank_rows(cell_type, edges, name).items():
+        for i, row in stacked_rows(cell_type, edges, name).items():
             operation = f"{old}._ops.{i}" + ("" if network else f"._ops.{column}")
             yield from _operation(operation, (*new, name), name, (cell, row), network)
 
 
 def _operation(
-    old: str, bank: Path, name: str, index: tuple[int, int], affine: bool
+    old: str, new: Path, name: str, index: tuple[int, int], affine: bool
 ) -> Iterator[Link]:
     if name in POOLS:
-        yield from _norm(f"{old}.op.1", bank, index, affine=False)
+        yield from _norm(f"{old}.op.1", new, index, affine=False)
     elif name == "skip_connect":
-        yield from _conv(f"{old}.conv_1", bank, "kernel", (*index, 0))
-        yield from _conv(f"{old}.conv_2", bank, "kernel", (*index, 1))
-        yield from _norm(f"{old}.bn", bank, index, affine=affine)
+        yield from _conv(f"{old}.conv_1", new, "kernel", (*index, 0))
+        yield from _conv(f"{old}.conv_2", new, "kernel", (*index, 1))
+        yield from _norm(f"{old}.bn", new, index, affine=affine)
     else:
         for layer in range(CONVOLUTIONS[name].layers):
             first = 4 * layer + 1
-            yield from _conv(f"{old}.op.{first}", bank, f"depthwise_{layer}", index)
-            yield from _conv(f"{old}.op.{first + 1}", bank, f"pointwise_{layer}", index)
+            yield from _conv(f"{old}.op.{first}", new, f"depthwise_{layer}", index)
+            yield from _conv(f"{old}.op.{first + 1}", new, f"pointwise_{layer}", index)
             suffix = f"_{layer}"
-            yield from _norm(f"{old}.op.{first + 2}", bank, index, suffix, affine=affine)
+            yield from _norm(f"{old}.op.{first + 2}", new, index, suffix, affine=affine)
 
 
 def _squeeze(old: str, new: Path, cell: int, halve: bool, affine: bool) -> Iterator[Link]:
@@ -227,8 +227,8 @@ def _dense(old: str, new: Path) -> Iterator[Link]:
 def _norm(
     old: str, new: Path, index: tuple[int, ...] = (), suffix: str = "", affine: bool = True
 ) -> Iterator[Link]:
-    for theirs, ours in _STATISTICS:
-        yield Link(f"{old}.{theirs}", ("batch_stats", *new, ours + suffix), index)
+    for torch_name, flax_name in _STATISTICS:
+        yield Link(f"{old}.{torch_name}", ("batch_stats", *new, flax_name + suffix), index)
     if affine:
-        for theirs, ours in _AFFINE:
-            yield Link(f"{old}.{theirs}", ("params", *new, ours + suffix), index)
+        for torch_name, flax_name in _AFFINE:
+            yield Link(f"{old}.{torch_name}", ("params", *new, flax_name + suffix), index)

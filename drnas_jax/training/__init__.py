@@ -1,1 +1,1 @@
-"""What phases share: devices, hosts, checkpoints, optimisers, losses, random keys."""
+"""Parts that the phases share: devices, hosts, checkpoints, optimisers, losses, random keys."""

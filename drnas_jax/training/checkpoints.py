@@ -1,10 +1,11 @@
-"""Orbax checkpoints; all that is known of Orbax is in this file.
+"""Saving and restoring the state of a phase with Orbax, which no other module imports.
 
-The v1 interface, which its authors call the coming one, still lies under `experimental` in some
-releases.
+Orbax's v1 interface, which its authors recommend for new code, is still under `experimental` in
+some releases.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -15,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,29 +26,40 @@ from jax.sharding import Mesh, NamedSharding
 from drnas_jax.errors import UserError
 from drnas_jax.training.devices import REPLICATED
 from drnas_jax.training.hosts import from_primary
+from drnas_jax.training.progress import Progress
 
 try:
     from orbax.checkpoint import v1 as ocp
 except ImportError:
     from orbax.checkpoint.experimental import v1 as ocp
 
-_KEPT = 2  # the newest, and one to fall back on
+_CHECKPOINTS_TO_KEEP = 2  # the newest one, and one to go back to
 
 
-class Saved(NamedTuple):
-    """What lies in a directory: a checkpoint's step, and the metadata saved with it."""
+@dataclasses.dataclass(frozen=True)
+class CheckpointInfo:
+    """What is stored in a checkpoint beside the arrays of the state.
+
+    Attributes:
+      step: Number of the checkpoint: the steps of the phase that were done.
+      progress: How far the phase was, and what it ran on.
+      phase: JSON values from which the phase derives the shapes of its state.
+      checksums: CRC-32 of every array, by its name.
+    """
 
     step: int
-    metadata: dict[str, Any]
-    digests: Mapping[str, int]  # of the arrays, by name
+    progress: Progress
+    phase: dict[str, Any]
+    checksums: Mapping[str, int]
 
 
 class Checkpoints:
-    """The checkpoints of one phase, numbered by step. A context manager.
+    """The checkpoints of one phase, numbered by step. It is a context manager.
 
     Args:
-      directory: their folder.
-      cleanup: remove what a killed save left. Not where another process may be saving.
+      directory: Folder of the checkpoints.
+      cleanup: Whether to remove what a killed process left of a checkpoint. It must be False if
+        another process may be saving.
     """
 
     def __init__(self, directory: str | Path, cleanup: bool = True):
@@ -57,13 +69,15 @@ class Checkpoints:
             self._checkpointer = ocp.training.Checkpointer(
                 Path(directory).absolute(),
                 context=context,
-                preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
+                preservation_policy=ocp.training.preservation_policies.LatestN(
+                    _CHECKPOINTS_TO_KEEP
+                ),
                 cleanup_tmp_directories=cleanup,
             )
         except (ValueError, OSError) as error:
             raise UserError(
                 f"the checkpoints in {directory} cannot be read ({_first_line(error)}): fix "
-                "that, or take a new workdir"
+                "that, or start in a new workdir"
             ) from error
 
     def __enter__(self) -> "Checkpoints":
@@ -71,146 +85,174 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            with _silent():
-                self._checkpointer.close()
-        except Exception:  # Orbax tells again of a save that failed
+            self._checkpointer.close()
+        except Exception:  # Orbax raises the error of a failed save a second time
             if kind is None:
                 raise
 
-    def latest(self) -> Saved | None:
-        """The newest complete checkpoint, or None.
+    def latest(self) -> CheckpointInfo | None:
+        """Describes the newest complete checkpoint, or returns None if there is no checkpoint.
 
         Raises:
-          UserError: its metadata are damaged.
+          UserError: If its description is damaged, or was written by drnas_jax 0.1.
         """
         newest = self._checkpointer.latest
-        return None if newest is None else self._saved(newest.step)
+        return None if newest is None else self._info(newest.step)
 
     def restore(
-        self, like: Callable[[dict[str, Any]], Any], mesh: Mesh, tell: Callable[[str], None]
-    ) -> tuple[Saved, Any] | None:
-        """The newest checkpoint that is whole, and its state; None if there is none at all.
+        self,
+        shapes: Callable[[dict[str, Any]], Any],
+        mesh: Mesh,
+        report: Callable[[str], None],
+    ) -> tuple[CheckpointInfo, Any] | None:
+        """Loads the newest intact checkpoint, or returns None if there is no checkpoint.
 
-        Newer, damaged ones are set aside, as NUMBER.damaged.
+        Newer checkpoints that are damaged are renamed to NUMBER.damaged.
 
         Args:
-          like: metadata -> the shapes and dtypes of the state.
-          mesh: the devices.
-          tell: is given a line about each that is set aside.
+          shapes: Function from `CheckpointInfo.phase` to the state to load, with a
+            `jax.ShapeDtypeStruct` in place of every array. A checkpoint may be of another stage
+            than the phase is in, so only its own description determines the shapes. The function
+            raises a UserError if the checkpoint does not belong to this phase.
+          mesh: Device mesh with the single axis `data`.
+          report: Function that shows the user one line about each damaged checkpoint.
+
+        Returns:
+          The description of the checkpoint, and the state with a copy on every device.
 
         Raises:
-          UserError: there are checkpoints, and none is whole. They stay as they are.
+          UserError: If there are checkpoints but none is intact, or if drnas_jax 0.1 wrote them.
+            They stay as they are.
         """
-        faults: dict[int, _Unfit] = {}
-        for step in sorted((one.step for one in self._checkpointer.checkpoints), reverse=True):
+        faults: dict[int, _DamagedError] = {}
+        steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        for step in sorted(steps, reverse=True):
             try:
-                saved = self._saved(step)
-                state = self.load(saved, like(saved.metadata), mesh)
-            except _Unfit as error:
+                info = self._info(step)
+                state = self.load(info, shapes(info.phase), mesh)
+            except _DamagedError as error:
                 faults[step] = error
                 continue
             from_primary(functools.partial(self._set_aside, list(faults)))
             for damaged, fault in faults.items():
-                tell(f"{fault.reason}: set aside as {damaged}.damaged; {step} is whole")
+                report(f"{fault.reason}: set aside as {damaged}.damaged; checkpoint {step} is used")
             self._checkpointer.reload()
-            return saved, state
+            return info, state
         if faults:
             raise faults[max(faults)]
         return None
 
     def _set_aside(self, steps: Sequence[int]) -> None:
+        """Renames damaged checkpoints."""
         folder = Path(self._checkpointer.directory)
         for step in steps:
             target = folder / f"{step}.damaged"
-            if target.exists():
-                shutil.rmtree(target)  # of an earlier time
+            if target.exists():  # an earlier run set aside a checkpoint of the same number
+                shutil.rmtree(target)
             (folder / str(step)).rename(target)
 
-    def _saved(self, step: int) -> Saved:
+    def _info(self, step: int) -> CheckpointInfo:
+        """Reads and verifies the description of a checkpoint."""
         try:
-            found = self._checkpointer.metadata(step).custom_metadata
+            stored = self._checkpointer.metadata(step).custom_metadata
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise self._unfit(step, _first_line(error)) from error
-        if not found:  # what Orbax makes of a file that is cut short or missing
-            raise self._unfit(step, "it has no metadata")
-        content = {name: value for name, value in found.items() if name != "digest"}
-        if found.get("digest") != _digest_of_json(content):
-            raise self._unfit(step, "its metadata are not as they were written")
-        return Saved(step, content["metadata"], content["digests"])
+            raise self._damaged(step, _first_line(error)) from error
+        if not stored:  # Orbax returns nothing for a file that is incomplete or missing
+            raise self._damaged(step, "its description is missing")
+        if "metadata" in stored and "progress" not in stored:
+            raise UserError(
+                f"checkpoint {step} in {self._checkpointer.directory} was written by drnas_jax "
+                "0.1, which stored progress and network in one table: start in a new workdir (or "
+                "use 0.1 to finish it)"
+            )
+        content = {name: value for name, value in stored.items() if name != "checksum"}
+        if stored.get("checksum") != _checksum_of_json(content):
+            raise self._damaged(step, "its description was changed after it was written")
+        progress = Progress.from_json(content["progress"])
+        return CheckpointInfo(step, progress, content["phase"], content["checksums"])
 
-    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
-        """Writes a checkpoint; it counts only once it is complete.
+    def save(self, step: int, state: Any, progress: Progress, phase: Mapping[str, Any]) -> None:
+        """Writes a checkpoint, which counts only once it is complete.
 
         Args:
-          step: its number; must not be there yet.
-          state: a pytree of arrays.
-          metadata: JSON values.
+          step: Number of the checkpoint, which must not exist yet.
+          state: Pytree of arrays.
+          progress: How far the phase is, and what it runs on.
+          phase: JSON values from which the phase derives the shapes of the state.
 
         Raises:
-          UserError: it could not be written; those before are as they were.
+          UserError: If it could not be written. Earlier checkpoints stay as they are.
         """
-        content = {"metadata": metadata, "digests": _digests(state)}
-        digest = _digest_of_json(content)
+        content = {
+            "progress": progress.to_json(),
+            "phase": phase,
+            "checksums": _checksums(state),
+        }
+        stored = {**content, "checksum": _checksum_of_json(content)}
         try:
-            with _silent():
-                self._checkpointer.save(step, state, custom_metadata={**content, "digest": digest})
+            with _quiet_failures():
+                self._checkpointer.save(step, state, custom_metadata=stored)
         except (ValueError, OSError) as error:
             raise UserError(
                 f"checkpoint {step} could not be written to {self._checkpointer.directory} "
-                f"({_cause(error)}): fix that and run the same command again; it goes on from "
-                "the checkpoint before"
+                f"({_system_reason(error)}): fix that and run the same command again, which "
+                "resumes from the previous checkpoint"
             ) from error
 
-    def load(self, saved: Saved, like: Any, mesh: Mesh) -> Any:
-        """Reads a checkpoint, or a part of it, with a copy on every device of the mesh.
+    def load(self, info: CheckpointInfo, shapes: Any, mesh: Mesh) -> Any:
+        """Loads a checkpoint, or a part of it, with a copy on every device.
 
         Args:
-          saved: which.
-          like: the shapes and dtypes of what to read (arrays or ShapeDtypeStructs).
-          mesh: the devices.
+          info: Description of the checkpoint.
+          shapes: Pytree to load, with an array or `jax.ShapeDtypeStruct` for every array.
+          mesh: Device mesh with the single axis `data`.
 
         Raises:
-          UserError: what lies there has other shapes, or is damaged.
+          UserError: If the stored arrays have other shapes, are missing, or are damaged.
         """
-        sharding, step = NamedSharding(mesh, REPLICATED), saved.step
+        sharding, step = NamedSharding(mesh, REPLICATED), info.step
         abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
         )
         try:
             state = self._checkpointer.load(step, abstract)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise self._unfit(step, _first_line(error)) from error
+            raise self._damaged(step, _first_line(error)) from error
         expected = jax.tree_util.tree_leaves_with_path(abstract)
-        for (path, leaf), found in zip(expected, jax.tree.leaves(state), strict=True):
+        for (path, leaf), loaded in zip(expected, jax.tree.leaves(state), strict=True):
             name = jax.tree_util.keystr(path)
-            if not isinstance(found, jax.Array):  # a partial load leaves what it does not find
-                raise self._unfit(step, f"it has no {name}")
-            if found.shape != leaf.shape:
-                raise self._unfit(step, f"{name} has shape {found.shape}, not {leaf.shape}")
-        for name, digest in _digests(state).items():
-            if digest != saved.digests.get(name):
-                raise self._unfit(step, f"{name} is not as it was written")
+            if not isinstance(loaded, jax.Array):  # a partial load skips arrays that are missing
+                raise self._damaged(step, f"it has no {name}")
+            if loaded.shape != leaf.shape:
+                raise self._damaged(step, f"{name} has shape {loaded.shape}, not {leaf.shape}")
+        for name, checksum in _checksums(state).items():
+            if checksum != info.checksums.get(name):
+                raise self._damaged(step, f"{name} was changed after it was written")
         return state
 
-    def _unfit(self, step: int, reason: str) -> "_Unfit":
-        return _Unfit(
+    def _damaged(self, step: int, reason: str) -> "_DamagedError":
+        return _DamagedError(
             f"checkpoint {step} in {self._checkpointer.directory} cannot be restored ({reason})"
         )
 
 
-class _Unfit(UserError):
-    """A checkpoint that cannot be restored, and the reason."""
+class _DamagedError(UserError):
+    """A checkpoint cannot be restored.
+
+    Attributes:
+      reason: What is wrong with which checkpoint, without what to do.
+    """
 
     def __init__(self, reason: str):
         self.reason = reason
         super().__init__(
-            f"{reason}: it is damaged or of another config; take a new workdir, or remove that "
-            "folder to go back to the checkpoint before"
+            f"{reason}: it is damaged or from another config; start in a new workdir, or remove "
+            "that folder to go back to the previous checkpoint"
         )
 
 
-def _digests(tree: Any) -> dict[str, int]:
-    """A checksum of every array, by its name."""
+def _checksums(tree: Any) -> dict[str, int]:
+    """Computes the CRC-32 of every array in a pytree, by the array's name."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
@@ -220,43 +262,57 @@ def _digests(tree: Any) -> dict[str, int]:
     }
 
 
-def _digest_of_json(values: Any) -> int:
+def _checksum_of_json(values: Any) -> int:
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without Orbax's own reports of a failure, of several hundred lines.
+def _quiet_failures() -> Iterator[None]:
+    """Hides what Orbax prints about a failed save: several hundred lines of tracebacks.
 
-    Its threads go on to report one after it was raised: then this lasts.
+    The failure itself is raised, and becomes one line for the user. The threads of Orbax and
+    TensorStore report it again after it was raised, so in that case both filters stay. They hide
+    nothing else.
     """
-    before, hook = logging.root.manager.disable, sys.unraisablehook
-    logging.disable(logging.CRITICAL)
-    sys.unraisablehook = _unless_given_up
-    try:
-        yield
-    except BaseException:
-        absl_logging.set_verbosity(absl_logging.FATAL)
-        raise
-    else:
-        sys.unraisablehook = hook
-    finally:
-        logging.disable(before)
+    logger, hook = absl_logging.get_absl_logger(), sys.unraisablehook
+    logger.addFilter(_is_not_from_orbax)
+    sys.unraisablehook = functools.partial(_report_unraisable, hook)
+    yield
+    sys.unraisablehook = hook
+    logger.removeFilter(_is_not_from_orbax)
 
 
-def _unless_given_up(what: Any) -> None:
-    """An unraisablehook without what TensorStore's threads tell of a save that was given up."""
-    if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):
-        sys.__unraisablehook__(what)
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    """Returns whether to print a log record: not if it is a traceback logged by Orbax."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
-def _cause(error: BaseException) -> str:
-    """What the system says, for instance 'No space left on device'."""
+def _report_unraisable(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """Passes an error in a thread on to the hook, unless it follows from a failed save.
+
+    When one write fails, the event loop ends while TensorStore's threads still work on others.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        hook(unraisable)
+
+
+def _system_reason(error: BaseException) -> str:
+    """Returns what the operating system says, for example 'No space left on device'."""
+    cause = _root_cause(error)
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:
-    while error.__cause__ is not None:  # Orbax wraps what went wrong
+    """Returns the first line of the error that Orbax has wrapped."""
+    cause = _root_cause(error)
+    return (str(cause).strip() or repr(cause)).splitlines()[0][:200]
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or repr(error)).splitlines()[0][:200]
+    return error

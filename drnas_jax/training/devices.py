@@ -1,6 +1,6 @@
-"""Data parallelism: `jit` of `shard_map` over a mesh with the one axis `data`.
+"""Data parallelism: `jit` of `shard_map` over a device mesh with the single axis `data`.
 
-That is the pmapped step in its current form: since jax 0.8 `pmap` is itself built so.
+This is what `pmap` does today: since jax 0.8 it is itself built on `jit` and `shard_map`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,23 +16,29 @@ from drnas_jax.training import compiler
 AXIS = "data"
 REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(AXIS)
-STEPS = PartitionSpec(None, AXIS)  # batches of several steps
+STEPS = PartitionSpec(None, AXIS)  # the batches of several steps: [steps, batch, ...]
 
-_MOST_STEPS_A_DISPATCH = 16
+_MAX_STEPS_PER_DISPATCH = 16
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of these devices, or of all."""
+    """Creates the mesh of the given devices, or of all devices of the run."""
     return Mesh(np.array(devices if devices is not None else jax.devices()), (AXIS,))
 
 
 def platform(mesh: Mesh) -> str:
-    """The platform of the mesh's devices: 'cpu', 'gpu' or 'tpu'."""
+    """Returns the platform of the mesh's devices: 'cpu', 'gpu' or 'tpu'."""
     return mesh.devices.flat[0].platform
 
 
 def check_batch(batch_size: int, mesh: Mesh, field: str) -> None:
-    """Raises UserError unless the mesh's devices divide the global batch."""
+    """Raises a UserError unless the global batch divides evenly over the mesh's devices.
+
+    Args:
+      batch_size: Number of examples in a global batch.
+      mesh: Device mesh with the single axis `data`.
+      field: Name of the config field that holds the batch size, for the message.
+    """
     if batch_size % mesh.size:
         raise UserError(
             f"{field} = {batch_size} is not divisible by the {mesh.size} devices: "
@@ -41,49 +47,69 @@ def check_batch(batch_size: int, mesh: Mesh, field: str) -> None:
 
 
 def place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """Puts arrays that every process has whole, and alike, onto the devices."""
+    """Places arrays on the devices, given that every process holds the same whole arrays.
+
+    Args:
+      tree: Pytree of arrays.
+      mesh: Device mesh with the single axis `data`.
+      spec: Partition of every array: REPLICATED, SHARDED or STEPS.
+    """
     sharding = NamedSharding(mesh, spec)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
-    def one(array: Any) -> jax.Array:
+    def place_array(array: Any) -> jax.Array:
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(place_array, tree)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a copy of every array on every device."""
+    """Places a copy of every array of a pytree on every device."""
     return place(tree, mesh, REPLICATED)
 
 
 def local_rows(mesh: Mesh, size: int) -> np.ndarray:
-    """The places in a global batch that lie on devices of this process, in order, int [b]."""
+    """Returns which examples of a global batch this process's devices hold.
+
+    Args:
+      mesh: Device mesh with the single axis `data`.
+      size: Number of examples in a global batch.
+
+    Returns:
+      Sorted indices into the global batch, int [b].
+    """
     slices = NamedSharding(mesh, SHARDED).addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[index] for index in slices]))
 
 
 def place_rows(tree: Any, mesh: Mesh, spec: PartitionSpec, size: int) -> Any:
-    """Puts onto the devices arrays of which each process has only its `local_rows`.
+    """Places a batch on the devices, given that each process holds only its `local_rows`.
 
     Args:
-      tree: arrays with the batch on the first axis or, with STEPS, on the second.
-      mesh: the devices.
-      spec: SHARDED or STEPS.
-      size: of the global batch.
+      tree: Pytree of arrays. Their batch axis is the first one or, with STEPS, the second one.
+      mesh: Device mesh with the single axis `data`.
+      spec: Partition of every array: SHARDED or STEPS.
+      size: Number of examples in the global batch.
     """
     sharding, axis = NamedSharding(mesh, spec), tuple(spec).index(AXIS)
 
-    def one(array: np.ndarray) -> jax.Array:
+    def place_array(array: np.ndarray) -> jax.Array:
         shape = (*array.shape[:axis], size, *array.shape[axis + 1 :])
         return jax.make_array_from_process_local_data(sharding, array, shape)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(place_array, tree)
 
 
 def run_once(function: Callable[[jax.Array], Any], mesh: Mesh, seed: int) -> Any:
-    """Runs a function of a seed compiled, once; a copy of what it gives lies on every device."""
+    """Compiles a function of the seed, runs it once, and replicates its result on all devices.
+
+    Args:
+      function: Function from a seed (uint32 scalar) to a pytree of arrays.
+      mesh: Device mesh with the single axis `data`.
+      seed: Seed of the run.
+    """
     compiled = jax.jit(function, compiler_options=compiler.options(platform(mesh), once=True))
     return replicate(compiled(np.uint32(seed)), mesh)
 
@@ -95,13 +121,17 @@ def data_parallel(
     out_specs: Any = REPLICATED,
     donate: tuple[int, ...] = (),
 ) -> Any:
-    """Compiles a function of per-device shards; it communicates by collectives over AXIS.
+    """Compiles a function that every device runs on its shards of the arguments.
+
+    The function communicates between devices by collectives over AXIS. It must itself make its
+    replicated outputs equal on all devices, for example by `lax.pmean`.
 
     Args:
-      function: called once a device with its shards; must make replicated outputs equal itself.
-      mesh: the devices.
-      in_specs: of each argument; out_specs: of the result.
-      donate: arguments whose memory the result may take.
+      function: Function of one device's shards.
+      mesh: Device mesh with the single axis `data`.
+      in_specs: Partition of each argument.
+      out_specs: Partition of the result, a prefix of its pytree.
+      donate: Positions of the arguments whose memory the result may reuse.
     """
     # check_vma=False: gradients are averaged explicitly, and custom gradients stay free of casts.
     sharded = jax.shard_map(
@@ -112,10 +142,14 @@ def data_parallel(
 
 
 def steps_per_dispatch(mesh: Mesh, steps: int) -> int:
-    """How many steps to scan over in one dispatch: a divisor of these steps.
+    """Returns how many steps one dispatch scans over, a divisor of `steps`.
 
-    One on the CPU, where a dispatch costs little and convolutions in a loop are slow.
+    On CPUs it is 1, since a dispatch costs little there and convolutions inside a loop are slow.
+
+    Args:
+      mesh: Device mesh with the single axis `data`.
+      steps: Number of steps to divide into dispatches.
     """
     if platform(mesh) == "cpu":
         return 1
-    return max(n for n in range(1, _MOST_STEPS_A_DISPATCH + 1) if steps % n == 0)
+    return max(n for n in range(1, _MAX_STEPS_PER_DISPATCH + 1) if steps % n == 0)

@@ -1,6 +1,6 @@
-"""Several processes, on one host or many: how they find each other and agree.
+"""Several processes, on one host or many: how they find each other, agree, and share the cores.
 
-The runtime is JAX's own (`jax.distributed`); what starts the processes lies in launch/.
+The runtime is JAX's own (`jax.distributed`). The scripts in launch/ start the processes.
 """
 
 import glob
@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from drnas_jax.errors import UserError
 from drnas_jax.training import devices
 
-_TIMEOUT = 300  # seconds that processes wait for each other at the start
+_TIMEOUT = 300  # seconds that the processes wait for each other at the start
 
 
 def initialize(
@@ -30,18 +30,23 @@ def initialize(
     process_id: int | None,
     detect: bool = False,
 ) -> None:
-    """Joins the other processes of a run, if there are any. Before anything else that JAX does.
+    """Joins the other processes of a run, if there are any.
+
+    It must run before anything else that uses JAX's devices. Without arguments it asks JAX to
+    find the other processes, but only if the environment says that there are several.
 
     Args:
-      coordinator: HOST:PORT of process 0; with the next two, names a run by hand.
-      num_processes: how many there are.
-      process_id: the number of this one.
-      detect: let JAX find the three, even where the environment does not tell of several.
+      coordinator: Address of process 0, as HOST:PORT.
+      num_processes: Number of processes of the run.
+      process_id: Number of this process, from 0.
+      detect: Whether to let JAX find the three values even if the environment does not say that
+        there are several processes.
 
     Raises:
-      UserError: only some of the three are given, or they do not fit.
-      ConnectionError: JAX cannot tell where they are, or this one cannot be their coordinator.
-        When the others do not come in time, the process ends: with 1 and a line that says so.
+      UserError: If only some of the three values are given, or if one is out of range.
+      ConnectionError: If JAX cannot find the other processes, or if this process cannot be their
+        coordinator. If the others do not come in time, the process prints one line and exits
+        with code 1.
     """
     given = (coordinator, num_processes, process_id)
     if all(value is None for value in given):
@@ -50,7 +55,7 @@ def initialize(
     elif None in given:
         raise UserError(
             "--coordinator, --num_processes and --process_id belong together: give all three, or "
-            "none where the launcher tells (TPU, Slurm, Open MPI 4)"
+            "none if the launcher sets them (TPU, Slurm, Open MPI 4)"
         )
     elif not 0 <= process_id < num_processes:  # type: ignore[operator]
         raise UserError(
@@ -58,37 +63,43 @@ def initialize(
         )
     elif not re.fullmatch(r".+:\d+", coordinator):  # type: ignore[arg-type]
         raise UserError(f"--coordinator is {coordinator}: expected HOST:PORT")
-    # It would swallow a SIGTERM that comes before our own handlers are there.
+    # JAX's preemption service would swallow a SIGTERM that comes before our handlers are set.
     jax.config.update("jax_enable_preemption_service", False)
-    # When JAX's own time is over it aborts, with a stack trace.
-    timer = threading.Timer(_TIMEOUT, _give_up)
+    # JAX aborts with a stack trace when its own timeout ends, so ours ends a minute earlier.
+    timer = threading.Timer(_TIMEOUT, _exit_after_timeout)
     timer.daemon = True
     timer.start()
     try:
         jax.distributed.initialize(*given, initialization_timeout=_TIMEOUT + 60)
     except (ValueError, RuntimeError) as error:
-        raise ConnectionError(_not_found(" ".join(str(error).split())[:300])) from error
+        reason = " ".join(str(error).split())[:300]
+        raise ConnectionError(_connection_message(reason)) from error
     finally:
         timer.cancel()
 
 
-def _give_up() -> None:
-    os.write(2, f"error: {_not_found(f'waited for {_TIMEOUT} s')}\n".encode())
+def _exit_after_timeout() -> None:
+    os.write(2, f"error: {_connection_message(f'waited for {_TIMEOUT} s')}\n".encode())
     os._exit(1)
 
 
-def _not_found(reason: str) -> str:
+def _connection_message(reason: str) -> str:
     return (
         f"the processes of this run did not find each other ({reason}): start all of them with the "
-        "same --coordinator, or let a script of launch/ do so"
+        "same --coordinator, or by one of the scripts in launch/"
     )
 
 
 def launched(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher that JAX knows has started several processes, or this is a TPU host.
+    """Returns whether JAX can find the processes of this run by itself.
+
+    That is so if a launcher that JAX knows has started several processes, and on a TPU host.
+
+    Args:
+      environment: Environment variables of this process.
 
     Raises:
-      UserError: Open MPI has, in a version that JAX does not know.
+      UserError: If Open MPI has started several processes in a version that JAX does not know.
     """
     if environment.get("JAX_COORDINATOR_ADDRESS"):
         return True
@@ -98,7 +109,7 @@ def launched(environment: Mapping[str, str]) -> bool:
         if "OMPI_MCA_orte_hnp_uri" in environment:
             return True
         raise UserError(
-            "JAX finds the processes of Open MPI up to version 4 alone: give each "
+            "JAX finds the processes of Open MPI only up to version 4: give each process "
             "--coordinator=HOST:PORT --num_processes=$OMPI_COMM_WORLD_SIZE "
             "--process_id=$OMPI_COMM_WORLD_RANK"
         )
@@ -106,19 +117,29 @@ def launched(environment: Mapping[str, str]) -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
+def cores() -> int:
+    """Returns the number of CPU cores that this process may use.
+
+    A scheduler may allow a job fewer cores than the machine has.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def is_primary() -> bool:
-    """Whether this process writes the logs and files."""
+    """Returns whether this is process 0, which writes the logs and files."""
     return jax.process_index() == 0
 
 
 def from_primary(function: Callable[[], Any]) -> Any:
-    """What a function gives in process 0, in all processes. They wait for it.
+    """Calls a function in process 0 and returns its result in all processes, which wait for it.
 
     Args:
-      function: called in process 0 alone; gives JSON values.
+      function: Function that is called only in process 0. It returns JSON values.
 
     Raises:
-      UserError, OSError: the function raised it; in all processes.
+      UserError, OSError: If the function raised it. All processes raise it.
     """
     if jax.process_count() == 1:
         return function()
@@ -138,40 +159,53 @@ def from_primary(function: Callable[[], Any]) -> Any:
 
 
 def total(value: np.ndarray | int) -> np.ndarray:
-    """The sum of a number or an array over all processes. They wait for each other."""
+    """Sums a number or an array over all processes, which wait for each other."""
     if jax.process_count() == 1:
         return np.asarray(value)
     return np.sum(multihost_utils.process_allgather(np.asarray(value)), axis=0)
 
 
 class Agreement:
-    """The highest of the numbers that the processes name: they all get the same answer.
+    """An all-reduce by which all processes learn the highest number that any of them submits.
+
+    All processes must call its methods in the same order.
 
     Args:
-      mesh: all devices.
+      mesh: Mesh of all devices of the run, with the single axis `data`.
     """
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
-        self._asked: jax.Array | None = None
+        self._pending: jax.Array | None = None
         self._program = devices.data_parallel(
             lambda numbers: lax.pmax(numbers[0], devices.AXIS), mesh, (devices.SHARDED,)
         )
 
     def before(self, number: int) -> int:
-        """Names a number and gives the answer to the one before, so that nothing has to wait."""
+        """Submits a number and returns the answer to the previous one, without waiting.
+
+        The answer to the first call is 0. A single process gets its number back at once.
+
+        Args:
+          number: Number of this process, 0 or more.
+        """
         if jax.process_count() == 1:
             return number
-        answer, self._asked = self._asked, self._ask(number)
+        answer, self._pending = self._pending, self._reduce(number)
         return 0 if answer is None else int(answer)
 
     def now(self, number: int) -> int:
-        """Names a number and waits for the answer; those named before count too."""
+        """Submits a number and waits for the answer, which includes the previous numbers.
+
+        Args:
+          number: Number of this process, 0 or more.
+        """
         if jax.process_count() == 1:
             return number
         return max(self.before(number), self.before(number))
 
-    def _ask(self, number: int) -> jax.Array:
+    def _reduce(self, number: int) -> jax.Array:
+        """Starts the all-reduce; every device of this process contributes the number."""
         numbers = np.full(len(devices.local_rows(self._mesh, self._mesh.size)), number, np.int32)
         return self._program(
             devices.place_rows(numbers, self._mesh, devices.SHARDED, self._mesh.size)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: the terminal, and TensorBoard events."""
+"""Reports of a run in progress: lines and tables on the terminal, and curves for TensorBoard."""
 
 import dataclasses
 import datetime
@@ -18,15 +18,15 @@ from tensorboardX.summary import scalar
 
 
 class TensorBoard:
-    """Event files for TensorBoard. A context manager.
+    """A writer of TensorBoard event files. It is a context manager.
 
-    Written at once, so that a full disk is an error here. (A SummaryWriter has a thread for it: if
-    that dies, whoever adds to its full queue waits for ever.)
+    It writes at once, so that a full disk is an error here. A SummaryWriter leaves that to a
+    thread: if the thread dies, adding to its full queue blocks for ever.
 
     Args:
-      logdir: their folder, made where there is none.
-      resume_step: TensorBoard hides what an earlier, killed run wrote at this step and later, so
-        that steps that are redone do not show twice.
+      logdir: Folder of the event files, which is created if it does not exist.
+      resume_step: First step that this run writes. TensorBoard hides what an earlier, killed run
+        wrote at this step and later, so that repeated steps do not appear twice.
     """
 
     def __init__(self, logdir: str | os.PathLike[str], resume_step: int = 0):
@@ -35,13 +35,18 @@ class TensorBoard:
         self._write(resume_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Writes the curves' values at a step."""
+        """Adds one point to each curve.
+
+        Args:
+          values: Value of each curve, by its name.
+          step: Number of steps done, the horizontal axis.
+        """
         for name, value in values.items():
             self._write(step, summary=scalar(name, value))
         self._writer.flush()
 
     def close(self) -> None:
-        """Ends the event file."""
+        """Closes the event file."""
         self._writer.close()
 
     def _write(self, step: int, **content: Any) -> None:
@@ -56,25 +61,38 @@ class TensorBoard:
 
 @dataclasses.dataclass
 class _Task:
+    """The progress that is being shown.
+
+    Attributes:
+      description: Title that the user sees.
+      total_steps: Step at which no time is left.
+      step: Steps done.
+      started: Time of the start, in seconds of the monotonic clock.
+      printed: Time of the last printed line.
+      first_update: Time and step of the first update, or None before it.
+      numbers: Loss, accuracy and speed, as text.
+    """
+
     description: str
     total_steps: int
     step: int
-    began: float
-    printed: float  # when the last line was
-    first: tuple[float, int] | None = None  # time and step of the first update
+    started: float
+    printed: float
+    first_update: tuple[float, int] | None = None
     numbers: str = ""
 
 
 class Display:
-    """A run as a person follows it, on standard error. A context manager.
+    """Messages, progress and tables for the user, on standard error. It is a context manager.
 
-    On a terminal there is a progress bar and coloured tables. Elsewhere, as in a job's log file,
-    there are plain lines with the time of day.
+    A terminal shows a progress bar and coloured tables. A file, such as a job's log, gets plain
+    lines with the time of day.
 
     Args:
-      console: where to print.
-      quiet: print nothing: for tests, library use, and all processes but the first.
-      interval: least time between two plain progress lines, in seconds.
+      console: Console to print to. None means standard error.
+      quiet: Whether to print nothing, as in tests, in library use and in all processes but
+        process 0.
+      interval: Shortest time between two plain lines of progress, in seconds.
     """
 
     def __init__(
@@ -88,26 +106,25 @@ class Display:
         self._bar: Progress | None = None
 
     def message(self, text: str) -> None:
-        """Prints a line (above the progress bar)."""
+        """Prints a line, above the progress bar if there is one."""
         self._print(text if self._rich else f"{time.strftime('%H:%M:%S')} {text}")
 
     def start(self, description: str, total_steps: int, done: int = 0) -> None:
-        """Begins to show progress.
+        """Starts to show progress.
 
         Args:
-          description: phase, stage and epoch.
-          total_steps: the step at which there is no time left: the end of the epoch or, to show
-            the time left of it all, that of the phase.
-          done: steps that are done already.
+          description: Title for the user, such as 'search, stage 1/2, epoch 3/50'.
+          total_steps: Step up to which the remaining time is shown, such as the end of the phase.
+          done: Steps that are already done.
         """
         self.close()
         now = time.monotonic()
-        self._task = _Task(description, total_steps, done, began=now, printed=now)
+        self._task = _Task(description, total_steps, done, started=now, printed=now)
         if self._rich:
             self._bar = Progress(
                 BarColumn(bar_width=12),
                 TextColumn("{task.percentage:>3.0f} %"),
-                # What is left of the line: a narrow terminal cuts off the end of the numbers.
+                # Takes the rest of the line: a narrow terminal cuts off the end of the numbers.
                 TextColumn(
                     "{task.description}{task.fields[numbers]}",
                     markup=False,
@@ -115,29 +132,29 @@ class Display:
                 ),
                 expand=True,
                 console=self._console,
-                transient=True,  # `finish` leaves a line in its place
+                transient=True,  # `finish` prints a line in its place
                 refresh_per_second=4,
             )
             self._bar.add_task(description, total=total_steps, completed=done, numbers="")
             self._bar.start()
 
     def update(self, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
-        """Shows how far it is.
+        """Updates the progress.
 
         Args:
-          step: steps done, those from before `start` included.
-          loss: of the last steps.
-          accuracy: of the last steps, 0 to 1.
-          images_per_second: of the last steps.
+          step: Steps done, those before `start` included.
+          loss: Mean training loss in nats.
+          accuracy: Training accuracy from 0 to 1.
+          images_per_second: Training speed of the last steps.
 
         Raises:
-          RuntimeError: nothing was started.
+          RuntimeError: If `start` was not called first.
         """
         if (task := self._task) is None:
             raise RuntimeError("Display.update before Display.start")
         now = time.monotonic()
-        # From the first update on, so that compilation does not count.
-        task.first = task.first or (now, step)
+        # The remaining time is estimated from the first update on, so compilation does not count.
+        task.first_update = task.first_update or (now, step)
         task.step = step
         task.numbers = (
             f"loss {loss:.4f}, accuracy {100 * accuracy:.2f} %, {images_per_second:,.0f} images/s"
@@ -155,36 +172,37 @@ class Display:
             self.message(f"{task.description}: {steps}, {task.numbers}, {left} left")
 
     def finish(self) -> None:
-        """Ends the progress that was started, with one line of its last numbers."""
+        """Stops showing progress, and prints one line with its last numbers."""
         task = self._task
         self.close()
         if task is not None:
-            took = f"took {_duration(time.monotonic() - task.began)}"
+            took = f"took {_duration(time.monotonic() - task.started)}"
             parts = (f"step {task.step}/{task.total_steps}", task.numbers, took)
             self.message(f"{task.description}: {', '.join(part for part in parts if part)}")
 
-    def concentrations(
+    def scores(
         self,
         cell_type: str,
         edges: Sequence[str],
         operations: Sequence[Sequence[str]],
-        values: np.ndarray,
+        values: Sequence[np.ndarray],
     ) -> None:
-        """Prints a cell's concentrations, an edge a line, the highest of each edge marked.
+        """Prints the scores of a cell's operations, one edge per line, with the best one marked.
 
         Args:
-          cell_type: the title.
-          edges: names of the edges.
-          operations: for each edge, names of the operations that it still has.
-          values: [e, o] concentrations, in the order of `operations`.
+          cell_type: Name of the cell type, which is the title.
+          edges: Names of the edges.
+          operations: Names of the operations that each edge still has.
+          values: Scores of each edge in the order of its `operations`, such as the concentrations
+            of a Dirichlet distribution.
         """
         columns = list(dict.fromkeys(name for names in operations for name in names))
-        table = Table(title=f"{cell_type}: concentration", title_justify="left")
+        table = Table(title=f"{cell_type}: scores", title_justify="left")
         table.add_column("edge")
         for name in columns:
             table.add_column(name, justify="right")
         rows = [["", *columns]]
-        for edge, names, row in zip(edges, operations, np.asarray(values), strict=True):
+        for edge, names, row in zip(edges, operations, values, strict=True):
             cells = {name: f"{value:.3f} " for name, value in zip(names, row, strict=True)}
             best = names[int(np.argmax(row))]
             cells[best] = cells[best].replace(" ", "*")
@@ -195,14 +213,14 @@ class Display:
             self._console.print(table)
             return
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        self.message(f"{cell_type}: concentration")
+        self.message(f"{cell_type}: scores")
         for edge, *texts in rows:
             line = [edge.ljust(widths[0])]
             line += [text.rjust(width) for text, width in zip(texts, widths[1:], strict=True)]
             self._print("  " + "  ".join(line).rstrip())
 
     def close(self) -> None:
-        """Takes the progress bar away, if there is one."""
+        """Removes the progress bar, if there is one."""
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
@@ -218,12 +236,13 @@ class Display:
 
 
 def _time_left(task: _Task, now: float) -> str:
+    """Estimates the remaining time from the speed since the first update."""
     if task.step >= task.total_steps:
         return _duration(0)
-    time_then, step_then = task.first or (now, task.step)
-    if task.step <= step_then:
+    first_time, first_step = task.first_update or (now, task.step)
+    if task.step <= first_step:
         return "-:--:--"
-    return _duration((task.total_steps - task.step) * (now - time_then) / (task.step - step_then))
+    return _duration((task.total_steps - task.step) * (now - first_time) / (task.step - first_step))
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,7 @@
-"""The optimisers of weights and of alpha, in optax."""
+"""The optimisers of the weights and of the architecture parameters, in optax."""
+
+from collections.abc import Callable
+from typing import Any
 
 import optax
 
@@ -8,7 +11,16 @@ from drnas_jax.config import ArchConfig, RetrainConfig, SearchConfig
 def learning_rate(
     config: SearchConfig | RetrainConfig, steps_per_epoch: int, epochs: int
 ) -> optax.Schedule:
-    """Cosine or linear decay to `lr_end` over all epochs; a linear warm-up replaces its begin."""
+    """Creates the schedule of the weights' learning rate.
+
+    It decays from `lr` to `lr_end` over all epochs, by a cosine or linearly. A linear warm-up
+    replaces the first `lr_warmup_epochs`; the decay does not start later because of it.
+
+    Args:
+      config: Settings of the search or of the retraining.
+      steps_per_epoch: Number of steps in an epoch.
+      epochs: Number of epochs of the whole phase, all stages together.
+    """
     warmup, steps = config.lr_warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     if config.lr_schedule == "cosine":
         end = config.lr_end / config.lr if config.lr else 0.0
@@ -22,7 +34,11 @@ def learning_rate(
 
 
 def clip(max_norm: float) -> optax.GradientTransformation:
-    """Clipping by the global norm, or nothing where `max_norm` is 0."""
+    """Creates clipping by the global norm, which 0 turns off.
+
+    Args:
+      max_norm: Largest global norm of the gradient that is left as it is.
+    """
     return optax.clip_by_global_norm(max_norm) if max_norm else optax.identity()
 
 
@@ -32,14 +48,82 @@ def weight_optimiser(
     epochs: int,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """SGD with momentum and coupled weight decay, which is added after clipping as in PyTorch."""
+    """Creates the optimiser of the weights that `config.optimizer` names, `sgd` or `adamw`.
+
+    Both clip the gradient first. `sgd` is PyTorch's: weight decay is added to the gradient, so it
+    passes through the momentum. `adamw` (Loshchilov and Hutter, arXiv 1711.05101) subtracts
+    `learning rate * weight_decay * w` beside Adam's step; `momentum` is its b1, and b2 is 0.999.
+    Weight decay applies to every parameter, biases and normalisation included.
+
+    Args:
+      config: Settings of the search or of the retraining.
+      steps_per_epoch: Number of steps in an epoch.
+      epochs: Number of epochs of the whole phase, all stages together.
+      nesterov: Whether the momentum is Nesterov's.
+    """
+    rate = learning_rate(config, steps_per_epoch, epochs)
+    if config.optimizer == "adamw":
+        return optax.chain(
+            clip(config.clip),
+            optax.adamw(
+                rate,
+                b1=config.momentum,
+                b2=0.999,
+                weight_decay=config.weight_decay,
+                nesterov=nesterov,
+            ),
+        )
     return optax.chain(
         clip(config.clip),
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(learning_rate(config, steps_per_epoch, epochs), config.momentum, nesterov),
+        optax.sgd(rate, config.momentum, nesterov),
     )
 
 
 def alpha_optimiser(config: ArchConfig) -> optax.GradientTransformation:
-    """Adam. The step clips alpha's gradient before, and then adds the regulariser's."""
+    """Creates the optimiser of the architecture parameters, Adam.
+
+    It neither clips nor regularises: the search step clips the gradient of the loss, and then adds
+    that of the regulariser.
+
+    Args:
+      config: Settings of the mixing distribution and its optimiser.
+    """
     return optax.adam(config.lr, b1=config.b1, b2=config.b2)
+
+
+def map_like_params(
+    optimiser: optax.GradientTransformation,
+    function: Callable[[Any], Any],
+    state: optax.OptState,
+) -> optax.OptState:
+    """Applies a function of parameter trees to every tree of that shape in an optimiser's state.
+
+    Pruning and widening change the parameters, and their momenta must change in the same way:
+    `map_like_params(optimiser, function, state)` has the structure and shapes of
+    `optimiser.init(function(params))`. Counters and other scalars stay as they are.
+
+    Two conditions follow from how optax finds these trees:
+
+    - A mask hides parameters from an optimiser (`optax.masked`, `optax.multi_transform`) by an
+      `optax.MaskedNode` in place of an array or a subtree. `function` must treat it like what it
+      replaces: keep it, or remove it with its key. `jax.tree.map` keeps it, since it is a node
+      without leaves; code that walks dictionaries by hand must test for it.
+    - A mask or label must be a function of the parameters, since a fixed tree would no longer
+      match them, and must accept any pytree, as `jax.tree.map_with_path` does.
+
+    Example:
+      Drop the second column of every array, in the parameters and in their momenta::
+
+        keep = functools.partial(jax.tree.map, lambda array: array[:, :1])
+        params, state = keep(params), map_like_params(optimiser, keep, state)
+
+    Args:
+      optimiser: Optimiser that made the state. `optax.flatten` must not be part of it, since it
+        keeps its momenta in one vector.
+      function: Function from a tree of parameters to a tree of parameters, whose leaves may have
+        other shapes and which may have fewer keys.
+      state: State of the optimiser before the change.
+    """
+    # Without is_leaf optax would hand over single arrays, and no key could be removed.
+    return optax.tree_utils.tree_map_params(optimiser, function, state, is_leaf=lambda _: True)

@@ -1,6 +1,7 @@
-"""SIGTERM, Ctrl-C and a closed terminal end a run at the next step, after a checkpoint.
+"""Signals that stop a run: SIGTERM, Ctrl-C and a closed terminal.
 
-A second Ctrl-C ends it at once.
+Inside `Interrupt` the run stops at the next step, after a checkpoint; a second Ctrl-C stops it at
+once. Inside `exit_at_once`, which covers the rest of the program, any of these signals does.
 """
 
 import contextlib
@@ -14,13 +15,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def _signals() -> list[signal.Signals]:
-    """Those to note: all, but for a SIGHUP that nohup told to ignore."""
+    """Returns the signals to handle: all of them, without SIGHUP if nohup made it ignored."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [signum for signum in _SIGNALS if not (ignored and signum == signal.SIGHUP)]
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and nothing is unsaved; `signum` says by which signal."""
+    """A signal stopped the run, and everything worth keeping is saved.
+
+    Attributes:
+      signum: Number of the signal.
+    """
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -28,49 +33,53 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """Notes signals while it is entered. Outside the main thread it notes none.
+    """A context in which a signal only sets `signum`.
 
-    Who enters it asks for `signum` and raises Interrupted; it is raised at the end where a signal
-    came after the last question.
+    The loop polls `signum`, saves a checkpoint and raises `Interrupted`. If a signal comes after
+    the last poll, the context raises it at its end. Outside the main thread Python delivers no
+    signals, so the context does nothing there.
+
+    Attributes:
+      signum: Number of the last signal, or None if none has come.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._old: dict[int, object] = {}
+        self._previous: dict[int, object] = {}  # the handlers outside this context
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
             for signum in _signals():
-                self._old[signum] = signal.signal(signum, self._note)
+                self._previous[signum] = signal.signal(signum, self._record)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._put_back()
+        self._restore_handlers()
         if kind is None and self.signum is not None:
             raise Interrupted(self.signum)
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """Within it signals do what they did before it was entered: there is nothing to save.
+        """Lets signals act for a while as they did outside: there is nothing to save.
 
         Raises:
-          Interrupted: one was noted already.
+          Interrupted: If a signal has already come.
         """
-        noting = {signum: signal.getsignal(signum) for signum in self._old}
-        self._put_back()
+        handlers = {signum: signal.getsignal(signum) for signum in self._previous}
+        self._restore_handlers()
         if self.signum is not None:
             raise Interrupted(self.signum)
         try:
             yield
         finally:
-            for signum, handler in noting.items():
+            for signum, handler in handlers.items():
                 signal.signal(signum, handler)
 
-    def _put_back(self) -> None:
-        for signum, handler in self._old.items():
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _record(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
@@ -78,23 +87,24 @@ class Interrupt:
 
 @contextlib.contextmanager
 def exit_at_once() -> Iterator[None]:
-    """Ends the process on a signal where no Interrupt is entered: there is nothing to save there.
+    """A context in which a signal ends the process at once, since there is nothing to save.
 
-    Not by a KeyboardInterrupt, which is lost where it is raised in a callback, such as the one that
-    JAX has in the garbage collector.
+    `Interrupt` takes precedence while it is active inside. The handler does not raise
+    KeyboardInterrupt, because an exception is lost if it is raised in a callback such as the one
+    that JAX registers with the garbage collector.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {signum: signal.signal(signum, _exit) for signum in _signals()}
+    previous = {signum: signal.signal(signum, _exit) for signum in _signals()}
     try:
         yield
     finally:
-        for signum, handler in old.items():
+        for signum, handler in previous.items():
             signal.signal(signum, handler)
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:
     name = signal.Signals(signum).name
-    os.write(2, f"stopped by {name}; the same command goes on from the last checkpoint\n".encode())
+    os.write(2, f"stopped by {name}; the same command resumes from the last checkpoint\n".encode())
     os._exit(128 + signum)

@@ -1,4 +1,4 @@
-"""Decoding, against Pillow; crops, against plain computations."""
+"""Decoding, compared with Pillow; crops, compared with plain computations."""
 
 import io
 import math
@@ -15,34 +15,33 @@ from PIL import ExifTags, Image, PngImagePlugin
 from drnas_jax.data import images
 from drnas_jax.data.images import (
     DRAWS,
-    Example,
-    UnreadableImage,
     centre_crop,
     decode,
     fit,
     has_colours,
     random_resized_crop,
 )
+from drnas_jax.data.sources.base import Example, UnreadableImage
 
 seeds = st.integers(0, 2**32 - 1)
 
 
 def picture(height=48, width=64):
-    """A smooth one, with more red than green than blue, uint8 [h, w, 3]."""
+    """Returns a smooth image with more red than green than blue, uint8 [h, w, 3]."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     waves = [level + 50 * np.sin(7 * x + 3 * y + level) for level in (180, 120, 60)]
     return np.rint(np.stack(waves, -1)).astype(np.uint8)
 
 
 def encoded(image, kind, **options):
-    """An example of a Pillow image."""
+    """Returns an example with the encoded bytes of a Pillow image."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return Example(file.getvalue(), 0, "an example")
 
 
 def png(image):
-    """An example of an array: gray, or RGB."""
+    """Returns an example with an array as PNG, gray or RGB."""
     return encoded(Image.fromarray(image), "PNG")
 
 
@@ -68,6 +67,7 @@ def draws(seed):
     ],
 )
 def test_decode_equals_pillow(mode, kind, channels):
+    # Catches a flag of OpenCV that swaps channels or keeps alpha.
     image = Image.fromarray(picture()).convert(mode)
     if mode in ("LA", "RGBA"):
         image.putalpha(77)
@@ -77,39 +77,43 @@ def test_decode_equals_pillow(mode, kind, channels):
         expected = np.asarray(file.convert("L" if channels == 1 else "RGB"))
     assert result.dtype == np.uint8
     assert result.shape == expected.shape
-    # Two roundings: of JPEG's inverse transform (or of CMYK to RGB), and of luma.
+    # Two roundings, one in JPEG's inverse transform (or from CMYK to RGB), one in luma.
     np.testing.assert_allclose(result.astype(int), expected, atol=2)
-    if mode != "LA":  # which OpenCV takes for colours
+    if mode != "LA":  # OpenCV takes LA for colours
         assert has_colours(example) == (mode not in ("1", "L"))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_decode_keeps_the_high_byte_of_16_bits(channels):
+    # Catches images of 16 bits that are clipped to white.
     image = np.random.default_rng(0).integers(0, 2**16, (5, 7), np.uint16)
     file = cv2.imencode(".png", image)[1].tobytes()
     result = decode(Example(file, 0, "deep"), channels)
     expected = (image >> 8).astype(int) if channels == 1 else np.stack([image >> 8] * 3, -1)
-    np.testing.assert_allclose(result.astype(int), expected.astype(int), atol=1)  # of rounding
+    np.testing.assert_allclose(result.astype(int), expected.astype(int), atol=1)  # one rounding
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 def test_decode_at_a_fraction(reduction, channels):
+    # Catches channels that are swapped only at a fraction of the size.
     full = picture(40, 56)
     result = decode(png(full), channels, reduction).astype(float)
     assert result.shape[:2] == (40 // reduction, 56 // reduction)
-    # Of the means over a smooth picture: RGB stays RGB.
+    # The mean of a smooth picture stays nearly the same, and RGB stays RGB.
     expected = full.mean((0, 1)) if channels == 3 else decode(png(full), 1).mean()
     np.testing.assert_allclose(result.mean((0, 1)), expected, atol=4)
 
 
 def test_decode_leaves_pixels_alone():
+    # Catches pixels that are copied or converted.
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     np.testing.assert_array_equal(decode(Example(pixels, 0, ""), 1), pixels)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
 def test_of_several_frames_the_first_counts(kind):
+    # Catches an animation that becomes an array of frames.
     frames = [Image.fromarray(np.full((6, 9, 3), level, np.uint8)) for level in (40, 200)]
     example = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(decode(example, 3), np.full((6, 9, 3), 40))
@@ -136,7 +140,8 @@ BROKEN = {
     ],
     ids=["decode", "reduced", "has_colours", "centre_crop", "random_resized_crop"],
 )
-def test_what_is_broken_is_named(read, content):
+def test_a_broken_image_is_named(read, content):
+    # Catches an error of OpenCV that does not say which file is broken.
     with pytest.raises(UnreadableImage, match=r"broken\.png is not an image .*data\.corrupt"):
         read(Example(content, 0, "broken.png"))
 
@@ -144,19 +149,21 @@ def test_what_is_broken_is_named(read, content):
 @given(seed=seeds, kind=st.sampled_from(["PNG", "JPEG"]))
 @settings(deadline=None, max_examples=40)
 def test_changed_bytes_give_an_image_or_the_error(seed, kind):
+    # Catches a header whose damage crashes our own parser.
     random = np.random.default_rng(seed)
     content = np.frombuffer(encoded(Image.fromarray(picture()), kind).image, np.uint8).copy()
     content[random.integers(0, 60, 3)] = random.integers(0, 256, 3)
     example = Example(content.tobytes(), 0, "changed")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of tags and of sizes
+        warnings.simplefilter("ignore")  # Pillow warns of damaged tags and sizes
         try:
             assert random_resized_crop(example, 3, 8, draws(seed)).shape == (8, 8, 3)
         except UnreadableImage as error:
             assert "changed" in str(error)
 
 
-def test_what_pillow_refuses_is_read_all_the_same():
+def test_large_metadata_is_no_obstacle():
+    # Catches a limit on metadata that has nothing to do with the image.
     text = PngImagePlugin.PngInfo()
     text.add_text("notes", " " * 2**21, zip=True)
     example = encoded(Image.fromarray(picture()), "PNG", pnginfo=text)
@@ -167,11 +174,11 @@ def test_what_pillow_refuses_is_read_all_the_same():
     assert centre_crop(example, 3, 14).shape == (14, 14, 3)
 
 
-# The middle
+# The middle of an image
 
 
 def blocks(image, n):
-    """Means of n x n pixels."""
+    """Returns the means of blocks of n x n pixels."""
     height, width = image.shape[0] // n, image.shape[1] // n
     return image.reshape(height, n, width, n, -1).mean((1, 3)).reshape(height, width, -1)
 
@@ -179,6 +186,7 @@ def blocks(image, n):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(64, 100), (100, 64), (64, 64)])
 def test_fit_and_centre_crop_equal_means_of_blocks(height, width, channels):
+    # Catches a crop beside the middle, and aliasing.
     image = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
     # 256 / 224 of 14 is 16, a quarter of the short side.
     small = blocks(image, 4)
@@ -194,6 +202,7 @@ def test_fit_and_centre_crop_equal_means_of_blocks(height, width, channels):
 
 
 def test_fit_leaves_what_fits():
+    # Catches an image that is resized to the size it has.
     image = picture(20, 30)
     np.testing.assert_array_equal(fit(image, 20), image[:, 5:25])
 
@@ -201,44 +210,48 @@ def test_fit_leaves_what_fits():
 @given(height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(1, 50))
 @settings(deadline=None)
 def test_fit_gives_the_size(height, width, size):
+    # Catches an odd size that is rounded to one pixel less.
     image = np.full((height, width), 9, np.uint8)
     np.testing.assert_array_equal(fit(image, size), np.full((size, size), 9))
     np.testing.assert_array_equal(centre_crop(Example(image, 0, ""), 1, size)[:, 0], [9] * size)
 
 
-# A random part
+# A random part of an image
 
 
 @given(height=st.integers(1, 700), width=st.integers(1, 700), seed=seeds)
 @settings(deadline=None)
 def test_a_box_lies_in_the_image_and_has_the_shape_and_share(height, width, seed):
+    # Catches a crop across the border of long or tiny images.
     top, left, h, w = images._box(height, width, draws(seed))
     assert 0 <= top <= top + h <= height
     assert 0 <= left <= left + w <= width
     assert h > 0 and w > 0
-    # Up to half a pixel of rounding on each side.
+    # Rounding moves each side by up to half a pixel.
     assert (w + 0.5) / (h - 0.5) >= 3 / 4
     assert (w - 0.5) / (h + 0.5) <= 4 / 3
-    if max(height, width) <= 16 * min(height, width):  # else, what stands in may be smaller
+    if max(height, width) <= 16 * min(height, width):  # otherwise the middle may be smaller
         assert (h + 0.5) * (w + 0.5) >= 0.08 * height * width
 
 
-def test_boxes_have_shares_shapes_and_places_as_they_should():
+def test_boxes_are_distributed_as_published():
+    # Catches a distribution that prefers wide crops or the top left.
     n, side = 4000, 1000
     boxes = np.array([images._box(side, side, draws(seed)) for seed in range(n)])
     top, left, h, w = boxes.T
     assert 0.08 <= (h * w).min() / side**2 < 0.09 and (h * w).max() / side**2 > 0.95
-    assert 0.748 < (w / h).min() < 0.76 and 1.32 < (w / h).max() < 1.336  # of whole pixels
+    assert 0.748 < (w / h).min() < 0.76 and 1.32 < (w / h).max() < 1.336  # whole pixels
     # Wide and tall ones are equally likely.
     assert abs(np.log(w / h).mean()) < 0.02  # 6 standard deviations of a uniform
     for start, length in ((top, h), (left, w)):
         free = length < 900
-        place = start[free] / (side - length[free])
-        assert abs(place.mean() - 0.5) < 0.03  # likewise
-        assert place.min() < 0.01 and place.max() > 0.99
+        position = start[free] / (side - length[free])
+        assert abs(position.mean() - 0.5) < 0.03  # 6 standard deviations again
+        assert position.min() < 0.01 and position.max() > 0.99
 
 
 def test_a_box_by_hand():
+    # Catches width and height that are exchanged.
     first = np.zeros(DRAWS)
     # 8 % of 100 x 200 at 3 / 4: 1600 = 34.6 * 46.2.
     assert images._box(100, 200, first) == (0, 0, 46, 35)
@@ -250,6 +263,7 @@ def test_a_box_by_hand():
 
 
 def test_the_first_draw_that_fits_counts():
+    # Catches a crop that takes parts of two draws.
     given = draws(3)
     given[:4] = 0.99  # nearly everything, but wide: too wide for a square
     assert images._box(100, 100, given) == images._box(100, 100, given[4:])
@@ -264,14 +278,15 @@ def test_the_first_draw_that_fits_counts():
         (300, 30, (130, 0, 40, 30)),
     ],
 )
-def test_the_middle_stands_in_where_no_draw_fits(height, width, box):
+def test_the_middle_is_taken_if_no_draw_fits(height, width, box):
+    # Catches a crop of the whole image, whose shape may be extreme.
     everything = np.ones(DRAWS)
     everything[::2, 1] = 0
     assert images._box(height, width, everything) == box
 
 
 def bilinear(image, size):
-    """Values at the centres of size x size pixels, [size, size, c]."""
+    """Returns the values at the centres of size x size pixels, [size, size, c]."""
 
     def axis(array, n):
         at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
@@ -285,12 +300,13 @@ def bilinear(image, size):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_random_resized_crop_equals_plain_interpolation(seed):
+    # Catches a crop that is resized by another method, or before it is cut out.
     image = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
     top, left, h, w = images._box(40, 50, draws(seed))
     result = random_resized_crop(png(image), 3, 24, draws(seed))
     assert result.dtype == np.uint8
     expected = bilinear(image[top : top + h, left : left + w], 24)
-    np.testing.assert_allclose(result, expected, atol=1.5)  # OpenCV has 11 bits for a weight
+    np.testing.assert_allclose(result, expected, atol=1.5)  # OpenCV's weights have 11 bits
     gray = random_resized_crop(Example(image[..., 0], 0, ""), 1, 24, draws(seed))
     np.testing.assert_allclose(gray, expected[..., 0], atol=1.5)
 
@@ -298,6 +314,7 @@ def test_random_resized_crop_equals_plain_interpolation(seed):
 @given(height=st.integers(1, 80), width=st.integers(1, 80), size=st.integers(1, 40), seed=seeds)
 @settings(deadline=None, max_examples=60)
 def test_random_resized_crop_gives_the_size(height, width, size, seed):
+    # Catches images smaller than the crop.
     image = np.full((height, width, 3), (9, 5, 1), np.uint8)
     result = random_resized_crop(png(image), 3, size, draws(seed))
     np.testing.assert_array_equal(result, np.broadcast_to([9, 5, 1], (size, size, 3)))
@@ -308,20 +325,21 @@ def test_random_resized_crop_gives_the_size(height, width, size, seed):
     "crop",
     [centre_crop, *(lambda *a, s=seed: random_resized_crop(*a, draws(s)) for seed in range(4))],
 )
-def test_a_fraction_gives_nearly_what_all_of_it_gives(crop, channels, monkeypatch):
+def test_decoding_at_a_fraction_changes_little(crop, channels, monkeypatch):
+    # Catches a box that is not scaled with the image.
     example, used = encoded(Image.fromarray(picture(600, 800)), "JPEG", quality=95), []
     monkeypatch.setattr(images, "decode", lambda *args: used.append(args[-1]) or decode(*args))
     fast = crop(example, channels, 24).astype(float)
     monkeypatch.setattr(images, "_reduction", lambda side, wanted: 1)
     full = crop(example, channels, 24)
     assert used[0] > 1 == used[1]
-    # A box is rounded to pixels of the fraction, at most a pixel of the result: 10 levels here.
+    # A box is rounded to pixels of the reduced image, by at most a pixel of the result: 10 levels.
     assert np.abs(fast - full).max() < 10
     assert np.abs(fast - full).mean() < 3
 
 
 def jpeg(image, turn=None):
-    """An example of an array; `turn` is the orientation of EXIF, from 5 a quarter turn."""
+    """Returns an example as JPEG; `turn` is EXIF's orientation, a quarter turn from 5 on."""
     exif = Image.Exif()
     if turn:
         exif[ExifTags.Base.Orientation] = turn
@@ -329,11 +347,12 @@ def jpeg(image, turn=None):
 
 
 @pytest.mark.parametrize("turn", [None, 6])
-def test_a_fraction_has_the_pixels_that_are_wanted(monkeypatch, turn):
+def test_decoding_at_a_fraction_leaves_enough_pixels(monkeypatch, turn):
+    # Catches a blurred crop, in particular of photos that the decoder turns.
     seen = []
     monkeypatch.setattr(images, "decode", lambda *args: seen.append(decode(*args)) or seen[-1])
     upright = slice(None, None, -1 if turn else 1)
-    centre_crop(jpeg(picture(100, 800), turn), 3, 21)  # by way of 24
+    centre_crop(jpeg(picture(100, 800), turn), 3, 21)  # resized to 24 first
     assert seen.pop().shape[:2] == (25, 200)[upright]
     example, fractions = jpeg(picture(240, 400), turn), set()
     for seed in range(60):
@@ -342,13 +361,14 @@ def test_a_fraction_has_the_pixels_that_are_wanted(monkeypatch, turn):
         fractions.add(240 * 400 // (height * width))
         box = images._box(height, width, draws(seed))
         full = images._box(*(240, 400)[upright], draws(seed))
-        assert min(box[2:]) >= min(20, *full[2:]) - 1  # of rounding
+        assert min(box[2:]) >= min(20, *full[2:]) - 1  # rounding
     assert len(fractions) > 1
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"\xff\xc0" * 99}])
 def test_the_size_in_a_header(mode, options):
+    # Catches a parser that takes a comment for the frame's size.
     image = Image.fromarray(picture(48, 64)).convert(mode)
     example = encoded(image, "JPEG", **options)
     assert images._dimensions(example) == (48, 64)
@@ -358,11 +378,13 @@ def test_the_size_in_a_header(mode, options):
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xc0", b"\xff\xd8" + bytes(99)])
 def test_no_size_in_a_header(data):
+    # Catches an endless loop or an index beyond the end.
     assert images._dimensions(Example(data, 0, "broken")) == (1, 1)
 
 
 @given(side=st.integers(1, 5000), wanted=st.integers(1, 400))
-def test_the_fraction_is_the_smallest_that_suffices(side, wanted):
+def test_the_smallest_sufficient_fraction_is_taken(side, wanted):
+    # Catches decoding more pixels than are needed.
     n = images._reduction(side, wanted)
     assert n == 1 or math.ceil(side / n) >= wanted
     assert n == 8 or side < 2 * n * wanted

@@ -1,11 +1,11 @@
-"""Splits and orders: disjoint, complete, and functions of their arguments alone."""
+"""Splits and orders are disjoint, complete, and depend on nothing but their arguments."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drnas_jax.data import epoch_order, eval_batches, search_split, steps_per_epoch
+from drnas_jax.data.splits import epoch_order, eval_batches, search_split, steps_per_epoch
 from drnas_jax.errors import UserError
 
 seeds = st.integers(0, 2**40)
@@ -13,6 +13,7 @@ seeds = st.integers(0, 2**40)
 
 @given(n=st.integers(2, 500), fraction=st.floats(0.01, 0.99), seed=seeds)
 def test_search_split_divides_all_examples(n, fraction, seed):
+    # Catches an image that both levels of the search see, or neither.
     count = round(n * fraction)
     if count in (0, n):
         with pytest.raises(UserError, match=r"search\.train_fraction is"):
@@ -24,7 +25,8 @@ def test_search_split_divides_all_examples(n, fraction, seed):
     assert sorted([*weights, *alpha]) == list(range(n))
 
 
-def test_search_split_is_shuffled_and_depends_on_the_seed_alone():
+def test_search_split_is_shuffled_and_depends_only_on_the_seed():
+    # Catches a cut by position in data that are sorted by class.
     labels = np.zeros(50_000)
     weights, alpha = search_split(labels, 0.5, 0.0, False, seed=3)
     np.random.seed(0)  # a global state must not matter
@@ -32,12 +34,13 @@ def test_search_split_is_shuffled_and_depends_on_the_seed_alone():
     other, _ = search_split(labels, 0.5, 0.0, False, seed=4)
     np.testing.assert_array_equal(weights, again)
     assert len(weights) == len(alpha) == 25_000
-    # Two independent halves share half of their examples: 12,500, standard deviation 56.
+    # Two independent halves share 12,500 examples on average, with standard deviation 56.
     assert abs(len(np.intersect1d(weights, other)) - 12_500) < 300
     assert abs(np.mean(weights) - 25_000) < 500  # standard deviation 65: no cut by position
 
 
 def test_search_split_error_says_what_each_side_would_get():
+    # Catches a search that starts with an empty split.
     with pytest.raises(UserError, match=r"0\.1 .*: of 3 .* in 1 groups .* 0 to .* 3 to alpha"):
         search_split(np.zeros(3), 0.1, 0.0, False, seed=0)
     with pytest.raises(
@@ -53,20 +56,22 @@ def test_search_split_error_says_what_each_side_would_get():
     seed=seeds,
 )
 def test_search_split_takes_its_shares_of_each_class(counts, train, alpha, seed):
+    # Catches shares of all images where those of each class were asked for.
     labels = np.repeat(np.arange(len(counts)), counts)
     shares = search_split(labels, train, alpha, True, seed)
     assert not set(shares[0]) & set(shares[1])
     for part, fraction in zip(shares, (train, alpha), strict=True):
         assert len(set(part)) == len(part)
         assert part.dtype == np.int32
-        found = np.bincount(labels[part], minlength=len(counts))
-        assert list(found) == [round(count * fraction) for count in counts]
+        counted = np.bincount(labels[part], minlength=len(counts))
+        assert list(counted) == [round(count * fraction) for count in counts]
 
 
 def test_search_split_by_class_mixes_the_classes_of_alpha():
+    # Catches validation batches of one class, whose statistics are biased.
     labels = np.repeat(np.arange(20), 50)
     _, alpha = search_split(labels, 0.5, 0.0, True, seed=0)
-    # Of a batch of 25 in the order of classes there would be one, of a random one about 14.
+    # A batch of 25 in the order of classes would hold one class, a random one about 14.
     assert all(len(set(batch)) > 6 for batch in labels[alpha].reshape(-1, 25))
 
 
@@ -79,6 +84,7 @@ def test_search_split_by_class_mixes_the_classes_of_alpha():
 )
 @settings(deadline=None)
 def test_epoch_order_chains_whole_permutations(n, batch_size, steps, seed, epoch):
+    # Catches an image that comes twice in an epoch while others are missing.
     order = epoch_order(n, batch_size, steps, seed, "weights", epoch)
     assert order.shape == (steps, batch_size)
     assert order.dtype == np.int32
@@ -91,6 +97,7 @@ def test_epoch_order_chains_whole_permutations(n, batch_size, steps, seed, epoch
 
 
 def test_epoch_order_differs_by_seed_stream_epoch_and_lap():
+    # Catches an order that repeats in every epoch.
     def order(steps=1, **changes):
         return epoch_order(
             100, 100, steps, **{"seed": 1, "stream": "weights", "epoch": 2, **changes}
@@ -100,17 +107,19 @@ def test_epoch_order_differs_by_seed_stream_epoch_and_lap():
     for other in others:
         # Independent permutations agree in one place on average; 10 or more: chance 1e-7.
         assert np.sum(order() == other) < 10
-    # More steps only go on: they change nothing of what came before.
+    # More steps only extend the order.
     np.testing.assert_array_equal(order(), order(steps=2)[:1])
 
 
 def test_epoch_order_draws_uniformly():
+    # Catches a shuffle that favours the first images.
     first = [epoch_order(10, 2, 5, 0, "weights", epoch)[0, 0] for epoch in range(2000)]
     counts = np.bincount(first, minlength=10)
     assert np.all(np.abs(counts - 200) < 68)  # 5 standard deviations of a binomial
 
 
 def test_steps_per_epoch():
+    # Catches an epoch without a step.
     assert steps_per_epoch(25_000, 64, "the split for weights") == 390
     assert steps_per_epoch(64, 64, "the split for weights") == 1
     with pytest.raises(UserError, match=r"the split for alpha has 63 images.* batch of 64"):
@@ -119,11 +128,12 @@ def test_steps_per_epoch():
 
 @given(n=st.integers(0, 300), batch_size=st.integers(1, 70))
 def test_eval_batches_hold_every_example_once(n, batch_size):
+    # Catches an accuracy that counts the padding.
     index, weight = eval_batches(n, batch_size)
     assert index.shape == weight.shape == (-(-n // batch_size), batch_size)
     assert index.dtype == np.int32
     assert weight.dtype == np.float32
     np.testing.assert_array_equal(index[weight == 1], np.arange(n))
-    fillers = index[weight != 1]  # all examples in turn
+    fillers = index[weight != 1]  # the examples from the first on
     np.testing.assert_array_equal(fillers, np.arange(len(fillers)) % max(n, 1))
     assert weight.sum() == n

@@ -1,4 +1,4 @@
-"""Streams: the same batches however they are read, and what cannot be read."""
+"""Streams: the same batches whoever reads them, and what happens if an image cannot be read."""
 
 import dataclasses
 from pathlib import Path
@@ -9,16 +9,17 @@ import pytest
 from loading import config, write_folder
 from tensorflow_datasets.proto import tf_example_pb2
 
-from drnas_jax.data import Dataset, Part, Schedule, Stream, load, read_labels, stream_batches
+from drnas_jax.data import Dataset, Schedule, Source, Split, Stream, Subset, load
 from drnas_jax.data import stream as lib
-from drnas_jax.data.images import Example, UnreadableImage, centre_crop, random_resized_crop
-from drnas_jax.data.sources import Source, Split, _Records
+from drnas_jax.data.images import centre_crop, random_resized_crop
+from drnas_jax.data.sources._tfds import _Records
+from drnas_jax.data.sources.base import Example, UnreadableImage
 from drnas_jax.data.splits import generator
 from drnas_jax.data.stream import read_rows
 from drnas_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-GIVEN = dict(mean=(0.5,) * 3, std=(0.2,) * 3)  # else a stream reads images to measure them
+GIVEN = dict(mean=(0.5,) * 3, std=(0.2,) * 3)  # otherwise a stream reads images for them
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,14 @@ def streamed(folder, **changes):
 
 
 def scheduled(stream, batch_size, epochs=2, steps=2, seed=3):
-    """One part, idle in no epoch, and an evaluation of the last examples, as in a search."""
+    """Returns a schedule of one subset and an evaluation of the last examples, as in a search."""
     index = np.arange(stream.count, dtype=np.int32)
-    parts = (Part("weights", index),)
-    return Schedule(batch_size, seed, parts, epochs, steps, index[1 - 2 * batch_size :])
+    subsets = (Subset("weights", index),)
+    return Schedule(batch_size, seed, subsets, epochs, steps, index[1 - 2 * batch_size :])
 
 
 def here(stream, schedule, rows):
-    """All batches, read in this process."""
+    """Reads all batches in this process."""
     requests = [schedule[k] for k in range(len(schedule))]
     return [read_rows(stream, request, rows, schedule.seed) for request in requests]
 
@@ -52,9 +53,9 @@ def assert_same(ours, theirs):
     assert len(ours) == len(theirs) > 0
     for one, other in zip(ours, theirs, strict=True):
         for name in ("images", "labels", "weight"):
-            found, expected = getattr(one, name), getattr(other, name)
-            assert found.dtype == expected.dtype
-            np.testing.assert_array_equal(found, expected)
+            actual, expected = getattr(one, name), getattr(other, name)
+            assert actual.dtype == expected.dtype
+            np.testing.assert_array_equal(actual, expected)
         assert one.skipped == other.skipped
 
 
@@ -70,16 +71,18 @@ def assert_same(ours, theirs):
         pytest.param(2, 1, np.arange(70), marks=pytest.mark.slow),
     ],
 )
-def test_workers_give_what_is_read_here(digits, workers, start, rows):
+def test_workers_read_the_same_as_this_process(digits, workers, start, rows):
+    # Catches chunks that arrive in another order, or that overwrite each other in shared memory.
     schedule = scheduled(digits, 70)
     stream = dataclasses.replace(digits, workers=workers)
-    read = list(stream_batches(stream, schedule, start, rows))
+    read = list(stream.batches(schedule, start, rows))
     assert_same([rows for _, rows in read], here(digits, schedule, rows)[start:])
     for k, (request, _) in enumerate(read, start):
-        np.testing.assert_array_equal(request.numbers, schedule[k].numbers)
+        np.testing.assert_array_equal(request.indices, schedule[k].indices)
 
 
 def test_rows_are_those_of_the_whole_batch(digits):
+    # Catches randomness that depends on which process reads a row.
     schedule = scheduled(digits, 8)
     whole, *parts = (
         here(digits, schedule, rows)
@@ -93,13 +96,14 @@ def test_rows_are_those_of_the_whole_batch(digits):
 
 
 def test_a_batch_holds_the_crops_of_its_examples(digits):
+    # Catches crops that follow another random stream, and labels of other images.
     schedule, rows = scheduled(digits, 8), np.arange(8)
     for k, batch in enumerate(here(digits, schedule, rows)):
         request, split = schedule[k], digits.source.train
-        numbers = generator(3, "weights/crop", request.step).random((8, 10, 4))
-        for row, i in enumerate(request.numbers):
+        draws = generator(3, "weights/crop", request.step).random((8, 10, 4))
+        for row, i in enumerate(request.indices):
             expected = (
-                random_resized_crop(split[i], 1, 6, numbers[row])
+                random_resized_crop(split[i], 1, 6, draws[row])
                 if request.name
                 else centre_crop(split[i], 1, 6)
             )
@@ -110,19 +114,21 @@ def test_a_batch_holds_the_crops_of_its_examples(digits):
 
 
 def test_crops_differ_by_row_step_stream_and_seed(digits):
+    # Catches a random stream that ignores one of the four.
     index = np.full(8, 5, np.int32)
 
     def images(seed=3, name="weights"):
-        schedule = Schedule(4, seed, (Part(name, index),), steps=2)
+        schedule = Schedule(4, seed, (Subset(name, index),), steps=2)
         return np.concatenate([batch.images for batch in here(digits, schedule, np.arange(4))])
 
-    found = np.concatenate([images(), images(seed=4), images(name="alpha")])
-    # A few of the 24 coincide, of so small an image; with one of the four ignored, at least 8.
-    assert len(np.unique(found, axis=0)) > 16
+    crops = np.concatenate([images(), images(seed=4), images(name="alpha")])
+    # A few of the 24 coincide because the image is so small; if one were ignored, at least 8.
+    assert len(np.unique(crops, axis=0)) > 16
 
 
 @pytest.mark.parametrize("size", [0, 6])
 def test_padded_images_are_those_in_memory(folder, size):
+    # Catches a data set that changes when it grows beyond the memory limit.
     stream = streamed(folder, image_size=size)
     memory = load(config("folder", dir=str(folder), image_size=size))
     assert isinstance(stream, Stream) and isinstance(memory, Dataset)
@@ -131,21 +137,22 @@ def test_padded_images_are_those_in_memory(folder, size):
     for schedule in (scheduled(stream, 3), test):
         for k, batch in enumerate(here(stream, schedule, np.arange(schedule.batch_size))):
             request = schedule[k]
-            images, labels = memory.split(request.split)
-            np.testing.assert_array_equal(batch.images, images[request.numbers])
-            np.testing.assert_array_equal(batch.labels, labels[request.numbers])
+            images, labels = memory.arrays(request.split)
+            np.testing.assert_array_equal(batch.images, images[request.indices])
+            np.testing.assert_array_equal(batch.labels, labels[request.indices])
 
 
 # What cannot be read
 
 
-def train_request(stream, numbers):
-    part = Part("weights", np.array(numbers, np.int32))
-    schedule = Schedule(len(numbers), 0, (part,), steps=1)
+def train_request(stream, indices):
+    subset = Subset("weights", np.array(indices, np.int32))
+    schedule = Schedule(len(indices), 0, (subset,), steps=1)
     return schedule[0]
 
 
 def test_an_unreadable_file_is_named(folder):
+    # Catches an error that leaves the user to look for the file among millions.
     stream = streamed(folder)
     file = stream.source.train.files[4]
     for damage in (lambda: file.write_bytes(b"no image"), file.unlink):
@@ -155,13 +162,14 @@ def test_an_unreadable_file_is_named(folder):
 
 
 def test_an_unreadable_record_is_named(folder):
+    # Catches an error that says nothing about where in TFDS's files the image is.
     record = tf_example_pb2.Example()
     record.features.feature["image"].bytes_list.value.append(b"no image")
     record.features.feature["label"].int64_list.value.append(1)
     record.features.feature["file_name"].bytes_list.value.append(b"n01_7.JPEG")
     records = [record.SerializeToString(), b"broken"]
     split = _Records(records, "image", "label", "'own' in DIR, split train")
-    stream = replaced(streamed(folder), split)
+    stream = with_train(streamed(folder), split)
     with pytest.raises(UnreadableImage, match=r"n01_7\.JPEG, image 0 of 'own' in DIR, split train"):
         read_rows(stream, train_request(stream, [0]), np.arange(1), 0)
     with pytest.raises(UserError, match=r"'own' in DIR, split train is broken"):
@@ -170,29 +178,31 @@ def test_an_unreadable_record_is_named(folder):
 
 @pytest.mark.parametrize("crop", ["padded", "resized"])
 def test_an_unreadable_image_is_replaced_and_does_not_count(folder, crop):
+    # Catches a replacement that counts in the accuracy, or that depends on who reads the row.
     stream = streamed(folder, crop=crop, image_size=8, corrupt="skip")
     request = train_request(stream, range(8))
     good = read_rows(stream, request, np.arange(8), 0)
-    bad = [int(request.numbers[row]) for row in (2, 3, 7)]
+    bad = [int(request.indices[row]) for row in (2, 3, 7)]
     for i in bad:
         stream.source.train.files[i].write_bytes(b"no image")
-    found = read_rows(stream, request, np.arange(8), 0)
-    np.testing.assert_array_equal(found.weight, [1, 1, 0, 0, 1, 1, 1, 0])
+    replaced = read_rows(stream, request, np.arange(8), 0)
+    np.testing.assert_array_equal(replaced.weight, [1, 1, 0, 0, 1, 1, 1, 0])
     files = stream.source.train.files
-    assert all(str(files[i]) in text for i, text in zip(bad, found.skipped, strict=True))
-    stand_in = [0, 1, 4, 4, 4, 5, 6, 0]  # the next, of the batch in a ring
-    np.testing.assert_array_equal(found.labels, good.labels[stand_in])
-    counted = found.weight == 1
-    np.testing.assert_array_equal(found.images[counted], good.images[counted])
+    assert all(str(files[i]) in text for i, text in zip(bad, replaced.skipped, strict=True))
+    stand_in = [0, 1, 4, 4, 4, 5, 6, 0]  # the next in the batch, the first after the last
+    np.testing.assert_array_equal(replaced.labels, good.labels[stand_in])
+    counted = replaced.weight == 1
+    np.testing.assert_array_equal(replaced.images[counted], good.images[counted])
     if crop == "padded":
-        np.testing.assert_array_equal(found.images, good.images[stand_in])
-    # However the rows are divided: each is counted by who reads it.
+        np.testing.assert_array_equal(replaced.images, good.images[stand_in])
+    # The same if the rows are divided; each is counted by the process that reads it.
     part = read_rows(stream, request, np.array([7, 3]), 0)
-    np.testing.assert_array_equal(part.images, found.images[[7, 3]])
-    assert part.skipped == (found.skipped[2], found.skipped[1])
+    np.testing.assert_array_equal(part.images, replaced.images[[7, 3]])
+    assert part.skipped == (replaced.skipped[2], replaced.skipped[1])
 
 
 def test_an_unreadable_image_that_only_fills_a_batch_is_counted_once(folder):
+    # Catches a report that counts the copy which pads the last batch.
     stream = streamed(folder, corrupt="skip")
     stream.source.test.files[0].write_bytes(b"no image")
     schedule = Schedule(3, 0, evaluated=np.arange(4, dtype=np.int32), split="test")
@@ -202,6 +212,7 @@ def test_an_unreadable_image_that_only_fills_a_batch_is_counted_once(folder):
 
 
 def test_a_batch_of_nothing_readable_is_an_error(folder):
+    # Catches an endless search for a replacement.
     stream = streamed(folder, corrupt="skip")
     for file in stream.source.test.files:
         file.write_bytes(b"no image")
@@ -212,6 +223,7 @@ def test_a_batch_of_nothing_readable_is_an_error(folder):
 
 
 def test_an_image_without_a_label_is_an_error(folder):
+    # Catches training on TFDS's label of secret test sets, -1.
     stream = streamed(folder)
     stream.source.train.labels[5] = -1
     with pytest.raises(UserError, match=rf"{stream.source.train.files[5]} has no label"):
@@ -219,6 +231,7 @@ def test_an_image_without_a_label_is_an_error(folder):
 
 
 def test_an_image_of_another_size_is_an_error(folder):
+    # Catches a shape error deep inside a worker.
     stream = streamed(folder)
     cv2.imwrite(str(stream.source.train.files[5]), np.zeros((4, 5, 3), np.uint8))
     with pytest.raises(UserError, match=r"differ in size \(9x11 and 4x5\): set data.image_size"):
@@ -230,7 +243,7 @@ def test_an_image_of_another_size_is_an_error(folder):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unlisted:
-    """A split whose labels have to be read."""
+    """A split that does not list its labels."""
 
     split: Split
     labels: None = None
@@ -242,38 +255,43 @@ class Unlisted:
         return self.split[i]
 
 
-def replaced(stream: Stream, train: Split) -> Stream:
+def with_train(stream: Stream, train: Split) -> Stream:
     source: Source = dataclasses.replace(stream.source, train=train)
     return dataclasses.replace(stream, source=source)
 
 
-def test_listed_labels_are_given_by_the_first(digits):
+def test_only_the_first_process_returns_listed_labels(digits):
+    # Catches labels that are added up over several processes.
     labels = digits.source.train.labels
     assert labels.any()
-    np.testing.assert_array_equal(read_labels(digits, 0, 2), labels)
-    np.testing.assert_array_equal(read_labels(digits, 1, 2), np.zeros(len(labels)))
+    np.testing.assert_array_equal(digits.labels, labels)
+    np.testing.assert_array_equal(digits.read_labels(0, 2), labels)
+    np.testing.assert_array_equal(digits.read_labels(1, 2), np.zeros(len(labels)))
 
 
 def test_labels_that_are_not_listed_are_read(digits):
+    # Catches labels that worker processes return in another order.
     labels = digits.source.train.labels
-    stream = replaced(digits, Unlisted(digits.source.train))
-    found = read_labels(stream, 0, 1)
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, labels)
+    stream = with_train(digits, Unlisted(digits.source.train))
+    assert stream.labels is None
+    read = stream.read_labels(0, 1)
+    assert read.dtype == np.int32
+    np.testing.assert_array_equal(read, labels)
 
 
 def test_shares_of_labels_make_up_all(digits, monkeypatch):
+    # Catches chunks that no process reads, or that two read.
     monkeypatch.setattr(lib, "_LABELS", 200)
     split = digits.source.train
     pieces, labels = -(-len(split) // 200), np.full(len(split), -1)
-    for part in range(3):
-        share = lib._Labels(Unlisted(split), part, 3)
-        assert len(share) == len(range(part, pieces, 3)) > 1
+    for number in range(3):
+        share = lib._Labels(Unlisted(split), number, 3)
+        assert len(share) == len(range(number, pieces, 3)) > 1
         for k in range(len(share)):
             begin, values = share[k]
             assert np.all(labels[begin : begin + 200] == -1)
             labels[begin : begin + 200] = values
     np.testing.assert_array_equal(labels, split.labels)
-    # More take part than there are pieces.
-    nothing = read_labels(replaced(digits, Unlisted(split)), pieces, pieces + 1)
+    # There are more processes than pieces.
+    nothing = with_train(digits, Unlisted(split)).read_labels(pieces, pieces + 1)
     np.testing.assert_array_equal(nothing, np.zeros(len(split)))

@@ -1,4 +1,4 @@
-"""Worker processes of a streamed data set, in scripts of their own: how they end."""
+"""How the worker processes of a streamed data set end; each test runs a script."""
 
 import os
 import signal
@@ -15,16 +15,15 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 import numpy as np
-from drnas_jax.configs import base
 from drnas_jax.config import DataConfig
-from drnas_jax.data import Part, Schedule, load, stream_batches
+from drnas_jax.data import Schedule, Subset, load
 from drnas_jax.errors import UserError
 
 def opened(workers):
     fields = dict(name="folder", dir=sys.argv[1], crop="resized", image_size=8, workers=workers)
-    stream = load(DataConfig(**{{**base.get_config().data.to_dict(), **fields}}))
-    parts = (Part("weights", np.arange(stream.count, dtype=np.int32)),)
-    return stream_batches(stream, Schedule(4, 0, parts, steps=1000), 0, np.arange(4))
+    stream = load(DataConfig(**fields))
+    subsets = (Subset("weights", np.arange(stream.count, dtype=np.int32)),)
+    return stream.batches(Schedule(4, 0, subsets, steps=1000), 0, np.arange(4))
 
 if __name__ == "__main__":
     {body}
@@ -81,16 +80,18 @@ def start(body, folder, *arguments):
 
 
 def test_an_early_end_and_an_error_leave_nothing_behind(folder):
+    # Catches shared memory or processes that outlive their generator.
     files = [str(file) for file in folder.glob("*/*")]
     process = start(ENDS, folder, *files)
     printed, complaints = process.communicate(timeout=300)
-    assert complaints == ""  # of Python, that shared memory is left over
+    assert complaints == ""  # Python complains about shared memory that is left over
     assert process.returncode == 0
     assert printed.count("is not an image") == printed.count("\n") == 1
 
 
-@pytest.mark.slow  # Grain looks for lost workers now and then, and waits for the others
+@pytest.mark.slow  # Grain looks for lost workers only now and then, and waits for the others
 def test_a_killed_worker_is_an_error_and_leaves_nothing_behind(folder):
+    # Catches a run that hangs, or ends with a traceback of Grain, when memory has run out.
     process = start(KILLED, folder)
     printed, complaints = process.communicate(timeout=300)
     assert complaints == ""
@@ -111,6 +112,7 @@ def running(pid):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to look for workers")
 def test_workers_end_when_the_main_process_is_killed(folder):
+    # Catches workers that run on after a batch system has killed the job.
     process = start(RUNS_ON, folder)
     pids = [int(pid) for pid in process.stdout.readline().split()]
     try:
@@ -120,7 +122,7 @@ def test_workers_end_when_the_main_process_is_killed(folder):
         process.wait()
         deadline = time.monotonic() + 120
         while any(running(pid) for pid in pids):
-            assert time.monotonic() < deadline, "workers run on"
+            assert time.monotonic() < deadline, "workers are still running"
             time.sleep(0.05)
     finally:
         for pid in filter(running, [process.pid, *pids]):

@@ -1,5 +1,6 @@
 """The Dirichlet against its analytic moments and their derivatives."""
 
+import functools
 import importlib
 import math
 import sys
@@ -9,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from tensorflow_probability.substrates.jax import distributions as tfd
+from scipy.special import digamma, gammaln
 
 from drnas_jax import distributions
-from drnas_jax.config import ArchConfig
 from drnas_jax.distributions import dirichlet
 from drnas_jax.errors import UserError
+from drnas_jax.spaces.base import Cell, Edge
 
 N = 20_000  # samples of every statistical test
-# Of the 200 or so z-values in this file, one beyond 4.5 comes once in 700 seeds.
+# There are about 260 z-values in this file. One of them exceeds 4.5 for one seed in 500.
 Z = 4.5
 CONCENTRATIONS = {
     "start": np.ones(7),
@@ -25,44 +26,68 @@ CONCENTRATIONS = {
     "large": np.full(5, 5.0),
     "pruned": np.array([3.0, 0.7]),
 }
+# Those of a group are edges of one cell, so that the shorter ones are padded.
+GROUPS = (("start",), ("mixed", "large", "pruned"))
+# For a few runs: optimisation would take longer than it saves.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+DIRICHLET = distributions.create("dirichlet")
+
+
+def cell(*lengths):
+    """Returns a cell whose edges have these numbers of operations."""
+    names = tuple("abcdefgh")
+    return Cell(tuple(Edge(1, 0, names[:length]) for length in lengths))
 
 
 def z_values(samples, expected):
-    """(mean - expected) / standard error, over the leading axis of `samples`."""
+    """Returns (mean - expected) / standard error over the leading axis of the samples."""
     error = samples.std(axis=0) / math.sqrt(len(samples))
     return (samples.mean(axis=0) - expected) / error
 
 
-@pytest.fixture(params=CONCENTRATIONS, scope="module")
-def samples_and_jacobians(request):
-    """The concentration, N samples [N, o] of it, and d sample_i / d concentration_j [N, o, o]."""
-    concentration = CONCENTRATIONS[request.param]
-    rows = jnp.broadcast_to(jnp.asarray(concentration, jnp.float32), (N, len(concentration)))
+@functools.cache
+def drawn(group):
+    """Samples [n, N, o] of the n concentrations of a group, and their derivatives [n, N, o, o]."""
+    lengths = [len(CONCENTRATIONS[name]) for name in group]
+    longest, edges = max(lengths), cell(*np.repeat(lengths, N))
+    padded = [np.pad(row, (0, longest - len(row))) for row in map(CONCENTRATIONS.get, group)]
+    rows = jnp.asarray(np.repeat(padded, N, axis=0), jnp.float32)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
     def compute(rows):
         samples, pull = jax.vjp(
-            lambda rows: dirichlet.sample_dirichlet(rows, jax.random.key(0)), rows
+            lambda rows: dirichlet.sample_dirichlet(rows, edges, jax.random.key(0)), rows
         )
-        units = jnp.eye(rows.shape[1])[:, None] * jnp.ones((N, 1))
+        units = jnp.eye(longest)[:, None] * jnp.ones((len(rows), 1))
         return samples, jax.vmap(pull, out_axes=1)(units)[0]
 
-    samples, jacobians = compute(rows)
-    return concentration, np.asarray(samples, np.float64), np.asarray(jacobians, np.float64)
+    return [np.asarray(x, np.float64).reshape(len(group), N, *x.shape[1:]) for x in compute(rows)]
+
+
+@pytest.fixture(params=CONCENTRATIONS)
+def samples_and_jacobians(request):
+    """The concentration, N samples [N, o] of it, and d sample_i / d concentration_j [N, o, o]."""
+    concentration, name = CONCENTRATIONS[request.param], request.param
+    (group,) = (group for group in GROUPS if name in group)
+    samples, jacobians = (values[group.index(name)] for values in drawn(group))
+    length = len(concentration)
+    assert not samples[:, length:].any() and not jacobians[:, :length, length:].any()
+    return concentration, samples[:, :length], jacobians[:, :length, :length]
 
 
 def test_pathwise_gradient_of_the_mean(samples_and_jacobians):
+    # Would catch a gradient that leaves out how the normalisation depends on the concentration.
     concentration, _, jacobians = samples_and_jacobians
     total = concentration.sum()
     expected = (np.eye(len(concentration)) - concentration[:, None] / total) / total
     assert np.abs(z_values(jacobians, expected)).max() < Z
-    # The bound says something only where the error is far below the values themselves.
+    # The bound means something only if the error is far below the values themselves.
     errors = jacobians.std(axis=0) / math.sqrt(N)
     assert (errors.max(axis=1) < 0.04 * np.abs(expected).max(axis=1)).all()
 
 
 def test_pathwise_gradient_of_the_second_moment(samples_and_jacobians):
-    """E[x^2] = c (c + 1) / (s (s + 1)): feels how samples spread, as the mean does not."""
+    # E[x^2] = c (c + 1) / (s (s + 1)) depends on the spread of the samples, the mean does not.
     concentration, samples, jacobians = samples_and_jacobians
     c, total = concentration, concentration.sum()
     scale = total * (total + 1)
@@ -71,6 +96,7 @@ def test_pathwise_gradient_of_the_second_moment(samples_and_jacobians):
 
 
 def test_sample_moments(samples_and_jacobians):
+    # Would catch samples of another concentration, for example without Marsaglia's correction.
     concentration, samples, _ = samples_and_jacobians
     total = concentration.sum()
     mean = concentration / total
@@ -80,17 +106,20 @@ def test_sample_moments(samples_and_jacobians):
 
 
 def test_marginals_are_beta(samples_and_jacobians):
+    # Would catch samples of the right mean and variance, but of another shape.
     concentration, samples, _ = samples_and_jacobians
     for c, column in zip(concentration, samples.T, strict=True):
-        # Kolmogorov-Smirnov; 17 columns, so one below 1e-4 comes once in 600 seeds.
+        # Of the 17 p-values of Kolmogorov-Smirnov one is below 1e-4 for one seed in 600.
         marginal = scipy.stats.beta(c, concentration.sum() - c)
         assert scipy.stats.kstest(column, marginal.cdf).pvalue > 1e-4
 
 
 @jax.jit
 def samples_and_gradient(rows):
+    edges = cell(*[rows.shape[1]] * len(rows))
+
     def loss(rows):
-        samples = dirichlet.sample_dirichlet(rows, jax.random.key(3))
+        samples = dirichlet.sample_dirichlet(rows, edges, jax.random.key(3))
         return jnp.sum(samples @ jnp.array([1.0, -1.0, 0.5, 0.2])), samples
 
     gradient, samples = jax.grad(loss, has_aux=True)(rows)
@@ -99,18 +128,20 @@ def samples_and_gradient(rows):
 
 @pytest.mark.parametrize("smallest", [1.0, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-8])
 def test_small_concentrations_are_finite(smallest):
+    # Would catch gamma samples that underflow to 0, after which a row is 0 / 0.
     one_large = jnp.array([smallest, smallest, smallest, 1.0])
     rows = jnp.concatenate([jnp.tile(one_large, (5000, 1)), jnp.full((5000, 4), smallest)])
     samples, gradient = samples_and_gradient(rows)
     assert jnp.isfinite(samples).all()
     assert jnp.isfinite(gradient).all()
     np.testing.assert_allclose(samples.sum(axis=-1), 1.0, atol=1e-6)
-    # All four equally small: nearly one-hot, and any of them.
+    # If all four are equally small, samples are nearly one-hot, and each of the four is drawn.
     if smallest <= 0.01:
         assert np.bincount(samples[5000:].argmax(axis=-1), minlength=4).min() > 1000
 
 
 def test_concentration():
+    # Would catch a concentration of 0, or one that loses its digits below alpha -17.
     alpha = jnp.array([[-1000.0, -30.0, -18.0, -1.0, -1e-3, 0.0, 1e-3, 2.0]])
     value = dirichlet.concentration(alpha)[0]
     np.testing.assert_allclose(value[2:], jax.nn.elu(np.float64(alpha[0, 2:])) + 1, atol=1e-7)
@@ -118,44 +149,63 @@ def test_concentration():
     np.testing.assert_allclose(value[2], math.exp(-18), rtol=1e-5)
     slope = jax.grad(lambda alpha: dirichlet.concentration(alpha).sum())(alpha)[0]
     np.testing.assert_allclose(slope[2:], np.minimum(1, np.exp(alpha[0, 2:])), rtol=1e-5)
-    assert jnp.isfinite(dirichlet.mean(alpha)).all()
-    assert jnp.isfinite(dirichlet.mean(jnp.full((1, 3), -1000.0))).all()
+    assert jnp.isfinite(DIRICHLET.mean(alpha, cell(8))).all()
+    assert jnp.isfinite(DIRICHLET.mean(jnp.full((1, 3), -1000.0), cell(3))).all()
+
+
+@pytest.mark.parametrize("ranking", ["mean", "softmax"])
+def test_edges_rank_by_the_mean_or_by_the_softmax_of_alpha(ranking):
+    # Would catch an option that is read but not used; the two orders of edges differ here.
+    alpha, edges = jnp.array([[3.0, 0.0], [2.0, -1.5]]), cell(2, 2)
+    distribution = distributions.create("dirichlet", dirichlet.Options(ranking))
+    weights = distribution.ranking(alpha, edges).max(-1)
+    # Means: 4 / 5 and 3 / (3 + exp(-1.5)) = 0.93; softmax: 1 / (1 + exp(-3)) = 0.95 and 0.97.
+    expected = {"mean": [0.8, 0.9308], "softmax": [0.9526, 0.9707]}[ranking]
+    np.testing.assert_allclose(weights, expected, atol=1e-4)
 
 
 def test_kl_by_hand():
-    # Density 2x on [0, 1]: the integral of 2x log 2x is log 2 - 1/2.
+    # Would catch one Dirichlet over all edges, as in NASLib, in place of a sum over edges.
+    # The density of beta = (2, 1) is 2x on [0, 1]: the integral of 2x log 2x is log 2 - 1/2.
     expected = math.log(2) - 0.5
-    alpha = jnp.array([[1.0, 0.0]])  # beta = (2, 1)
-    np.testing.assert_allclose(dirichlet.kl_from_flat(alpha), expected, rtol=1e-5)
-    # A sum over edges, not one Dirichlet over all of them.
+    alpha = jnp.array([[1.0, 0.0]])
+    np.testing.assert_allclose(DIRICHLET.kl_from_flat(alpha, cell(2)), expected, rtol=1e-5)
     edges = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    np.testing.assert_allclose(dirichlet.kl_from_flat(edges), 2 * expected, rtol=1e-5)
-
-
-def test_kl_is_tfps_own_edge_by_edge():
-    alpha = jax.random.normal(jax.random.key(4), (6, 5))
-    flat = tfd.Dirichlet(jnp.ones(5))
-    expected = sum(
-        tfd.kl_divergence(tfd.Dirichlet(dirichlet.concentration(row)), flat) for row in alpha
+    np.testing.assert_allclose(
+        DIRICHLET.kl_from_flat(edges, cell(2, 2, 2)), 2 * expected, rtol=1e-5
     )
-    np.testing.assert_allclose(dirichlet.kl_from_flat(alpha), expected, rtol=1e-6)
 
 
-def test_kl_has_the_strength():
-    config = ArchConfig("dirichlet", 3e-4, 0.5, 0.999, 0.0, "kl", 0.25, (10.0, 1.0))
-    alpha = jax.random.normal(jax.random.key(5), (6, 5))
-    penalty = distributions.create(config).regulariser(alpha)
-    np.testing.assert_allclose(penalty, 0.25 * dirichlet.kl_from_flat(alpha), rtol=1e-6)
+def test_kl_is_the_formula_on_each_edge_without_its_padding():
+    # Would catch the padding of short edges, or an edge of one operation, in the divergence.
+    edges = cell(5, 2, 5, 1, 2, 3)
+    alpha = jax.random.normal(jax.random.key(4), edges.shape)
+    expected = 0.0
+    for row, edge in zip(np.asarray(alpha, np.float64), edges.edges, strict=True):
+        n = len(edge.primitives)
+        beta = np.where(row > 0, row + 1, np.exp(row))[:n]
+        expected += gammaln(beta.sum()) - gammaln(beta).sum() - gammaln(n)
+        expected += np.sum((beta - 1) * (digamma(beta) - digamma(beta.sum())))
+    function = jax.jit(
+        jax.value_and_grad(lambda alpha: DIRICHLET.kl_from_flat(alpha, edges)),
+        compiler_options=FAST_COMPILE,
+    )
+    value, gradient = function(alpha)
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert jnp.isfinite(gradient).all()
+    assert (gradient[~edges.mask] == 0).all()
 
 
 def test_one_operation_has_no_divergence():
-    np.testing.assert_allclose(dirichlet.kl_from_flat(jnp.array([[1.5], [-2.0]])), 0, atol=1e-6)
+    alpha = jnp.array([[1.5], [-2.0]])
+    np.testing.assert_allclose(DIRICHLET.kl_from_flat(alpha, cell(1, 1)), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "source", ["import jax\njax.interpreters.xla.pytype_aval_mappings", "import no_such_module"]
 )
 def test_unfit_tfp_says_what_to_install(monkeypatch, tmp_path, source):
+    # Would catch a lazy import, which fails only in the middle of a search.
     package = tmp_path / "tensorflow_probability"
     package.mkdir()
     (package / "__init__.py").write_text(source)

@@ -1,4 +1,4 @@
-"""The kernels of every backend against the plain ones, and these against numpy loops."""
+"""The kernels of every backend against the plain ones, and these against loops in NumPy."""
 
 import functools
 
@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from drnas_jax.errors import UserError
-from drnas_jax.nn import backend
+from drnas_jax.nn import backend, weight_gradients
 
 # 1x1 and thin images are all border; odd and non-square ones tell rows from columns.
 SHAPES = [(2, 8, 8, 4), (3, 5, 7, 3), (1, 4, 9, 2), (2, 1, 1, 3), (2, 1, 6, 2), (1, 2, 2, 5)]
-VARIANTS = sorted(name for name, k in backend._BY_NAME.items() if k != backend.PLAIN)
+PLATFORMS = ("cpu", "gpu", "tpu")
 
 
 def other(name):
-    """The platforms whose kernel is not the plain function itself."""
+    """Returns the platforms whose kernel is not the plain function itself."""
     plain = backend.PLAIN
     return [
         platform
-        for platform in VARIANTS
-        if getattr(own := backend.for_platform(platform), name) is not getattr(plain, name)
-        or own.channel_axis != plain.channel_axis
+        for platform in PLATFORMS
+        if getattr(chosen := backend.for_platform(platform), name) is not getattr(plain, name)
+        or chosen.channel_axis != plain.channel_axis
     ]
 
 
@@ -31,30 +31,33 @@ def normal(seed, shape):
 
 
 @functools.cache
-def results(platform, name, shape, filters=None, static=(), ties=False, learn=None):
-    """Of a kernel the value in the plain layout, and the gradients in images and filters.
+def results(platform, name, shape, filters=None, static=(), ties=False, wanted=None):
+    """Returns a kernel's value in the plain layout, and its gradients in images and filters.
 
     Args:
-      platform: whose kernel.
-      name: of the kernel.
-      shape: of the images; filters: of the filters, if it has any.
-      static: the other arguments.
-      ties: whether some values of the images are equal.
-      learn: see Kernels.
+      platform: Platform whose kernel is computed.
+      name: Name of the kernel.
+      shape: Shape of the images.
+      filters: Shape of the filters, if the kernel has any.
+      static: The other arguments.
+      ties: Whether some values of the images are equal.
+      wanted: See `weight_gradients.computed_if`.
     """
-    own, x = backend.for_platform(platform), normal(0, shape)
+    chosen, x = backend.for_platform(platform), normal(0, shape)
     arrays = [np.round(x) if ties else x, *([normal(1, filters)] if filters else [])]
 
     @jax.jit
-    def compute(arrays, *learn):
+    def compute(arrays, wanted):
         def run(x, *rest):
-            return own.transpose(getattr(own, name)(own.transpose(x), *rest, *static, *learn))
+            kernel = getattr(chosen, name)
+            return chosen.transpose(kernel(chosen.transpose(x), *rest, *static))
 
-        value, pull = jax.vjp(run, *arrays)
-        # The cotangent is random, so not symmetric.
-        return value, *pull(jnp.asarray(normal(9, value.shape)))
+        with weight_gradients.computed_if(wanted):
+            value, pull = jax.vjp(run, *arrays)
+            # The cotangent is random, so not symmetric.
+            return value, *pull(jnp.asarray(normal(9, value.shape)))
 
-    return compute(arrays, *([] if learn is None else [jnp.float32(learn)]))
+    return compute(arrays, None if wanted is None else jnp.float32(wanted))
 
 
 def assert_same(found, expected):
@@ -82,7 +85,7 @@ def test_avg_pool_agrees_with_plain(platform, stride, shape):
     assert_plain(platform, "avg_pool", shape, static=(stride,))
 
 
-# Of equal values the first gets the gradient. A window of 2 is not padded: sides are at least 2.
+# Of equal values the first gets the gradient. A window of 2 is not padded, so sides are at least 2.
 @pytest.mark.parametrize("platform", other("max_pool"))
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (2, 2)])
@@ -97,7 +100,7 @@ def test_max_pool_agrees_with_plain(platform, ties, size, stride, shape):
         (platform, dilation)
         for platform in other("depthwise")
         for dilation in (1, 2)
-        if (platform, dilation) != ("gpu", 1)  # the plain one, by another name
+        if (platform, dilation) != ("gpu", 1)  # it calls the plain kernel
     ],
 )
 @pytest.mark.parametrize("stride", [1, 2])
@@ -107,7 +110,7 @@ def test_depthwise_agrees_with_plain(platform, stride, size, dilation, shape):
     assert_plain(platform, "depthwise", shape, (size, size, shape[-1]), (stride, dilation))
 
 
-@pytest.mark.parametrize("learn", [0, 1])
+@pytest.mark.parametrize("wanted", [0, 1])
 @pytest.mark.parametrize(
     ("name", "filters", "static"),
     [
@@ -116,11 +119,12 @@ def test_depthwise_agrees_with_plain(platform, stride, size, dilation, shape):
         ("depthwise", (3, 3, 4), (1, 2)),
     ],
 )
-def test_filters_have_a_gradient_where_they_learn(name, filters, static, learn):
+def test_filters_have_a_gradient_only_if_it_is_wanted(name, filters, static, wanted):
+    # Would catch a condition that also skips the gradient of the images.
     case = name, (2, 3, 5, 4), filters, static
     value, d_images, d_filters = results("plain", *case)
-    found = results("cpu", *case, learn=learn)
-    assert_same(found, (value, d_images, learn * d_filters))
+    found = results("cpu", *case, wanted=wanted)
+    assert_same(found, (value, d_images, wanted * d_filters))
 
 
 def test_depthwise_gives_each_channel_its_own_filter():
@@ -137,32 +141,34 @@ def test_pointwise_agrees_with_plain(platform):
     assert_plain(platform, "pointwise", (2, 3, 5, 4), (4, 6))
 
 
-@pytest.mark.parametrize("platform", ["plain", *VARIANTS])
+@pytest.mark.parametrize("platform", ["plain", *PLATFORMS])
 def test_layout(platform):
-    own, x = backend.for_platform(platform), normal(0, (2, 3, 5, 4))
-    y = own.transpose(x)
-    np.testing.assert_array_equal(own.transpose(y), x)
-    assert (y.shape[own.batch_axis], y.shape[own.channel_axis]) == (2, 4)
-    np.testing.assert_allclose(own.pixel_mean(y), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    # Would catch values that go to channels where they belong to examples.
+    chosen, x = backend.for_platform(platform), normal(0, (2, 3, 5, 4))
+    y = chosen.transpose(x)
+    np.testing.assert_array_equal(chosen.transpose(y), x)
+    assert (y.shape[chosen.batch_axis], y.shape[chosen.channel_axis]) == (2, 4)
+    np.testing.assert_allclose(chosen.pixel_mean(y), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
     quarters = x[:, :2, :4].reshape(2, 1, 2, 2, 2, 4).mean((2, 4))
-    halved = own.transpose(own.halve(y[:, :2, :4]))
+    halved = chosen.transpose(chosen.halve(y[:, :2, :4]))
     np.testing.assert_allclose(halved, quarters, rtol=1e-5, atol=1e-6)
     channel, example = normal(1, (4,)), normal(2, (2,))
-    scaled = own.transpose(y * own.per_channel(channel) * own.per_example(example))
+    scaled = chosen.transpose(y * chosen.per_channel(channel) * chosen.per_example(example))
     np.testing.assert_allclose(scaled, x * channel * example[:, None, None, None], rtol=1e-5)
 
 
 @pytest.mark.parametrize("platform", ["plain", *other("avg_pool")])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_avg_pool_is_the_mean_of_the_pixels_there_are(platform, shape):
+def test_avg_pool_is_the_mean_without_the_padding(platform, shape):
+    # Would catch a division by 9 at the border.
     x = normal(0, shape)
     expected = np.empty_like(x)
     for i, j in np.ndindex(shape[1:3]):
         window = x[:, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
         expected[:, i, j] = window.mean((1, 2))
     # At most 9 values of size 1 are added.
-    own = backend.for_platform(platform)
-    found = own.transpose(own.avg_pool(own.transpose(x), 1))
+    chosen = backend.for_platform(platform)
+    found = chosen.transpose(chosen.avg_pool(chosen.transpose(x), 1))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -171,6 +177,7 @@ def test_avg_pool_is_the_mean_of_the_pixels_there_are(platform, shape):
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("height, width", [(6, 4), (5, 7), (1, 1)])
 def test_conv_is_pytorchs(platform, stride, size, height, width):
+    # Would catch TensorFlow's padding, which depends on the size of the image.
     x, filters = normal(0, (2, height, width, 3)), normal(1, (size, size, 3, 4))
     half = size // 2
     padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
@@ -181,20 +188,24 @@ def test_conv_is_pytorchs(platform, stride, size, height, width):
         window = padded[:, top : top + size, left : left + size]
         expected[:, i, j] = np.einsum("bhwc,hwco->bo", window, filters)
     # Sums of 27 products of size 1.
-    own = backend.for_platform(platform)
-    found = own.transpose(own.conv(own.transpose(x), filters, stride))
+    chosen = backend.for_platform(platform)
+    found = chosen.transpose(chosen.conv(chosen.transpose(x), filters, stride))
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_choice():
+def test_a_backend_is_chosen_by_name_or_platform():
+    # Would catch a name that is overruled by the platform.
     assert backend.choose("auto", "gpu") == backend.for_platform("gpu")
-    assert backend.choose("plain", "cpu") == backend.PLAIN
+    assert backend.choose("plain", "cpu") == backend.PLAIN._replace(remat="auto")
     assert backend.choose("auto", "cpu", "cells") == backend.CPU._replace(remat="cells")
-    assert backend.CPU.checkpointing("cells") == {"policy": None}
-    assert backend.GPU.checkpointing("cells") is None
-    assert backend.CPU._replace(remat="none").checkpointing("cells") is None
-
-
-def test_unknown_platform():
+    assert backend.choose("auto", "tpu", axis_name="data") == backend.TPU._replace(axis_name="data")
     with pytest.raises(UserError, match="unknown platform 'cuda'.*cpu, gpu, plain, tpu"):
         backend.for_platform("cuda")
+
+
+def test_what_is_recomputed():
+    # Would catch a setting that is not used, or `auto` on accelerators, where it costs time.
+    assert backend.CPU.checkpointing("cells") == {"policy": None}
+    assert backend.GPU.checkpointing("cells") is None
+    assert backend.GPU._replace(remat="cells").checkpointing("none") == {"policy": None}
+    assert backend.CPU._replace(remat="none").checkpointing("cells") is None

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds against numbers worked out by hand, and against PyTorch's."""
+"""Parameters and multiply-adds against counts by hand, and against those of PyTorch."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import pytest
 
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import PUBLISHED
 from drnas_jax.nn import backend
 from drnas_jax.nn.counting import (
     Counts,
@@ -19,7 +18,8 @@ from drnas_jax.nn.counting import (
     count_work,
     widest_channels,
 )
-from drnas_jax.spaces import darts, nasbench201
+from drnas_jax.spaces import NetworkSpec, create, nasbench201
+from drnas_jax.spaces.darts import PUBLISHED, Options
 from drnas_jax.tools.torch_import import GENOTYPES
 from drnas_jax.training import devices
 
@@ -28,7 +28,7 @@ SIZE = {"cifar": (32, 32, 3), "imagenet": (224, 224, 3)}
 
 
 class Layers(nn.Module):
-    """One of each layer that is counted."""
+    """Each kind of layer that is counted."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -62,7 +62,7 @@ class Inner(nn.Module):
 
 
 class Loop(nn.Module):
-    """A loop of 3 steps, each one a loop of `inner`."""
+    """A loop of 3 steps, each of which is a loop of `inner` steps."""
 
     inner: int
 
@@ -78,6 +78,7 @@ def parameters(module, shape):
 
 
 def test_layers():
+    # Would catch a grouped convolution that counts all input channels, or a bias as a multiply-add.
     shape = (8, 6, 3)
     assert parameters(Layers(), shape) == (9 * 3 * 5 + 5) + (5 * 1 * 10) + (10 * 7 + 7)
     # Half the size after the first layer: 4 x 3 pixels. A group has one input channel.
@@ -86,13 +87,13 @@ def test_layers():
 
 @pytest.mark.parametrize("inner", [1, 5])
 def test_loops_count_as_often_as_they_run(inner):
+    # Would catch the body of a loop that counts once.
     assert parameters(Loop(inner), (2, 2, 4)) == 3 * inner * (16 + 4)
     assert count_macs(Loop(inner), (2, 2, 4)) == 3 * inner * 16
 
 
 def test_work_of_a_strided_convolution_and_its_gradients():
-    """Zeros between pixels are no work."""
-
+    # Would catch the zeros between pixels counted as work.
     def function(x, kernel):
         return jnp.sum(backend.PLAIN.conv(x, kernel, 2))
 
@@ -103,6 +104,7 @@ def test_work_of_a_strided_convolution_and_its_gradients():
 
 
 def test_work_of_a_gradient_on_two_devices():
+    # Would catch the work of one device only, or a result that counts as never written.
     def function(x, kernel, matrix):
         y = backend.PLAIN.max_pool(backend.PLAIN.conv(x, kernel, 1), 2, 2)
         return jnp.sum(y.reshape(len(y), -1) @ matrix)
@@ -114,10 +116,11 @@ def test_work_of_a_gradient_on_two_devices():
     shapes = ((2, 4, 4, 3), (3, 3, 3, 5), (20, 7))
     arguments = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
     work = count_work(program.trace(*arguments).jaxpr.jaxpr)
-    # Of an image: forward, and the filter's gradient; forward, and both gradients of the product.
+    # For each image the convolution and the gradient of its filters, the product and both of its
+    # gradients.
     conv, product = 16 * 9 * 3 * 5, 20 * 7
     assert work.macs == 2 * (2 * conv + 3 * product)
-    # Numbers read and written by these five; by the pool and its gradient (x, g -> dx).
+    # Numbers read and written by these five, then by the pool and its gradient (x, g -> dx).
     image, filters, y, pooled, matrix, logits = 16 * 3, 9 * 3 * 5, 16 * 5, 20, 20 * 7, 7
     numbers = 2 * (image + filters + y) + 3 * (pooled + matrix + logits)
     numbers += (y + pooled) + (y + pooled + y)
@@ -125,9 +128,9 @@ def test_work_of_a_gradient_on_two_devices():
     assert 0 <= scalars <= 4  # initial values of the pool, one each
 
 
-# arch string -> trained values of the convolutions of a cell at width 1 (a filter of 3x3 has 9),
-# how many convolutions there are, and the benchmark's own count in millions (NAS-Bench-201,
-# Dong and Yang 2020: the second is its best cell on CIFAR-10).
+# By arch string: weights of a cell's convolutions at width 1 (a filter of 3x3 has 9), number of
+# convolutions, and the count in millions that NAS-Bench-201 gives (Dong and Yang 2020), if known.
+# The second cell is the best one on CIFAR-10.
 CELLS = {
     "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|"
     "+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|": (6 * 9, 6, 1.53),
@@ -139,10 +142,10 @@ CELLS = {
 
 @pytest.mark.parametrize("arch", CELLS)
 def test_nasbench201_network(arch):
+    # Would catch a layer that the benchmark's networks do not have.
     taps, convolutions, millions = CELLS[arch]
-    network = nasbench201.network(
-        nasbench201.parse(arch), 16, 5, 10, "cifar", False, backend.PLAIN, None
-    )
+    spec = NetworkSpec(nasbench201.parse(arch), 16, 5, 10, (32, 32, 3))
+    network = create("nasbench201").network(spec, backend.PLAIN)
     expected_parameters = 3 * 9 * 16 + 2 * 16  # stem, and its normalisation (scale and bias)
     expected_macs = 32 * 32 * 3 * 9 * 16
     for stage, (width, side) in enumerate([(16, 32), (32, 16), (64, 8)]):
@@ -162,7 +165,7 @@ def test_nasbench201_network(arch):
 
 
 def published():
-    """The rows of counts.csv; one of each kind of network in the default run."""
+    """Returns the rows of counts.csv; the default run takes one of each kind of network."""
     if not COUNTS.exists():
         return []
     with COUNTS.open() as file:
@@ -181,16 +184,11 @@ def published():
 @pytest.mark.skipif(not COUNTS.exists(), reason="there is no counts.csv")
 @pytest.mark.parametrize("row", published())
 def test_published_networks(row):
-    network = darts.network(
-        PUBLISHED[GENOTYPES[row["genotype"]]],
-        int(row["init_channels"]),
-        int(row["layers"]),
-        int(row["classes"]),
-        stem=row["network"],
-        auxiliary=False,  # for training only: the published counts are without it
-        kernels=backend.PLAIN,
-        axis_name=None,
-    )
+    # Would catch another network than the official code's. It counts without the auxiliary head.
+    genotype = PUBLISHED[GENOTYPES[row["genotype"]]]
+    numbers = (int(row[name]) for name in ("init_channels", "layers", "classes"))
+    spec = NetworkSpec(genotype, *numbers, SIZE[row["network"]])
+    network = create("darts", Options(row["network"])).network(spec, backend.PLAIN)
     expected = Counts(int(row["params"]), int(row["conv_and_linear_macs"]))
     assert count_network(network, SIZE[row["network"]]) == expected
 
@@ -198,6 +196,7 @@ def test_published_networks(row):
 @pytest.mark.parametrize("start", [2, 7, 48, 300])
 @pytest.mark.parametrize("best", [2, 4, 46, 256])
 def test_widest_channels(best, start):
+    # Would catch a search that stops one step early, or beyond the limit.
     def macs(channels):
         return 7 * channels * channels + 100 * channels + 5
 

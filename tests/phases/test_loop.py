@@ -1,4 +1,4 @@
-"""The host's part of a phase: checkpoints, what is told of a run that goes on, and when it ends."""
+"""What the host does in a phase: checkpoints, messages of a resumed run, and when it ends."""
 
 import os
 import signal
@@ -27,16 +27,16 @@ class State(struct.PyTreeNode):
     weight: jax.Array
 
 
-class Reader:
+class Loader:
     """Batches without images."""
 
-    raw, skipped, images, fingerprint = None, {}, 40, 1
+    raw, in_memory, skipped, count, fingerprint = None, False, {}, 40, 1
 
     def training(self, epoch, done):
         for _ in range(done, STEPS):
             yield (np.zeros((1, 4), np.int32),)
 
-    def go_on(self, step):
+    def resume_after(self, step):
         pass
 
     def close(self):
@@ -44,13 +44,20 @@ class Reader:
 
 
 class Phase:
-    """Adds up ones; `strike` is called at each step."""
+    """Adds up losses.
+
+    Args:
+      checkpoint_steps: As in the config.
+      loss: Function that is called with the number of each step, from 1, and returns its loss.
+      last_epoch: Number of the epoch, from 1, after which the phase has finished.
+    """
 
     name, epochs, steps = "count", 3, STEPS
 
-    def __init__(self, checkpoint_steps=0, strike=lambda step: 1.0):
-        self.mesh, self.reader = make_mesh(jax.devices()[:1]), Reader()
-        self.checkpoint_steps, self.strike = checkpoint_steps, strike
+    def __init__(self, checkpoint_steps=0, loss=lambda step: 1.0, last_epoch=3):
+        self.mesh, self.loader = make_mesh(jax.devices()[:1]), Loader()
+        self.checkpoint_steps, self.loss = checkpoint_steps, loss
+        self.last_epoch, self.finished = last_epoch, False
         self.messages = []
         self.display = Display(quiet=True)
         self.display.message = self.messages.append
@@ -59,89 +66,113 @@ class Phase:
         state = State(jnp.int32(0), losses.zero_totals(), jnp.zeros(()))
         return replicate(state, self.mesh)
 
-    def restore(self, checkpoints):
-        like = jax.eval_shape(lambda: self.start())
-        return checkpoints.restore(lambda _: like, self.mesh, self.messages.append)
+    def state_shapes(self, metadata):
+        return jax.eval_shape(self.start)
+
+    def resume(self, metadata):
+        del metadata
 
     def begin_epoch(self, state, epoch):
         return state, self.step
 
     def step(self, state, raw, batch):
-        loss = self.strike(int(state.step) + 1)
+        loss = self.loss(int(state.step) + 1)
         totals = {name: value + loss for name, value in state.totals.items()}
         weight = state.weight + loss
         return replicate(State(state.step + 1, totals, weight), self.mesh)
 
     def end_epoch(self, state, epoch, train):
-        return {"epoch": epoch + 1, "train_loss": train["loss"]}
+        self.finished = epoch + 1 == self.last_epoch
+        state = state.replace(weight=state.weight + 100)
+        return state, {"epoch": epoch + 1, "train_loss": train["loss"]}
 
     def metadata(self):
         return {}
 
 
 def saved(directory):
-    """The steps of the checkpoints, and the newest one's weight."""
+    """Returns the steps of the checkpoints, and the weight in the newest one."""
     phase = Phase()
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        _, state = phase.restore(checkpoints)
+        _, state = checkpoints.restore(phase.state_shapes, phase.mesh, phase.messages.append)
     steps = sorted(int(path.name) for path in (directory / "checkpoints").iterdir())
     return steps, float(state.weight)
 
 
+def epochs_in(directory):
+    return [line["epoch"] for line in read_history(directory / "history.jsonl")]
+
+
+def terminate_at(number):
+    """Returns a loss of 1 that sends this process a signal at a step, as a scheduler would."""
+
+    def loss(step):
+        if step == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    return loss
+
+
 def test_a_whole_run(tmp_path):
+    # Would catch a checkpoint of the state before `end_epoch` changed it (by 100 here).
     state, progress = loop.run(Phase(), tmp_path)
     assert int(state.step) == 30 and progress.epochs_done == 3
-    assert saved(tmp_path) == ([20, 30], 30.0)
-    assert [line["epoch"] for line in read_history(tmp_path / "history.jsonl")] == [1, 2, 3]
+    assert saved(tmp_path) == ([20, 30], 330.0)
+    assert epochs_in(tmp_path) == [1, 2, 3]
+
+
+def test_a_phase_may_finish_before_its_last_epoch(tmp_path):
+    # Would catch a search that goes on after a rule has stopped it.
+    state, _ = loop.run(Phase(last_epoch=2), tmp_path)
+    assert int(state.step) == 20
+    assert saved(tmp_path) == ([10, 20], 220.0)
+    assert epochs_in(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize("checkpoint_steps", [0, 2])
-def test_what_is_not_finite_is_not_saved(tmp_path, checkpoint_steps):
-    """Of the two checkpoints that are kept, none is from after the divergence."""
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, checkpoint_steps):
+    # Would catch both checkpoints that are kept being from after the divergence.
     phase = Phase(checkpoint_steps, lambda step: np.nan if step >= 13 else 1.0)
     stopped_at = 14 if checkpoint_steps else 20
     with pytest.raises(UserError, match=rf"is nan at step {stopped_at} \(count, epoch 2\)"):
         loop.run(phase, tmp_path)
     kept = [10, 12] if checkpoint_steps else [10]
-    assert saved(tmp_path) == (kept, kept[-1])
+    assert saved(tmp_path) == (kept, kept[-1] + 100)
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("images", "begun with 40 training images, 10 steps an epoch"),
-        ("steps", "begun with 40 training images, 10 steps an epoch"),
-        ("fingerprint", "begun with other images, though as many"),
+        ("count", "started with 40 training images and 10 steps per epoch"),
+        ("steps", "started with 40 training images and 10 steps per epoch"),
+        ("fingerprint", "started with other images"),
     ],
 )
 def test_other_data_are_refused(tmp_path, name, words):
-    def stop(step):
-        if step == 13:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return 1.0
-
+    # Would catch a run that is resumed on other images, or whose checkpoint is then lost.
     with pytest.raises(Interrupted):
-        loop.run(Phase(strike=stop), tmp_path)
+        loop.run(Phase(loss=terminate_at(13)), tmp_path)
     phase = Phase()
-    setattr(phase if name == "steps" else phase.reader, name, 12)
+    setattr(phase if name == "steps" else phase.loader, name, 12)
     with pytest.raises(UserError, match=words):
         loop.run(phase, tmp_path)
-    assert saved(tmp_path) == ([10, 13], 13.0)
-    assert int(loop.run(Phase(), tmp_path)[0].weight) == 30
+    assert saved(tmp_path) == ([10, 13], 113.0)
+    assert int(loop.run(Phase(), tmp_path)[0].weight) == 330
 
 
-def test_what_is_other_than_it_was_is_told(tmp_path):
-    found = {"devices": 2, "jax": "0.1", "images": 40, "fingerprint": 1, "steps": STEPS}
+def test_changes_since_the_checkpoint_are_reported(tmp_path):
+    # Would catch messages of `check_resume` that do not reach the user.
+    with pytest.raises(Interrupted):
+        loop.run(Phase(loss=terminate_at(13)), tmp_path)
     phase = Phase()
-    assert loop.resumed({**found, "epochs_done": 1, "seconds": 2.0}, phase) == (1, 2.0)
-    assert [text.split(":")[0] for text in phase.messages] == [
-        "begun on 2 devices, goes on with 1",
-        f"begun with jax 0.1, goes on with {jax.__version__}",
-    ]
+    phase.mesh = make_mesh(jax.devices()[:2])
+    loop.run(phase, tmp_path)
+    assert any("1 devices" in text and "2" in text for text in phase.messages)
 
 
-def test_a_signal_before_the_first_step_is_not_noted(tmp_path):
-    """It does what it did before: there is nothing to save."""
+def test_a_signal_during_compilation_ends_at_once(tmp_path):
+    # Would catch a Ctrl-C that waits for minutes, although there is nothing to save yet.
     phase = Phase()
 
     def compile_step(state, epoch):
@@ -155,7 +186,8 @@ def test_a_signal_before_the_first_step_is_not_noted(tmp_path):
 
 
 @pytest.mark.parametrize(("lines", "lost"), [(3, 0), (2, 1), (0, 3)])
-def test_lines_that_are_gone_are_told_of(tmp_path, lines, lost):
+def test_lost_lines_of_the_history_are_reported(tmp_path, lines, lost):
+    # Would catch a gap in the history that nobody hears of.
     loop.run(Phase(), tmp_path)
     (tmp_path / "history.jsonl").unlink()
     for epoch in range(lines):
@@ -164,5 +196,7 @@ def test_lines_that_are_gone_are_told_of(tmp_path, lines, lost):
     _, progress = loop.run(phase, tmp_path)  # all epochs are done
     assert progress.epochs_done == 3
     messages = [text for text in phase.messages if "lacks" in text]
-    expected = [f"{tmp_path / 'history.jsonl'} lacks {lost} epochs' lines"] if lost else []
+    expected = (
+        [f"{tmp_path / 'history.jsonl'} lacks the lines of {lost} finished epochs"] if lost else []
+    )
     assert messages == expected

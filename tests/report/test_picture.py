@@ -5,9 +5,10 @@ from collections import Counter
 
 import pytest
 
-from drnas_jax import spaces
-from drnas_jax.genotype import PUBLISHED
+from drnas_jax import components, spaces
+from drnas_jax.genotype import Genotype
 from drnas_jax.picture import to_svg
+from drnas_jax.spaces.darts.published import PUBLISHED
 
 
 def texts(svg):
@@ -17,19 +18,28 @@ def texts(svg):
     )
 
 
-@pytest.mark.parametrize("name", spaces.names())
+@pytest.mark.parametrize("name", components.names("space"))
 def test_every_operation_is_in_the_picture(name):
-    genotype = spaces.random_genotype(name, 0)
-    found = texts(to_svg(genotype))
+    # Would catch edges or nodes that are drawn over each other or left out.
+    genotype = spaces.random_genotype(spaces.create(name), 0)
+    written = texts(to_svg(genotype))
     names = Counter(name for _, cell in genotype.cells for node in cell for name, _ in node)
-    assert {name: found[name] for name in names} == names
+    assert {name: written[name] for name in names} == names
     for cell_type, cell in genotype.cells:
-        assert any(cell_type in text for text in found)
+        assert any(cell_type in text for text in written)
         for node in range(len(cell)):
-            assert found[str(node)] == len(genotype.cells)
+            assert written[str(node)] == len(genotype.cells)
 
 
-def test_the_same_genotype_gives_the_same_text():
-    one, other = (to_svg(PUBLISHED["drnas_cifar10"]) for _ in range(2))
-    assert one == other
-    assert one != to_svg(PUBLISHED["darts_v2"])
+def test_a_cell_may_have_many_inputs():
+    # Would catch names for one or two inputs only.
+    node = tuple((f"op_{source}", source) for source in range(8))
+    written = texts(to_svg(Genotype("mine", (("encoder_block", (node,)),))))
+    assert {f"input {i}" for i in range(8)} | {f"op_{i}" for i in range(8)} <= set(written)
+
+
+def test_equal_genotypes_give_equal_texts():
+    # Would catch dates and random identifiers in the file.
+    first, second = (to_svg(PUBLISHED["drnas_cifar10"]) for _ in range(2))
+    assert first == second
+    assert first != to_svg(PUBLISHED["darts_v2"])

@@ -1,34 +1,37 @@
-"""Kendall's tau of a history's measurements."""
+"""Kendall's tau of the cells that a search has ranked."""
 
 import pytest
 
-from drnas_jax import spaces
-from drnas_jax.genotype import to_cells
+from drnas_jax.report.history import Epoch
 from drnas_jax.report.ranking import agreement
+from drnas_jax.spaces import nasbench201 as space
 
-SPACE = spaces.find("nasbench201")
-CELLS = [SPACE.parse(f"|{a}~0|+|none~0|none~1|+|none~0|none~1|none~2|") for a in SPACE.PRIMITIVES]
+CELLS = [space.parse(f"|{a}~0|+|none~0|none~1|+|none~0|none~1|none~2|") for a in space.PRIMITIVES]
 
 
 def line(epoch, accuracies):
-    ranked = [
-        {"cells": to_cells(cell), "accuracy": value}
-        for cell, value in zip(CELLS, accuracies, strict=True)
-    ]
-    return {"epoch": epoch, "ranked": ranked}
+    return Epoch(epoch, ranked=tuple(zip(CELLS, accuracies, strict=True)))
+
+
+def rank(cell):
+    return 10.0 * CELLS.index(cell)
 
 
 def test_orders_are_compared():
-    # The last two are swapped in epoch 3: one of ten pairs is discordant, (9 - 1) / 10.
+    # Would catch a sign error, and an undefined tau (epoch 4) that is reported as a number.
     history = [
         line(1, [0.1, 0.2, 0.3, 0.4, 0.5]),
         line(2, [0.5, 0.4, 0.3, 0.2, 0.1]),
         line(3, [0.1, 0.2, 0.3, 0.5, 0.4]),
         line(4, [0.1] * 5),
-        {"epoch": 5},
+        Epoch(5),
     ]
-    assert agreement(history, "nasbench201", lambda cell: 10.0 * CELLS.index(cell)) == [
-        (1, pytest.approx(1)),
-        (2, pytest.approx(-1)),
-        (3, pytest.approx(0.8)),
-    ]
+    # In epoch 3 one of ten pairs is discordant: (9 - 1) / 10.
+    assert agreement(history, rank) == pytest.approx({1: 1, 2: -1, 3: 0.8})
+
+
+def test_cells_of_unknown_accuracy_do_not_count():
+    # Would catch None as an accuracy, and a tau of a single cell.
+    history = [line(1, [0.1, 0.9, 0.8, 0.7, 0.6])]
+    assert agreement(history, lambda cell: rank(cell) if cell in CELLS[1:] else None) == {1: -1}
+    assert agreement(history, lambda cell: rank(cell) if cell in CELLS[1:2] else None) == {}

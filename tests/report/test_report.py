@@ -1,4 +1,4 @@
-"""The report of a run: complete, safe against what a workdir holds, and it works in a browser."""
+"""The report of a run: complete, safe against any content of a workdir, usable in a browser."""
 
 import json
 import os
@@ -7,175 +7,184 @@ import shutil
 import subprocess
 
 import pytest
+from finished_run import EPOCHS, cell, make
 from plotly.offline import get_plotlyjs
 
 from drnas_jax import spaces
-from drnas_jax.config import from_config_dict, to_dict
-from drnas_jax.configs import nasbench201
 from drnas_jax.errors import UserError
 from drnas_jax.files import append_history, write_json
-from drnas_jax.genotype import save, to_cells, to_json
+from drnas_jax.genotype import from_cells, save, to_cells, to_json
 from drnas_jax.report import page as report
-from drnas_jax.tables.nasbench201 import Table
 
-SPACE = spaces.find("nasbench201")
-EPOCHS, EDGES = 6, len(SPACE.EDGES["cell"])
 BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
-
-
-def cell(name):
-    """One operation on every edge."""
-    return SPACE.parse("|N~0|+|N~0|N~1|+|N~0|N~1|N~2|".replace("N", name))
-
-
-def line(epoch):
-    stage = 1 + (epoch > EPOCHS // 2)
-    row = [1.0, None if stage == 2 else 0.5, 1.0, 1.0 + epoch, 0.7]
-    return {
-        "stage": stage,
-        "epoch": epoch,
-        "train_loss": 2.0,
-        "train_accuracy": 0.1 * epoch,
-        "valid_loss": 2.1,
-        "valid_accuracy": 0.09 * epoch,
-        "entropy": 1.6 - 0.1 * epoch,
-        "concentration": {"cell": [row] * EDGES},
-        "genotype": to_cells(cell("nor_conv_3x3")),
-        "images_per_second": 10.0,
-    }
 
 
 @pytest.fixture
 def workdir(tmp_path):
-    """A workdir of a run, with a table of two cells beside it."""
     return make(tmp_path / "run", tmp_path)
-
-
-def make(directory, root, seed=0):
-    table = root / "table.csv"
-    rows = [
-        f"{SPACE.describe(cell(name))},{value},{value + 1}"
-        for name, value in (("nor_conv_3x3", 93.0), ("none", 10.0))
-    ]
-    table.write_text("\n".join(["arch_str,cifar10_test_200,cifar100_test_200", *rows]) + "\n")
-    config = nasbench201.get_config("smoke")
-    config.seed, config.nasbench201.table = seed, str(table)
-    config.search.epochs = (EPOCHS // 2, EPOCHS // 2)
-    described = {"config": to_dict(from_config_dict(config)), "versions": {"jax": "1"}}
-    write_json(directory / "config.json", {**described, "devices": ["<cpu>"]})
-    for epoch in range(1, EPOCHS + 1):
-        append_history(directory / "search/history.jsonl", line(epoch))
-    save(directory / "search/genotype.json", cell("nor_conv_3x3"), {})
-    for epoch in range(1, 4):
-        trained = {"epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.2 * epoch}
-        append_history(directory / "retrain/history.jsonl", trained)
-    result = {
-        "genotype": to_json(cell("nor_conv_3x3")),
-        "params": 12345, "macs": 67890, "search_seconds": 61.0, "retrain_seconds": 7.0,
-        "test_accuracy": 0.8765, "test_top5": 0.99, "seed": seed,
-    }  # fmt: skip
-    write_json(directory / "result.json", result)
-    return directory
-
-
-@pytest.fixture
-def any_cell(monkeypatch):
-    """The table knows all cells, without 15,625 lines."""
-
-    def accuracy(self, cell, dataset, split, epochs):
-        assert (dataset, split, epochs) == ("cifar10", "test", 200)
-        return 10.0 * SPACE.describe(cell).count("nor_conv_3x3")
-
-    monkeypatch.setattr(Table, "accuracy", accuracy)
 
 
 def sections(page):
     return re.findall("<h2>(.*?)</h2>", page)
 
 
-def test_a_page_tells_all(workdir, any_cell):
+def rows_of(page):
+    """The text of the cells of all table rows."""
+    return [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", page)]
+
+
+def test_a_page_shows_everything(workdir):
+    # Would catch a section or a number that is lost, and a page that needs a network.
     page = report.write_report([workdir]).read_text()
     assert sections(page) == [
-        "What was found", "The cell", "Search", "Exploration", "Mixing weights", "Retraining",
-        "Settings",
+        "Result", "Genotype", "Search", "Exploration", "Mixing weights", "Retraining", "Settings",
     ]  # fmt: skip
-    for words in ("87.65 %", "12,345", "93.00 %", "1 of 2", "6 of 6 epochs", "nor_conv_3x3~0"):
+    for words in ("87.65 %", "12,345", "6 of 6 epochs", "nor_conv_3x3~0"):
         assert words in page
-    # It needs no network. (The library in it names addresses of maps, which nothing here asks for.)
+    # The library in the page mentions addresses of maps, which nothing here asks for.
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page.replace(get_plotlyjs(), ""))
 
 
-def test_others_are_compared(workdir, any_cell, tmp_path):
+def test_titles_and_columns_come_from_the_table(workdir, tmp_path):
+    # Would catch a report that knows one benchmark by name.
     other = make(tmp_path / "other", tmp_path, seed=7)
     page = report.write_report([workdir, other]).read_text()
-    table = page[page.index("<h2>Comparison") :]
-    rows = re.findall("<tr>(.*?)</tr>", table)[1:3]
-    cells = [re.findall("<td>(.*?)</td>", row) for row in rows]
-    assert [row[0] for row in cells] == ["run", "other"]
-    assert [row[2] for row in cells] == ["0", "7"]
-    assert cells[0][5] == "93.00 %"
-    # The same config but for the seed.
-    assert "<td>run, other</td><td>dirichlet</td><td>2</td><td>93.00 ± 0.00</td>" in table
-    assert "<td>87.65 ± 0.00</td>" in table
+    for row in (
+        ["true test accuracy, images", "90.00 %"],
+        ["true test accuracy, sounds", "7.00 %"],
+        ["rank in The table of convolutions", "1 of 7"],
+        ["run, other", "dirichlet", "2", "90.00 ± 0.00", "7.00 ± 0.00", "87.65 ± 0.00"],
+    ):
+        assert row in rows_of(page)
+    assert "on images (The table of convolutions) of 100 genotypes" in page
+    assert "CIFAR" not in page.replace(get_plotlyjs(), "")
+
+
+def test_nasbench201_has_its_table(tmp_path):
+    # Would catch a bundled table that is not found by the name of the space.
+    describe = spaces.create("nasbench201").describe
+    rows = {"nor_conv_3x3": 93.0, "none": 10.0}
+    lines = [f"{describe(cell(name))},{value},{value + 1}" for name, value in rows.items()]
+    file = tmp_path / "table.csv"
+    file.write_text("\n".join(["arch_str,cifar10_test_200,cifar100_test_200", *lines]) + "\n")
+    workdir = make(tmp_path / "run", tmp_path, table__name="", table__file=str(file))
+    page = report.write_report([workdir]).read_text()
+    assert ["true test accuracy, cifar10", "93.00 %"] in rows_of(page)
+    assert ["true test accuracy, cifar100", "94.00 %"] in rows_of(page)
+    assert ["rank in NAS-Bench-201", "1 of 2"] in rows_of(page)
+    # Most of the drawn cells are not among these two.
+    assert "Exploration" not in sections(page)
+
+
+def test_a_run_without_a_table_has_a_report(tmp_path):
+    # Would catch a section that takes a table for granted.
+    workdir = make(tmp_path / "run", tmp_path, table__name="")
+    page = report.write_report([workdir, workdir]).read_text()
+    assert {"Genotype", "Mixing weights", "Comparison"} <= set(sections(page))
+    assert "true test accuracy" not in page and "Exploration" not in sections(page)
+
+
+def test_a_run_in_a_space_of_the_users_own_has_a_report(tmp_path):
+    # Would catch a look-up by the short name in the genotype, and names of bundled cell types.
+    (tmp_path / "vit.py").write_text(
+        "from drnas_jax.spaces.base import Cell, Edge, Space\n"
+        "P = ('conv', 'attention_4')\n"
+        "class Vit(Space):\n"
+        "    name = 'vit'\n"
+        "    cells = {'block_1': Cell((Edge(1, 0, P),)),\n"
+        "             'block_2': Cell((Edge(1, 0, P), Edge(2, 1, P)))}\n"
+        "    def describe(self, genotype):\n"
+        "        return f'described {genotype.space}'\n"
+        "create = Vit\n"
+    )
+    space = str(tmp_path / "vit.py")
+    workdir = make(tmp_path / "run", tmp_path, space=space, table__name="")
+    cells = {"block_1": [[["conv", 0]]], "block_2": [[["conv", 0]], [["attention_4", 1]]]}
+    genotype = from_cells("vit", cells, "here")
+    save(workdir / "search/genotype.json", genotype, {})
+    result = json.loads((workdir / "result.json").read_text())
+    write_json(workdir / "result.json", {**result, "genotype": to_json(genotype)})
+    (workdir / "search/history.jsonl").unlink()
+    scores = {"block_1": [[1.0, 2.0]], "block_2": [[1.0, None], [None, 2.0]]}
+    values = {"epoch": 1, "concentration": scores, "genotype": cells}
+    append_history(workdir / "search/history.jsonl", values)
+    page = report.write_report([workdir]).read_text()
+    assert "described vit" in page
+    assert {"block_1", "block_2"} <= set(re.findall("<h3>(.*?)</h3>", page))
+
+
+def test_runs_are_compared(workdir, tmp_path):
+    # Would catch rows that mix two runs, and a report that writes to the other workdir.
+    other = make(tmp_path / "other", tmp_path, seed=7)
+    page = report.write_report([workdir, other]).read_text()
+    rows = rows_of(page[page.index("<h2>Comparison") :])[1:3]
+    assert [row[0] for row in rows] == ["run", "other"]
+    assert [row[2] for row in rows] == ["0", "7"]
+    assert rows[0][5] == "90.00 %"
     assert not (other / "report.html").exists()
 
 
-def test_several_seeds_stand_for_their_runs(workdir, any_cell, tmp_path):
+def test_the_workdir_of_several_seeds_stands_for_its_runs(workdir, tmp_path):
+    # Would catch runs that count as different because of a field that changes no result.
     described = json.loads((workdir / "config.json").read_text())
     described["config"].update(seed=3, seeds=2)
     write_json(tmp_path / "runs/config.json", described)
-    for seed in (3, 4):
-        make(tmp_path / f"runs/seed{seed}", tmp_path, seed)
-    file = tmp_path / "runs/seed4/config.json"
-    file.write_text(file.read_text().replace('"workers": 0', '"workers": 7'))  # of no matter
+    make(tmp_path / "runs/seed3", tmp_path, 3)
+    make(tmp_path / "runs/seed4", tmp_path, 4, data__workers=7)
     assert report.write_report([tmp_path / "runs"]) == tmp_path / "runs/report.html"
     page = (tmp_path / "runs/report.html").read_text()
-    assert "<td>seed3, seed4</td><td>dirichlet</td><td>2</td><td>93.00 ± 0.00</td>" in page
+    assert ["seed3, seed4", "dirichlet", "2", "90.00 ± 0.00", "7.00 ± 0.00", "87.65 ± 0.00"] in (
+        rows_of(page)
+    )
 
 
-def test_the_cell_is_the_one_that_was_evaluated(workdir, any_cell):
-    """Not another that was searched here."""
+def test_the_genotype_is_the_evaluated_one(workdir):
+    # Would catch the accuracy of one genotype beside the picture of another.
     result = json.loads((workdir / "result.json").read_text())
     write_json(workdir / "result.json", {**result, "genotype": to_json(cell("none"))})
     page = report.write_report([workdir]).read_text()
-    assert "10.00 %" in page and "93.00 %" not in page and "none~0" in page
+    assert ["true test accuracy, images", "0.00 %"] in rows_of(page)
+    assert "none~0" in page
 
 
-def test_a_table_that_is_gone_is_told_of(workdir, tmp_path, capsys):
-    (tmp_path / "table.csv").unlink()
+def test_a_table_that_is_gone_is_reported(tmp_path, capsys):
+    # Would catch a report that fails, or silently lacks what the config asks for.
+    workdir = make(tmp_path / "run", tmp_path, table__name="", table__file="gone.csv")
     page = report.write_report([workdir]).read_text()
     assert "true test accuracy" not in page
-    assert "table.csv" in capsys.readouterr().err
+    assert "gone.csv" in capsys.readouterr().err
 
 
-def test_insight_of_all_runs(workdir, any_cell, tmp_path):
+def test_diagnostics_of_all_runs_are_shown(workdir, tmp_path):
+    # Would catch figures that show the first run only.
     other = make(tmp_path / "other", tmp_path)
     for directory in (workdir, other):
         file = directory / "search/history.jsonl"
         lines = [json.loads(text) for text in file.read_text().splitlines()]
         file.unlink()
-        for one in lines:
+        for values in lines:
             ranked = [
-                {"cells": to_cells(cell(name)), "accuracy": value}
-                for name, value in (("none", 0.1), ("nor_conv_3x3", 0.5))
+                {"cells": to_cells(cell(name)), "accuracy": accuracy}
+                for name, accuracy in (("none", 0.1), ("nor_conv_3x3", 0.5))
             ]
-            append_history(file, {**one, "hessian": 0.25 * one["epoch"], "ranked": ranked})
+            append_history(file, {**values, "hessian": 0.25 * values["epoch"], "ranked": ranked})
     page = report.write_report([workdir, other]).read_text()
     assert {"Curvature", "Agreement", "Comparison"} <= set(sections(page))
     for title in ("run, dirichlet", "other, dirichlet"):
         assert page.count(f'"name":"{title}"') == 3
 
 
-def test_what_is_not_there_yet_is_left_out(workdir):
+def test_a_run_that_has_just_begun_has_a_report(workdir):
+    # Would catch a section that needs a file which a later phase writes.
     for name in ("search/genotype.json", "result.json", "retrain/history.jsonl"):
         (workdir / name).unlink()
     (workdir / "search/history.jsonl").unlink()
     page = report.write_report([workdir]).read_text()
-    assert sections(page) == ["What was found", "Search", "Settings"]
-    assert "No epoch" in page
+    assert sections(page) == ["Result", "Search", "Settings"]
 
 
-def test_text_of_a_workdir_is_no_html(workdir, any_cell):
+def test_text_from_a_workdir_is_escaped(workdir):
+    # Would catch a config that runs a script in the reader's browser.
     file = workdir / "config.json"
     described = json.loads(file.read_text())
     described["config"]["data"]["name"] = "<script>alert(1)</script>"
@@ -186,9 +195,10 @@ def test_text_of_a_workdir_is_no_html(workdir, any_cell):
 
 
 def test_mistakes_are_one_line(workdir, tmp_path, capsys):
+    # Would catch a traceback for a wrong path or an unknown flag.
     (tmp_path / "empty").mkdir()
     assert report.main([str(tmp_path / "empty")]) == 2
-    assert "is no workdir" in capsys.readouterr().err
+    assert "is not a workdir" in capsys.readouterr().err
     assert report.main([]) == report.main(["--help"]) == 2
     assert "usage" in capsys.readouterr().err
     (workdir / "result.json").write_text("{")
@@ -196,7 +206,38 @@ def test_mistakes_are_one_line(workdir, tmp_path, capsys):
         report.write_report([workdir])
 
 
-# Runs in the page, and leaves what it finds in its title: the slider is dragged to its begin.
+@pytest.mark.parametrize(
+    ("file", "change", "field"),
+    [
+        ("result.json", {"test_top5": None}, "test_top5"),
+        ("result.json", {"params": "many"}, "params"),
+        ("result.json", {"genotype": None}, "genotype"),
+        ("config.json", {"devices": 3}, "devices"),
+        ("config.json", {"versions": []}, "versions"),
+        ("config.json", {"config": {}}, "config"),
+    ],
+)
+def test_a_wrong_field_is_named(workdir, file, change, field):
+    # Would catch an error that does not say what to repair.
+    values = json.loads((workdir / file).read_text())
+    write_json(workdir / file, {**values, **change})
+    with pytest.raises(UserError) as caught:
+        report.write_report([workdir])
+    assert str(workdir / file) in str(caught.value) and field in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bug_is_not_blamed_on_the_workdir(workdir, monkeypatch):
+    # Would catch a handler that turns every exception into a message about damaged files.
+    def broken(history):
+        raise KeyError("bug")
+
+    monkeypatch.setattr(report.figures, "curves", broken)
+    with pytest.raises(KeyError, match="bug"):
+        report.write_report([workdir])
+
+
+# Runs in the page: drags the slider to its beginning and writes what it sees to the title.
 SCRIPT = """
 <script>
 const drawn = () => document.querySelector('.slider-rail-touch-rect');
@@ -211,8 +252,8 @@ function check() {
   at('mousedown', box.left + 1, rail);
   at('mouseup', box.left + 1, document.documentElement);
   let tries = 0;
-  const tell = () => {
-    if (weight() !== weight() && tries++ < 100) return setTimeout(tell, 50);  // not drawn yet
+  const finish = () => {
+    if (weight() !== weight() && tries++ < 100) return setTimeout(finish, 50);  // not drawn yet
     document.title = JSON.stringify({
       plots: document.querySelectorAll('.js-plotly-plot .main-svg').length,
       active: [active, plot.layout.sliders[0].active],
@@ -220,7 +261,7 @@ function check() {
       wide: document.documentElement.scrollWidth - window.innerWidth,
     });
   };
-  tell();
+  finish();
 }
 check();
 </script></body>
@@ -229,7 +270,8 @@ check();
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, pytest.param(1200, marks=pytest.mark.slow)])
-def test_in_a_browser(workdir, any_cell, tmp_path, width):
+def test_in_a_browser(workdir, tmp_path, width):
+    # Would catch a figure that is empty, wider than the screen, or whose slider does nothing.
     page = report.write_report([workdir]).read_text()
     (tmp_path / "report.html").write_text(page.replace("</body>", SCRIPT))
     command = [
@@ -241,10 +283,10 @@ def test_in_a_browser(workdir, any_cell, tmp_path, width):
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=300, env=environment
     )
-    found = json.loads(re.search("<title>(.*?)</title>", done.stdout)[1].replace("&quot;", '"'))
-    assert found["plots"] >= 5
-    assert found["active"] == [EPOCHS - 1, 0]
-    # An operation that is pruned at the end, and has 0.5 of 5.2 at first.
-    assert found["weights"] == [None, pytest.approx(0.5 / 5.2)]
-    assert found["wide"] <= 0
+    seen = json.loads(re.search("<title>(.*?)</title>", done.stdout)[1].replace("&quot;", '"'))
+    assert seen["plots"] >= 5
+    assert seen["active"] == [EPOCHS - 1, 0]
+    # An operation that is pruned in the end, and has 0.5 of 5.2 in the first epoch.
+    assert seen["weights"] == [None, pytest.approx(0.5 / 5.2)]
+    assert seen["wide"] <= 0
     assert "CONSOLE" not in done.stderr

@@ -1,6 +1,6 @@
-"""The DARTS space: its layout, pruning and widening, derivation, and the networks' own parts.
+"""The DARTS space: its model, pruning and widening, derivation, drop path and the auxiliary head.
 
-That it computes what the reference computes is tested in tests/test_torch_import.py.
+tests/tools/test_torch_import.py compares what it computes with the reference in PyTorch.
 """
 
 import functools
@@ -9,76 +9,64 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from drnas_jax import spaces
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import PUBLISHED, Genotype
+from drnas_jax.genotype import Genotype
 from drnas_jax.nn.backend import CPU, GPU, PLAIN
-from drnas_jax.nn.banks import Mode
 from drnas_jax.nn.blocks import AuxiliaryHead
-from drnas_jax.phases.search.stages import prune, widen
-from drnas_jax.phases.search.state import SearchState
-from drnas_jax.spaces import Structure, darts
-from drnas_jax.spaces.darts.cell import Cell
-from drnas_jax.spaces.darts.operations import Edge
-from drnas_jax.training import losses
+from drnas_jax.nn.stacked_params import ApplyContext
+from drnas_jax.phases.search.stages import columns_to_keep, keep_columns, resized_spec
+from drnas_jax.spaces.base import Edge, NetworkSpec, SupernetSpec
+from drnas_jax.spaces.darts import CHANNEL_AXES, PAIRS, PUBLISHED, Options, genotype_edges
+from drnas_jax.spaces.darts.cell import MixedCell
+from drnas_jax.spaces.darts.model import cell_runs, draw_path_factors
+from drnas_jax.spaces.darts.operations import PRIMITIVES
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
-SPACE = spaces.find("darts")
-EVERY = tuple((kind, (darts.PRIMITIVES,) * 14) for kind in darts.EDGES)
-STRUCTURE = Structure(8, 5, 10, 4, EVERY, "cifar")
+SPACE = spaces.create("darts")
+SPEC = SupernetSpec(tuple(SPACE.cells.items()), 8, 5, 10, (16, 16, 3), 4)
 
 
 @functools.cache
-def shapes(structure, train=True):
-    """The supernet's variables: shapes only, nothing is compiled."""
-    module = darts.supernet(structure, GPU, None)
-    mix = {kind: jnp.ones((14, len(structure.kept(kind)[0]))) for kind in darts.EDGES}
-    return jax.eval_shape(
-        lambda: module.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), mix, train)
-    )
+def shapes(spec, train=True):
+    """Returns the shapes of a supernet's variables; nothing is compiled."""
+    module = SPACE.supernet(spec, GPU)
+    mix = {cell_type: jnp.ones(cell.shape) for cell_type, cell in spec.cells}
+    images = jnp.zeros((1, *spec.image))
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), images, mix, train))
 
 
-def state_of(structure, alpha, fill):
-    """A state whose every array is fill(path, shape); momentum and statistics alike."""
-    variables = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: fill([key.key for key in path], leaf.shape), shapes(structure)
-    )
-    return SearchState(
-        seed=jnp.zeros((), jnp.uint32),
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        alpha=alpha,
-        weight_opt=optax.trace(0.9).init(variables["params"]),
-        alpha_opt=optax.scale_by_adam().init(alpha),
-        totals=losses.zero_totals(),
-    )
-
-
-def random_alpha(seed=0):
+def random_scores(seed=0):
     random = np.random.default_rng(seed)
-    return {kind: jnp.asarray(random.normal(size=(14, 7)), jnp.float32) for kind in darts.EDGES}
+    return {cell_type: random.normal(size=cell.shape) for cell_type, cell in SPEC.cells}
 
 
-def by_edge(path, shape):
-    """Each row of a bank holds its edge's number; a skip has rows for stride 2 alone."""
-    if path[-2] not in darts.PRIMITIVES:
-        return np.zeros(shape, np.float32)
-    halving = [edge for edge, (_, source) in enumerate(darts.PAIRS) if source < 2]
-    edges = halving if path[-2] == "skip_connect" else range(14)
-    spread = np.asarray(edges, np.float32).reshape(1, -1, *[1] * (len(shape) - 2))
-    return np.broadcast_to(spread, shape).copy()
+def filled(fill):
+    """Returns variables of the first supernet, each array of which is fill(path, shape)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: fill([key.key for key in path], leaf.shape), shapes(SPEC)
+    )
+
+
+def resize(variables, new):
+    return {
+        name: SPACE.resize(tree, shapes(new)[name], SPEC, new, seed=1)
+        for name, tree in variables.items()
+    }
+
+
+# The model
 
 
 def test_variables_are_the_same_in_training_and_in_evaluation():
-    assert shapes(STRUCTURE, train=True) == shapes(STRUCTURE, train=False)
+    assert shapes(SPEC, train=True) == shapes(SPEC, train=False)
 
 
 def test_twenty_cells_are_nine_runs():
-    runs = darts.cell_runs(36, 20, "cifar", 108)
+    # Would catch a reduction at another depth than in DARTS, or cells stacked with unequal inputs.
+    runs = cell_runs(36, 20, "cifar", 108)
     assert [(run.name, run.length, run.channels) for run in runs] == [
         ("normal_0", 1, 36),
         ("normal_1", 1, 36),
@@ -91,69 +79,72 @@ def test_twenty_cells_are_nine_runs():
         ("normal_15", 5, 144),
     ]
     assert [run.name for run in runs if run.halve] == ["normal_7", "normal_14"]
-    assert darts.cell_runs(48, 14, "imagenet", 144)[0].halve  # its stem halves once more
+    assert cell_runs(48, 14, "imagenet", 144)[0].halve  # its stem halves the size once more
 
 
-@pytest.mark.parametrize("cells", [1, 2, 3, 8])
-def test_runs_cover_all_cells(cells):
-    runs = darts.cell_runs(16, cells, "cifar", 48)
+@pytest.mark.parametrize("depth", [1, 2, 3, 8])
+def test_runs_cover_all_cells(depth):
+    runs = cell_runs(16, depth, "cifar", 48)
     assert [run.first for run in runs] == list(np.cumsum([0, *[r.length for r in runs]]))[:-1]
-    assert sum(run.length for run in runs) == cells
+    assert sum(run.length for run in runs) == depth
+
+
+# Pruning and widening
+
+
+def by_edge(path, shape):
+    """Fills each row of stacked arrays with its edge's number."""
+    if path[-2] not in PRIMITIVES:
+        return np.zeros(shape, np.float32)
+    halving = [edge for edge, (_, source) in enumerate(PAIRS) if source < 2]
+    edges = halving if path[-2] == "skip_connect" else range(14)  # other skips have no arrays
+    spread = np.asarray(edges, np.float32).reshape(1, -1, *[1] * (len(shape) - 2))
+    return np.broadcast_to(spread, shape).copy()
 
 
 def test_pruning_removes_the_rows_of_dropped_operations():
-    alpha = random_alpha()
-    state, smaller = prune(SPACE, state_of(STRUCTURE, alpha, by_edge), STRUCTURE, 4)
-    for kind, operations in smaller.operations:
-        for kept, row in zip(operations, np.asarray(alpha[kind]), strict=True):
-            assert set(kept) == {darts.PRIMITIVES[i] for i in np.argsort(row)[-4:]}
-    for tree in (state.params, state.batch_stats):
+    # Would catch a row that stays under the number of another edge.
+    scores = random_scores()
+    new = resized_spec(SPEC, columns_to_keep(scores, SPEC, 4), 4)
+    for cell_type, cell in new.cells:
+        for edge, row in zip(cell.edges, scores[cell_type], strict=True):
+            assert set(edge.primitives) == {PRIMITIVES[i] for i in np.argsort(row)[-4:]}
+    for tree in resize(filled(by_edge), new).values():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree["model"]):
-            cell, name = path[0].key, path[1].key
-            if name in darts.PRIMITIVES:
-                kind = cell.split("_")[0]
+            cell_type, name = path[0].key.split("_")[0], path[1].key
+            if name in PRIMITIVES:
                 edges = [
-                    edge
-                    for edge, kept in enumerate(smaller.kept(kind))
-                    if name in kept and darts.has_row(kind, edge, name)
+                    number
+                    for number, edge in enumerate(new.cell(cell_type).edges)
+                    if name in edge.primitives
+                    and (name != "skip_connect" or (cell_type == "reduce" and edge.source < 2))
                 ]
                 rows = np.asarray(leaf).reshape(*leaf.shape[:2], -1)[0, :, 0]
                 np.testing.assert_array_equal(rows, edges, err_msg=f"{path}")
 
 
-def test_pruned_and_widened_arrays_have_the_shapes_of_the_new_supernet():
-    state, structure = prune(SPACE, state_of(STRUCTURE, random_alpha(), by_edge), STRUCTURE, 3)
-    state, structure = widen(SPACE, state, structure, 2, seed=1)
-    want = shapes(structure)
-    for got, tree in ((state.params, "params"), (state.batch_stats, "batch_stats")):
-        assert jax.tree.map(np.shape, got) == jax.tree.map(lambda leaf: leaf.shape, want[tree])
-    assert jax.tree.map(np.shape, state.weight_opt.trace) == jax.tree.map(np.shape, state.params)
-
-
 def test_widened_channels_stay_aligned_within_an_operation():
-    def by_channel(axis):  # the arrays hold the number of the channel that an axis runs over
+    # Would catch a copied channel whose filter, matrix and statistics come from different ones.
+    new = resized_spec(SPEC, columns_to_keep(random_scores(), SPEC, 7), 2)
+
+    def by_channel(label):
+        """Returns the arrays of sep_conv_3x3 on edge 5, filled with the channels of an axis."""
+
         def fill(path, shape):
-            axes = darts.CHANNEL_AXES.get(path[-2], {}).get(path[-1], {})
-            own = [i for i, label in axes.items() if label == axis]
-            spread = np.zeros(shape, np.float32)
-            if own:
+            axes = CHANNEL_AXES.get(path[-2], {}).get(path[-1], {})
+            numbers = np.zeros(shape, np.float32)
+            for axis in (axis for axis, own in axes.items() if own == label):
                 length = [1] * len(shape)
-                length[own[0]] = shape[own[0]]
-                spread = spread + np.arange(shape[own[0]], dtype=np.float32).reshape(length)
-            return spread
+                length[axis] = shape[axis]
+                numbers = numbers + np.arange(shape[axis], dtype=np.float32).reshape(length)
+            return numbers
 
-        state, _ = widen(SPACE, state_of(STRUCTURE, random_alpha(), fill), STRUCTURE, 2, seed=1)
-        return state
-
-    def bank(state, name):
         leaves = {}
-        for tree in (state.params, state.batch_stats):
-            leaves |= tree["model"]["normal_2"].get(name, {})
-        return {leaf: np.asarray(array)[0, 5] for leaf, array in leaves.items()}  # edge 5
+        for tree in resize(filled(fill), new).values():
+            leaves |= tree["model"]["normal_2"].get("sep_conv_3x3", {})
+        return {leaf: np.asarray(array)[0, 5] for leaf, array in leaves.items()}
 
-    inputs, middle, outputs = (
-        bank(by_channel(axis), "sep_conv_3x3") for axis in ("in", "mid", "out")
-    )
+    inputs, middle, outputs = (by_channel(label) for label in ("in", "mid", "out"))
     np.testing.assert_array_equal(inputs["depthwise_0"][0, 0], inputs["pointwise_0"][:, 0])
     copied = middle["mean_0"]
     np.testing.assert_array_equal(middle["pointwise_0"][0], copied)
@@ -166,31 +157,38 @@ def test_widened_channels_stay_aligned_within_an_operation():
 
 
 def test_pruning_keeps_what_the_reference_keeps():
+    # Would catch another choice among operations than the official code makes.
     file = REFERENCE / "darts_search_pruned.npz"
     if not file.exists():
         pytest.skip(f"there is no {file}")
     values = np.load(file)
-    alpha = {kind: jnp.asarray(values[f"alphas_{kind}"]) for kind in darts.EDGES}
+    alpha = {cell_type: values[f"alphas_{cell_type}"] for cell_type in SPACE.cells}
     count = int(values["mask_normal"].sum(1)[0])
-    state, structure = prune(SPACE, state_of(STRUCTURE, alpha, by_edge), STRUCTURE, count)
-    for kind in darts.EDGES:
-        mask, pruned = values[f"mask_{kind}"], values[f"pruned_alphas_{kind}"]
-        for edge, kept in enumerate(structure.kept(kind)):
-            assert kept == tuple(np.array(darts.PRIMITIVES)[mask[edge]])
-        np.testing.assert_array_equal(state.alpha[kind], pruned[mask].reshape(14, count))
+    columns = columns_to_keep(alpha, SPEC, count)
+    new = resized_spec(SPEC, columns, 4)
+    for cell_type, cell in new.cells:
+        mask, expected = values[f"mask_{cell_type}"], values[f"pruned_alphas_{cell_type}"]
+        for number, edge in enumerate(cell.edges):
+            assert edge.primitives == tuple(np.array(PRIMITIVES)[mask[number]])
+        kept = keep_columns(alpha[cell_type], SPEC.cell(cell_type), columns[cell_type])
+        np.testing.assert_array_equal(kept, expected[mask].reshape(14, count))
+
+
+# Genotypes
 
 
 def mean_of(strongest):
-    """Mean mixing weights by {(node, source): (operation, weight)}; the others are equal."""
+    """Returns mean mixing weights from {(node, source): (operation, weight)}; others are equal."""
     rows = np.full((14, 7), 1 / 7)
-    for pair, (name, weight) in strongest.items():
-        row = rows[darts.PAIRS.index(pair)]
+    for (node, source), (name, weight) in strongest.items():
+        row = rows[PAIRS.index((node + 2, source))]
         row[:] = (1 - weight) / 6
-        row[darts.PRIMITIVES.index(name)] = weight
+        row[PRIMITIVES.index(name)] = weight
     return rows
 
 
 def test_derive_keeps_the_two_strongest_inputs():
+    # Would catch edges ranked by another number than their best operation's.
     normal = mean_of(
         {
             (0, 0): ("skip_connect", 0.5),
@@ -204,78 +202,27 @@ def test_derive_keeps_the_two_strongest_inputs():
             (3, 3): ("max_pool_3x3", 0.7),
         }
     )
-    mean = {"normal": normal, "reduce": np.full((14, 7), 1 / 7)}
-    genotype = darts.derive(mean, dict(EVERY))
+    genotype = SPACE.derive({"normal": normal, "reduce": np.full((14, 7), 1 / 7)}, SPEC)
     assert genotype.cell("normal") == (
         (("skip_connect", 0), ("sep_conv_3x3", 1)),
         (("max_pool_3x3", 0), ("dil_conv_5x5", 2)),
         (("avg_pool_3x3", 1), ("sep_conv_5x5", 3)),
         (("max_pool_3x3", 3), ("dil_conv_3x3", 4)),
     )
-    assert genotype.cell("reduce")[3] == (("max_pool_3x3", 0), ("max_pool_3x3", 1))  # all equal
+    # If all are equal, the first ones win.
+    assert genotype.cell("reduce")[3] == (("max_pool_3x3", 0), ("max_pool_3x3", 1))
 
 
 def test_describe():
-    text = darts.describe(PUBLISHED["darts_v2"])
+    text = SPACE.describe(PUBLISHED["darts_v2"])
     assert text.startswith("normal: sep_conv_3x3(0) + sep_conv_3x3(1), ")
     assert "; reduce: max_pool_3x3(0) + max_pool_3x3(1), " in text
-    assert "\n" not in text
-
-
-def pools_and_skips(x, own, keep=None):
-    """A cell whose node 0 averages input 1 and skips input 0, and whose others skip input 0."""
-    first = (Edge(0, 1, ("avg_pool_3x3",)), Edge(0, 0, ("skip_connect",)))
-    edges = (*first, *(Edge(node, 0, ("skip_connect",)) for node in (1, 2, 3)))
-    cell = Cell(Mode(own, True, None), "normal", edges, 8, 1)
-    x = own.transpose(x)
-    out, _ = cell((x, x), {"avg_pool_3x3": {}}, jnp.ones((len(edges), 1)), keep)
-    return jnp.split(own.transpose(out), 4, axis=-1)[:2]
-
-
-@pytest.mark.parametrize("own", [PLAIN, CPU, GPU])
-def test_drop_path_drops_examples_of_an_edge_but_no_identity(own):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4, 4, 8)), jnp.float32)
-    whole, skip = pools_and_skips(x, own)
-    keep = np.where(np.arange(16) % 3 > 0, 1.5, 0)  # of the pool; the identities have no say
-    dropped, same = pools_and_skips(x, own, jnp.stack([keep, *[keep * 0] * 4], axis=1))
-    np.testing.assert_array_equal(same, skip)
-    pool = (whole - skip) * keep[:, None, None, None]
-    np.testing.assert_allclose(dropped - skip, pool, atol=1e-5)
-
-
-def test_paths_are_dropped_at_the_rate():
-    edges = tuple(Edge(node, 0, ("skip_connect",)) for node in range(4))
-    for own in (PLAIN, CPU):
-        cell = Cell(Mode(own, True, None), "normal", edges, 8, 1)
-        x = own.transpose(jnp.zeros((5000, 1, 1, 8)))
-        keep = np.asarray(darts._keep(cell, 0.3, jax.random.key(0), x))
-        assert keep.shape == (5000, 4)
-        assert set(keep.ravel()) == {np.float32(0), np.float32(1) / np.float32(0.7)}
-        assert abs(keep.mean() - 1) < 4.5 * keep.std() / np.sqrt(keep.size)
-        assert len(np.unique(keep, axis=0)) == 2**4  # each edge by itself
-
-
-def test_the_key_drops_other_paths():
-    network = darts.network(PUBLISHED["darts_v2"], 4, 3, 10, "cifar", False, CPU, None)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
-    variables = jax.tree.map(
-        lambda leaf: jnp.full(leaf.shape, 0.1, leaf.dtype),
-        jax.eval_shape(lambda: network.init(jax.random.key(0), x, True)),
-    )
-
-    @jax.jit
-    def logits(rate, key):
-        rngs = {"drop_path": jax.random.key(key)}
-        return network.apply(variables, x, True, rate, rngs=rngs, mutable=["batch_stats"])[0][0]
-
-    np.testing.assert_array_equal(logits(0.0, 1), logits(0.0, 2))
-    assert np.any(logits(0.5, 1) != logits(0.5, 2))
-    np.testing.assert_array_equal(logits(0.5, 1), logits(0.5, 1))
 
 
 def cell_with(node):
-    """A genotype of skip connections; its second node has these inputs."""
-    cell = tuple(tuple(("skip_connect", i) for i in own) for own in ((0, 1), node, (0, 1), (0, 1)))
+    """Returns a genotype of skip connections whose second node has these inputs."""
+    inputs = ((0, 1), node, (0, 1), (0, 1))
+    cell = tuple(tuple(("skip_connect", source) for source in sources) for sources in inputs)
     return Genotype("darts", (("normal", cell), ("reduce", cell)))
 
 
@@ -294,33 +241,110 @@ def cell_with(node):
         ),
     ],
 )
-def test_unfit_genotypes_are_user_errors(genotype, message):
+def test_unfit_genotypes_are_refused(genotype, message):
+    # Would catch a genotype file from elsewhere that fails inside the model.
     with pytest.raises(UserError, match=message):
-        darts.network(genotype, 8, 5, 10, "cifar", False, PLAIN, None)
+        SPACE.check(NetworkSpec(genotype, 8, 5, 10, (32, 32, 3)))
 
 
-def test_stem_and_image_size_are_checked():
-    spaces.check_image(SPACE, "imagenet", (224, 224))
+# Stems
+
+
+def test_the_image_must_fit_the_stem():
+    # Would catch a size that a reduction cannot halve.
+    imagenet = spaces.create("darts", Options(stem="imagenet"))
+    genotype = PUBLISHED["darts_v2"]
+    imagenet.check(NetworkSpec(genotype, 8, 5, 10, (224, 224, 3)))
     with pytest.raises(UserError, match="100x224 pixels.*divisible by 32"):
-        spaces.check_image(SPACE, "imagenet", (100, 224))
-    with pytest.raises(UserError, match="unknown stem 'x'"):
-        spaces.check_image(SPACE, "x", (32, 32))
-    with pytest.raises(UserError, match="unknown stem 'imagenet': choose one of cifar"):
-        spaces.check_image(spaces.find("nasbench201"), "imagenet", (32, 32))
+        imagenet.check(NetworkSpec(genotype, 8, 5, 10, (100, 224, 3)))
     with pytest.raises(UserError, match="even number of channels, not 7"):
-        darts.network(PUBLISHED["darts_v2"], 7, 5, 10, "imagenet", False, PLAIN, None)
+        imagenet.check(NetworkSpec(genotype, 7, 5, 10, (224, 224, 3)))
+    SPACE.check(NetworkSpec(genotype, 7, 5, 10, (100, 224, 3)))
 
 
-def test_auxiliary_head_needs_room():
+def test_a_network_with_the_imagenet_stem_has_its_channels():
+    # Would catch the stem of the supernet, which has 3 C channels, in the network.
+    imagenet = spaces.create("darts", Options(stem="imagenet"))
+    network = imagenet.network(NetworkSpec(PUBLISHED["darts_v2"], 4, 3, 10, (64, 64, 3)), PLAIN)
+    variables = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False)
+    )
+    stem = variables["params"]["model"]["stem"]
+    assert [stem[f"kernel_{i}"].shape[-1] for i in range(3)] == [2, 4, 4]
+
+
+# Drop path
+
+
+def pools_and_skips(x, chosen, factors=None):
+    """Returns two nodes: the first averages input 1 and skips input 0, the second skips input 0."""
+    first = (Edge(2, 1, ("avg_pool_3x3",)), Edge(2, 0, ("skip_connect",)))
+    edges = (*first, *(Edge(target, 0, ("skip_connect",)) for target in (3, 4, 5)))
+    cell = MixedCell(ApplyContext(chosen, True), "normal", edges, 8, 1)
+    x = chosen.transpose(x)
+    output, _ = cell((x, x), {"avg_pool_3x3": {}}, jnp.ones((len(edges), 1)), factors)
+    return jnp.split(chosen.transpose(output), 4, axis=-1)[:2]
+
+
+@pytest.mark.parametrize("chosen", [PLAIN, CPU, GPU], ids=["plain", "cpu", "gpu"])
+def test_drop_path_drops_examples_of_an_edge_but_no_identity(chosen):
+    # Would catch a node without any input, and factors that go to another edge.
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4, 4, 8)), jnp.float32)
+    whole, skip = pools_and_skips(x, chosen)
+    pool_factors = np.where(np.arange(16) % 3 > 0, 1.5, 0)
+    factors = jnp.stack([pool_factors, *[pool_factors * 0] * 4], axis=1)
+    dropped, same = pools_and_skips(x, chosen, factors)
+    np.testing.assert_array_equal(same, skip)
+    pool = (whole - skip) * pool_factors[:, None, None, None]
+    np.testing.assert_allclose(dropped - skip, pool, atol=1e-5)
+
+
+def test_paths_are_dropped_at_the_rate():
+    # Would catch factors that change the mean, or one draw for all edges.
+    edges = tuple(Edge(target, 0, ("skip_connect",)) for target in range(2, 6))
+    for chosen in (PLAIN, CPU):
+        cell = MixedCell(ApplyContext(chosen, True), "normal", edges, 8, 1)
+        x = chosen.transpose(jnp.zeros((5000, 1, 1, 8)))
+        factors = np.asarray(draw_path_factors(cell, 0.3, jax.random.key(0), x))
+        assert factors.shape == (5000, 4)
+        assert set(factors.ravel()) == {np.float32(0), np.float32(1) / np.float32(0.7)}
+        assert abs(factors.mean() - 1) < 4.5 * factors.std() / np.sqrt(factors.size)
+        assert len(np.unique(factors, axis=0)) == 2**4
+
+
+def test_the_key_and_the_rate_decide_which_paths_are_dropped():
+    # Would catch a key that does not reach the cells.
+    spec = NetworkSpec(PUBLISHED["darts_v2"], 4, 3, 10, (8, 8, 3), drop_path=0.5)
+    network = SPACE.network(spec, GPU)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, *spec.image)), jnp.float32)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), x, True))
+    variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1, leaf.dtype), shapes)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def logits(rate, key):
+        rngs = {"drop_path": jax.random.key(key)}
+        return network.apply(variables, x, True, rate, rngs=rngs, mutable=["batch_stats"])[0]
+
+    np.testing.assert_array_equal(logits(0.0, 1), logits(0.0, 2))
+    assert np.any(logits(0.5, 1) != logits(0.5, 2))
+    np.testing.assert_array_equal(logits(0.5, 1), logits(0.5, 1))
+
+
+# The auxiliary head
+
+
+def test_the_auxiliary_head_needs_room():
+    # Would catch an average over no pixel, whose gradient is nan.
     head = AuxiliaryHead(10, "cifar", None)
     jax.eval_shape(lambda: head.init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)), True))
-    with pytest.raises(UserError, match="needs 8 pixels a side.*has 7x7"):
+    with pytest.raises(UserError, match="needs 8x8 pixels .* there are 7x7: enlarge"):
         head.init(jax.random.key(0), jnp.zeros((1, 7, 7, 4)), True)
 
 
-def test_auxiliary_head_speaks_in_training_only():
-    network = darts.network(PUBLISHED["darts_v2"], 4, 3, 10, "cifar", True, PLAIN, None)
-    x = jnp.zeros((2, 32, 32, 3))
+def test_the_auxiliary_head_is_used_in_training_only():
+    # Would catch an evaluation that pays for it, or a network without it when training starts.
+    spec = NetworkSpec(PUBLISHED["darts_v2"], 4, 3, 10, (32, 32, 3), auxiliary=True)
+    network, x = SPACE.network(spec, PLAIN), jnp.zeros((2, 32, 32, 3))
 
     def outputs(train):
         def both():
@@ -331,4 +355,11 @@ def test_auxiliary_head_speaks_in_training_only():
 
     logits, auxiliary = outputs(train=True)
     assert logits.shape == auxiliary.shape == (2, 10)
-    assert outputs(train=False)[1] is None
+    assert outputs(train=False).shape == (2, 10)
+
+
+def test_the_edges_of_a_network_are_those_of_the_genotype():
+    # Would catch a node numbered without the two inputs.
+    edges = dict(genotype_edges(PUBLISHED["darts_v2"]))["normal"]
+    assert edges[0] == Edge(2, 0, ("sep_conv_3x3",))
+    assert [edge.target for edge in edges] == [2, 2, 3, 3, 4, 4, 5, 5]

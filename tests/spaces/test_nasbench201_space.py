@@ -9,17 +9,25 @@ import numpy as np
 import pytest
 
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import PUBLISHED, Genotype
+from drnas_jax.genotype import Genotype
 from drnas_jax.nn import backend, norm
-from drnas_jax.spaces import Structure
-from drnas_jax.spaces import nasbench201 as space
+from drnas_jax.phases.search.stages import resized_spec
+from drnas_jax.spaces.base import Edge, NetworkSpec, SupernetSpec
+from drnas_jax.spaces.darts.published import PUBLISHED
+from drnas_jax.spaces.nasbench201 import (
+    CELL,
+    FILTER_SIZES,
+    PRIMITIVES,
+    MixedCell,
+    NasBench201,
+    parse,
+)
 from drnas_jax.training.losses import cross_entropy
 
-EDGES = space.EDGES["cell"]
+SPACE = NasBench201()
+EDGE_NAMES = tuple(edge.name for edge in CELL.edges)
 FILES = ("nb201_search_k1", "nb201_search_k4", "nb201_search_pruned")
-
-
-# Compiled once and run once: without optimisation that takes two thirds of the time.
+# Compiled for one run: optimisation would take longer than it saves.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
@@ -27,32 +35,31 @@ FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 class Reference:
-    """One file of reference values, in our layout.
+    """A file of reference values, in our layout.
 
     Attributes:
-      values: name -> array, see the file's keys.
-      structure: of the supernet.
+      values: Arrays by name, see the file's keys.
+      spec: The supernet.
     """
 
     def __init__(self, file):
         with np.load(file) as archive:
             self.values = dict(archive)
-        assert tuple(self.values["edge_order"]) == EDGES
+        assert tuple(self.values["edge_order"]) == EDGE_NAMES
         self.mask = self.values.get("mask", np.ones((6, 5), bool))
-        operations = tuple(
-            tuple(name for name, kept in zip(space.PRIMITIVES, row, strict=True) if kept)
-            for row in self.mask
-        )
-        channels, cells, partial = (int(self.values[name]) for name in ("C", "N", "k"))
-        self.structure = Structure(channels, cells, 10, partial, (("cell", operations),), "cifar")
+        channels, depth, partial_channels = (int(self.values[name]) for name in ("C", "N", "k"))
+        image = self.values["x"].shape[1:]
+        first = SupernetSpec((("cell", CELL),), channels, depth, 10, image, partial_channels)
+        columns = {"cell": [np.flatnonzero(row) for row in self.mask]}
+        self.spec = resized_spec(first, columns, partial_channels)
 
     def kept(self, name):
-        """Of an array [e, 5], the columns that the mask keeps, [e, o]."""
+        """Returns the columns of an array [e, 5] that the mask keeps, [e, o]."""
         pairs = zip(self.values[name], self.mask, strict=True)
         return np.stack([row[kept] for row, kept in pairs])
 
     def params(self, prefix="w:"):
-        """The weights, or with 'g:' their gradients, as our parameters."""
+        """Returns the weights, or with 'g:' their gradients, as our parameters."""
 
         def norm(name):
             scale, bias = (self.values[f"{prefix}{name}.{leaf}"] for leaf in ("weight", "bias"))
@@ -78,10 +85,10 @@ class Reference:
                 "conv_b_norm": norm(f"{block}.conv_b.op.2"),
                 "shortcut_kernel": conv(f"{block}.downsample.1"),
             }
-        return tree | self.banks(lambda name: {"kernel": conv(f"{name}.op.1")})
+        return tree | self.stacked(lambda name: {"kernel": conv(f"{name}.op.1")})
 
     def batch_stats(self, prefix="w:"):
-        """The running statistics, or with 'after:' those after the training pass."""
+        """Returns the running statistics, or with 'after:' those after the training pass."""
 
         def norm(name):
             mean, var = (self.values[f"{prefix}{name}.running_{leaf}"] for leaf in ("mean", "var"))
@@ -92,33 +99,32 @@ class Reference:
             tree[f"reduction_{stage}"] = {
                 f"conv_{which}_norm": norm(f"{block}.conv_{which}.op.2") for which in "ab"
             }
-        return tree | self.banks(lambda name: norm(f"{name}.op.2"))
+        return tree | self.stacked(lambda name: norm(f"{name}.op.2"))
 
     def reductions(self):
-        return [(s, f"cells.{s * (self.structure.cells + 1) - 1}") for s in (1, 2)]
+        return [(s, f"cells.{s * (self.spec.depth + 1) - 1}") for s in (1, 2)]
 
-    def banks(self, leaves):
-        """Stacks what `leaves` gives for each cell and edge: leading axes (cells, edges)."""
+    def stacked(self, leaves):
+        """Stacks the arrays `leaves(name)` of each cell and edge: leading axes (cells, edges)."""
 
-        def bank(stage, primitive):
-            first = stage * (self.structure.cells + 1)
-            column = space.PRIMITIVES.index(primitive)
-            kept = self.structure.kept("cell")
-            edges = [edge for edge, names in zip(EDGES, kept, strict=True) if primitive in names]
+        def of_primitive(stage, primitive):
+            first = stage * (self.spec.depth + 1)
+            column = PRIMITIVES.index(primitive)
+            edges = [e.name for e in self.spec.cell("cell").edges if primitive in e.primitives]
             rows = [
                 [leaves(f"cells.{first + cell}.edges.{edge}.{column}") for edge in edges]
-                for cell in range(self.structure.cells)
+                for cell in range(self.spec.depth)
             ]
             cells = [jax.tree.map(lambda *edge: np.stack(edge), *row) for row in rows]
             return jax.tree.map(lambda *cell: np.stack(cell), *cells)
 
         return {
-            f"cell_{stage}": {name: bank(stage, name) for name in space.FILTER_SIZES}
+            f"cell_{stage}": {name: of_primitive(stage, name) for name in FILTER_SIZES}
             for stage in range(3)
         }
 
 
-# With plain kernels; tests/test_torch_import.py has those of the platform.
+# With the plain kernels; tests/tools/test_torch_import.py has those of the platform.
 @pytest.fixture(
     params=[
         pytest.param(file, marks=() if file == "nb201_search_k4" else pytest.mark.slow)
@@ -132,8 +138,8 @@ def reference(request, shared):
 
 @pytest.fixture(scope="module")
 def ours(reference):
-    """What we compute on the reference's inputs."""
-    module = space.supernet(reference.structure, backend.PLAIN, None)
+    """What our supernet computes on the reference's inputs."""
+    module = SPACE.supernet(reference.spec, backend.PLAIN)
     x, y = reference.values["x"], reference.values["y"].astype(np.int32)
 
     def loss(params, mix, stats, x):
@@ -159,8 +165,9 @@ def ours(reference):
     }
 
 
-# Both are float32: roundings of 1e-7 grow a hundredfold over up to 30 normalised layers. The
-# reference's logits are of size 1, its gradients from 1e-3 to 10 (hence relative to the largest).
+# Both compute in float32: roundings of 1e-7 grow a hundredfold over up to 30 normalised layers. The
+# reference's logits are of size 1. Its gradients are between 1e-3 and 10, so their tolerance is
+# relative to the largest of an array.
 
 
 @pytest.mark.parametrize("name", ["logits_eval", "logits_train"])
@@ -198,31 +205,20 @@ def test_running_statistics_agree_with_pytorch(reference, ours):
 
 
 def genotype(*names):
-    """The genotype of six operation names, in the order of EDGES."""
-    first, *second = names[0], *names[1:3]
-    third = names[3:]
-    return Genotype(
-        "nasbench201",
-        (
-            (
-                "cell",
-                (
-                    ((first, 0),),
-                    tuple((name, source) for source, name in enumerate(second)),
-                    tuple((name, source) for source, name in enumerate(third)),
-                ),
-            ),
-        ),
-    )
+    """Returns the genotype of six operations in the order of the edges."""
+    nodes = (names[:1], names[1:3], names[3:])
+    pairs = (tuple((name, source) for source, name in enumerate(node)) for node in nodes)
+    return Genotype("nasbench201", (("cell", tuple(pairs)),))
 
 
 def test_describe_and_parse_are_inverse_for_every_cell():
+    # Would catch a cell whose true accuracy would be looked up under another cell's name.
     seen = set()
-    for names in itertools.product(space.PRIMITIVES, repeat=6):
+    for names in itertools.product(PRIMITIVES, repeat=6):
         a, b, c, d, e, f = names
         arch = f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"  # the benchmark's own format
-        assert space.parse(arch) == genotype(*names)
-        assert space.describe(genotype(*names)) == arch
+        assert parse(arch) == genotype(*names)
+        assert SPACE.describe(genotype(*names)) == arch
         seen.add(arch)
     assert len(seen) == 5**6
 
@@ -248,18 +244,23 @@ GOOD = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
         "x" * 10_000,
     ],
 )
-def test_parse_rejects(bad):
+def test_other_texts_are_no_arch_strings(bad):
+    # Would catch a text that is silently read as another cell.
     with pytest.raises(UserError, match="is not an arch string: expected .op~0") as raised:
-        space.parse(bad)
+        parse(bad)
     assert len(str(raised.value)) < 500
 
 
-# The right edges, not all at the right nodes.
+# The right edges, but not all at the right nodes.
 NODES = tuple(tuple(("none", source) for source in node) for node in ((0,), (0, 1, 0), (1, 2)))
 MISPLACED = Genotype("nasbench201", (("cell", NODES),))
 
 
-@pytest.mark.parametrize("function", [space.describe, lambda g: network(g)])
+def network_spec(cell, depth=1):
+    return NetworkSpec(cell, 4, depth, 10, (8, 8, 3))
+
+
+@pytest.mark.parametrize("function", [SPACE.describe, lambda g: SPACE.check(network_spec(g))])
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -269,46 +270,36 @@ MISPLACED = Genotype("nasbench201", (("cell", NODES),))
         (genotype("none", "none", "none", "none", "none", "max_pool_3x3"), "'max_pool_3x3'.*none"),
     ],
 )
-def test_unfit_genotypes_are_user_errors(function, wrong, message):
+def test_unfit_genotypes_are_refused(function, wrong, message):
+    # Would catch a genotype file from elsewhere that fails inside the model.
     with pytest.raises(UserError, match=message):
         function(wrong)
 
 
 def test_derive_takes_the_largest_of_each_edge():
-    mean = np.random.default_rng(0).dirichlet(np.ones(5), 6)
-    operations = {"cell": (space.PRIMITIVES,) * 6}
-    expected = [max(zip(row, space.PRIMITIVES, strict=True))[1] for row in mean]
-    assert space.derive({"cell": mean}, operations) == genotype(*expected)
-    assert len(set(expected)) > 2
-
-
-def test_derive_after_pruning():
-    rng = np.random.default_rng(1)
-    kept = tuple(
-        tuple(space.PRIMITIVES[column] for column in sorted(rng.choice(5, 3, replace=False)))
-        for _ in range(6)
-    )
-    mean = rng.dirichlet(np.ones(3), 6)
-    expected = [max(zip(row, names, strict=True))[1] for row, names in zip(mean, kept, strict=True)]
-    assert space.derive({"cell": mean}, {"cell": kept}) == genotype(*expected)
+    # Would catch a ranking of edges, or `none` that cannot win, as in DARTS.
+    scores = np.random.default_rng(0).dirichlet(np.ones(5), 6)
+    scores[0] = [0.9, 0.1, 0, 0, 0]
+    expected = [max(zip(row, PRIMITIVES, strict=True))[1] for row in scores]
+    spec = SupernetSpec((("cell", CELL),), 4, 1, 10, (8, 8, 3))
+    assert SPACE.derive({"cell": scores}, spec) == genotype(*expected)
+    assert expected[0] == "none" and len(set(expected)) > 2
 
 
 # Networks
 
 
-def network(cell, cells=1):
-    return space.network(cell, 4, cells, 10, "cifar", False, backend.PLAIN, None)
+def network(cell, depth=1):
+    return SPACE.network(network_spec(cell, depth), backend.PLAIN)
 
 
 def leaf_names(tree):
-    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves(tree)}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}
 
 
-def leaves(tree):
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
-
-
-def test_network_has_affine_normalisation():
+def test_a_network_has_affine_normalisation():
+    # Would catch a BatchNorm without scale and bias, as in the supernet.
     cell = genotype("none", "skip_connect", *["nor_conv_3x3"] * 2, "avg_pool_3x3", "nor_conv_1x1")
     x = jnp.zeros((2, 8, 8, 3))
     variables = jax.eval_shape(lambda: network(cell, 2).init(jax.random.key(0), x, True))
@@ -328,41 +319,43 @@ def test_network_has_affine_normalisation():
 
 
 def fill(shapes):
-    """Random numbers of size 1 in place of an initialisation, which takes longer to compile."""
+    """Returns random numbers in place of an initialisation, which takes longer to compile."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.uniform(0.5, 1, leaf.shape).astype(leaf.dtype), shapes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=FAST_COMPILE)
 def apply(module, variables, x, train):
-    if not train:
-        return module.apply(variables, x, False)[0]
-    return module.apply(variables, x, True, mutable=["batch_stats"])[0][0]
+    return module.apply(variables, x, train, mutable=["batch_stats"])[0]
 
 
 @pytest.mark.parametrize("affine", [True, False])
-def test_cell_of_one_operation_an_edge(affine):
-    """Against the cell's sums, written out by hand with plain pieces."""
+def test_a_cell_is_the_sum_written_out_by_hand(affine):
+    # Would catch an edge between other nodes, or an operation with another edge's arrays.
     names = ("nor_conv_3x3", "avg_pool_3x3", "nor_conv_1x1", "none", "nor_conv_3x3", "skip_connect")
-    cell = space.Cell(tuple((name,) for name in names), 1, backend.PLAIN, affine, None, False)
+    edges = tuple(
+        Edge(edge.target, edge.source, (name,))
+        for edge, name in zip(CELL.edges, names, strict=True)
+    )
+    cell = MixedCell(edges, 1, backend.PLAIN, affine, train=False)
     x = np.random.default_rng(1).normal(size=(2, 5, 4, 3)).astype(np.float32)
     mix = np.ones((6, 1), np.float32)
     variables = fill(jax.eval_shape(cell.init, jax.random.key(0), x, mix))
 
     def conv(y, name, row):
-        own = {
-            kind: {leaf: array[row] for leaf, array in banks[name].items()}
-            for kind, banks in variables.items()
+        of_edge = {
+            collection: {leaf: array[row] for leaf, array in arrays[name].items()}
+            for collection, arrays in variables.items()
         }
-        y = backend.PLAIN.conv(jax.nn.relu(y), own["params"].pop("kernel"), 1)
-        own["params"] = {"scale": np.ones(3), "bias": np.zeros(3)} | own["params"]
-        return norm.BatchNorm().apply(own, y, False)
+        y = backend.PLAIN.conv(jax.nn.relu(y), of_edge["params"].pop("kernel"), 1)
+        of_edge["params"] = {"scale": np.ones(3), "bias": np.zeros(3)} | of_edge["params"]
+        return norm.BatchNorm().apply(of_edge, y, False)
 
-    one = conv(x, "nor_conv_3x3", 0)
-    two = backend.PLAIN.avg_pool(x, 1) + conv(one, "nor_conv_1x1", 0)
-    three = two + conv(one, "nor_conv_3x3", 1)  # and 'none' of the input
+    node_1 = conv(x, "nor_conv_3x3", 0)
+    node_2 = backend.PLAIN.avg_pool(x, 1) + conv(node_1, "nor_conv_1x1", 0)
+    node_3 = node_2 + conv(node_1, "nor_conv_3x3", 1)  # the edge from the input is `none`
     # Two sums of up to 27 products of size 1, one after the other, reach some hundreds.
-    np.testing.assert_allclose(cell.apply(variables, x, mix)[0], three, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(cell.apply(variables, x, mix)[0], node_3, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -370,12 +363,13 @@ def test_cell_of_one_operation_an_edge(affine):
     [("none", False), ("none", True), ("skip_connect", False), ("avg_pool_3x3", False)],
 )
 def test_cells_without_weights(operation, train):
-    module = network(genotype(*[operation] * 6), cells=2)
+    # Would catch a cell that needs a convolution, and a sum over no operation.
+    module = network(genotype(*[operation] * 6), depth=2)
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, False))
     assert not any("cell" in name for name in leaf_names(shapes))
     logits = apply(module, fill(shapes), x, train)
     assert logits.shape == (4, 10)
     assert np.all(np.isfinite(logits))
-    # With 'none' alone nothing of the image reaches the classifier.
+    # If all operations are `none`, nothing of the image reaches the classifier.
     assert bool(np.ptp(np.asarray(logits), axis=0).max() > 0) == (operation != "none")

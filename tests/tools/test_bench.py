@@ -1,4 +1,4 @@
-"""The benches run and print one JSON line of the contract."""
+"""Benchmarks run, and print one JSON line each with the documented keys."""
 
 import json
 
@@ -20,7 +20,7 @@ TINY = [
     "--config.retrain.channels=4",
     "--config.retrain.batch_size=8",
 ]
-FEW = "--config.search.operations=(5,1)"  # in the second stage: it compiles faster
+FEW = "--config.search.operations=(5,1)"  # one operation in stage 2 compiles faster
 TIMES = {"lower_s", "compile_s", "step_s", "images_per_s", "peak_memory_mb", "temp_memory_mb"}
 WORK = {"gflop", "gbyte", "gflop_per_s", "gbyte_per_s"}
 LIMITS = {"matmul_gflop_per_s", "copy_gbyte_per_s"}
@@ -75,15 +75,15 @@ def check_times(result, images):
 
 @pytest.fixture(autouse=True)
 def limits(monkeypatch, request):
-    """Takes seconds to measure; once is enough."""
+    """Measures the rates of the machine only once, since that takes seconds."""
     if request.node.name != "test_step[2]":
         monkeypatch.setattr(bench, "_limits", lambda dtype: dict.fromkeys(LIMITS, 1.0))
 
 
-# The second stage is pruned and widened; that it compiles another program is what is tested.
+# Would catch a second stage that is timed with the supernet of the first.
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_step(capsys, one_device, stage):
-    # Shares of the true data, for which the synthetic images are too few, and no epoch for alpha.
+    # Would catch fractions of the config that leave no synthetic image, or a warm-up being timed.
     flags = ("train_fraction=0.01", "alpha_fraction=0.01", "warmup_epochs=(2,2)")
     changed = [f"--config.search.{flag}" for flag in flags]
     result = printed(capsys, "step", *TINY, FEW, *changed, f"--stage={stage}", "--steps=2")
@@ -91,7 +91,8 @@ def test_step(capsys, one_device, stage):
     check_times(result, images=8)
 
 
-def test_compare(capsys, one_device, cell):
+def test_times_of_other_kernels(capsys, one_device, cell):
+    # Would catch the times of the other kernels being left out or mixed up with the first.
     result = printed(capsys, "retrain", *TINY, cell, "--steps=2", "--compare=plain")
     other = result.pop("compare")
     assert result["bench"] == "retrain"
@@ -102,7 +103,7 @@ def test_compare(capsys, one_device, cell):
 
 
 def test_work_is_that_of_one_step(capsys, monkeypatch, one_device, tmp_path):
-    """Accelerators do several steps in one dispatch."""
+    # Would catch the work of a whole dispatch, which on accelerators has several steps.
     flags = [*TINY, cell_of(tmp_path, "nor_conv_1x1"), "--config.retrain.channels=32"]
     work = []
     for steps in (1, 2):
@@ -114,13 +115,15 @@ def test_work_is_that_of_one_step(capsys, monkeypatch, one_device, tmp_path):
 
 
 @pytest.mark.slow
-def test_all(capsys, one_device, cell):
+def test_all_benchmarks(capsys, one_device, cell):
+    # Would catch a benchmark that `all` leaves out.
     assert bench.main(["bench", "all", *TINY, cell, "--steps=1"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["bench"] for line in lines] == ["step", "retrain", "input"]
 
 
 def test_input_on_all_devices(capsys):
+    # Would catch input that is timed on one device only.
     result = printed(capsys, "input", *TINY, "--steps=3")
     assert result.keys() == {"bench", "images_per_s"} | MACHINE
     assert result["bench"] == "input"
@@ -149,6 +152,7 @@ def test_input_on_all_devices(capsys):
     ids=lambda value: " ".join(value),
 )
 def test_a_mistake_is_one_line(capsys, argv, words):
+    # Would catch a message without the value or without what was expected.
     line = refused(capsys, *argv)
     for word in words:
         assert word in line
@@ -165,9 +169,10 @@ def test_a_mistake_is_one_line(capsys, argv, words):
     ],
 )
 def test_synthetic_images_are_like_the_data_set(name, size, shape, classes):
-    from drnas_jax.configs import base
+    # Would catch synthetic images of another shape, or too few for both halves of the split.
+    from drnas_jax.config import defaults
 
-    config = base.get_config()
+    config = defaults()
     config.data.update(name=name, image_size=size)
     dataset = bench.synthetic(from_config_dict(config), 6)
     assert dataset.images.shape[1:] == shape

@@ -1,4 +1,4 @@
-"""Planning for TPUs: what needs their compiler is skipped where that is not installed."""
+"""Planning for TPUs; tests that need the TPU compiler are skipped if it is not installed."""
 
 import importlib.util
 import types
@@ -14,7 +14,7 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
 
-# Two loops, one in the other, and a conditional; cycles as the TPU compiler writes them.
+# Two nested loops and a conditional, with cycles in the format of the TPU compiler.
 PROGRAM = """HloModule jit_f
 
 %inner_body (p: s32[]) -> s32[] {
@@ -73,12 +73,14 @@ def refused(capsys, *argv):
     return err
 
 
-def test_cycles_count_as_often_as_loops_run():
+def test_cycles_of_a_loop_count_once_per_iteration():
+    # Would catch a nested loop or a branch that is counted once, twice or not at all.
     assert plan.count_cycles(PROGRAM) == 1000 + 3 * (100 + 5 * 7) + 20000 + 40000
 
 
 def test_hours_of_a_search():
-    config = config_of("imagenet", "")  # 25 + 25 epochs, of which 10 each leave alpha alone
+    # Would catch steps with frozen alpha at full cost, or both bounds from the same estimate.
+    config = config_of("imagenet", "")  # 25 + 25 epochs, 10 of each with frozen alpha
     stages = [
         plan.Plan(1, 100, 6, 7, 1e9, True, (0.1, 1.0), "", 0.0),
         plan.Plan(2, 100, 3, 4, 1e9, True, (0.3, 2.0), "", 0.0),
@@ -89,6 +91,7 @@ def test_hours_of_a_search():
 
 
 def test_a_bound_may_be_unknown():
+    # Would catch a sum over only some stages, or a table that fails without an estimate.
     config = config_of("imagenet", "")
     stages = [
         plan.Plan(1, 100, 6, 7, 1e9, True, (0.1, 1.0), "", 0.0),
@@ -103,18 +106,21 @@ def test_a_bound_may_be_unknown():
     assert images == ["1,024 to 10,240", "? to 3,413"]
 
 
-def test_imagenet_need_not_be_there():
+def test_imagenet_need_not_be_on_this_machine():
+    # Would catch a plan that looks for the files of ImageNet.
     config = config_of("imagenet", "")
     stream = plan.stand_in(config)
     assert (stream.count, stream.shape, stream.num_classes) == (1_281_167, (224, 224, 3), 1000)
 
 
-def test_a_missing_compiler_says_what_to_install(capsys, monkeypatch):
+def test_a_missing_compiler_is_reported(capsys, monkeypatch):
+    # Would catch an import error in place of what to install.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install -e '.[tpu]'" in refused(capsys, "--config=configs/digits.py")
 
 
 def test_an_unknown_stage(capsys):
+    # Would catch an index error in place of the stages that exist.
     error = refused(capsys, "--config=configs/digits.py", "--stage=3")
     assert "--stage is 3" in error and "1 to 2" in error
 
@@ -122,11 +128,13 @@ def test_an_unknown_stage(capsys):
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e:3x3", "v9:4x4", "16", "v4:2x2x2"])
 def test_an_unknown_topology(capsys, topology):
+    # Would catch a traceback of the compiler.
     assert repr(topology) in refused(capsys, "--config=configs/digits.py", f"--topology={topology}")
 
 
 @needs_libtpu
-def test_a_batch_that_the_chips_do_not_divide(capsys):
+def test_a_batch_that_does_not_divide_over_the_chips(capsys):
+    # Would catch a late error of the compiler.
     argv = ("--config=configs/digits.py:smoke", "--topology=v5e:8x8")
     assert plan.main(["plan", *argv]) == 2
     assert "search.batch_size = 32" in capsys.readouterr().err
@@ -135,6 +143,7 @@ def test_a_batch_that_the_chips_do_not_divide(capsys):
 @needs_libtpu
 @pytest.mark.slow
 def test_both_stages(capsys):
+    # Would catch a stage with the K or operations of another, or a plan that runs on the TPU.
     assert plan.main(["plan", "--config=configs/digits.py:smoke", "--topology=v5e:2x2"]) == 0
     head, *lines = capsys.readouterr().out.strip().splitlines()
     assert head == "4 x TPU v5 lite, float32"

@@ -1,4 +1,4 @@
-"""Every reference fixture, imported and run, against what PyTorch made of it."""
+"""Networks of the authors' PyTorch code, imported and run, give the same outputs as in PyTorch."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import PUBLISHED
 from drnas_jax.nn.backend import GPU, PLAIN
-from drnas_jax.spaces import Structure, darts
+from drnas_jax.spaces import NetworkSpec, SupernetSpec, darts
+from drnas_jax.spaces.darts.published import PUBLISHED
 from drnas_jax.tools import torch_import
 from drnas_jax.tools.torch_names import darts_links, to_torch
 
@@ -32,9 +32,12 @@ def split(values):
 
 
 def tolerance(name: str, want: np.ndarray) -> float:
-    """Float32 sums in another order: seen are 4e-6 for values, 2e-5 for gradients."""
+    """Returns the absolute tolerance of an output.
+
+    Float32 sums differ by their order: up to 4e-6 in values and 2e-5 in gradients were observed.
+    """
     if name.startswith(("g:", "grad_")):
-        # Some gradients vanish but for rounding (a bias before a BatchNorm): hence the floor.
+        # Some gradients are 0 except for rounding (a bias before a BatchNorm), hence the 1e-7.
         return 1e-3 * np.abs(want).max() + 1e-7
     return 1e-5 if name == "loss" else 1e-4
 
@@ -53,7 +56,8 @@ def tolerance(name: str, want: np.ndarray) -> float:
         pytest.param("imagenet_network", marks=pytest.mark.slow),
     ],
 )
-def test_equals_the_reference(name):
+def test_outputs_equal_those_of_pytorch(name):
+    # Would catch any difference in the operations, the wiring, the layout or BatchNorm.
     given, expected = split(load(name))
     got = torch_import.run(given)
     assert set(expected) <= set(got)
@@ -64,7 +68,8 @@ def test_equals_the_reference(name):
         )
 
 
-def test_command_writes_what_run_returns(tmp_path, monkeypatch):
+def test_command_writes_the_outputs_of_run(tmp_path, monkeypatch):
+    # Would catch a name that np.savez does not accept, such as `file`.
     np.savez(tmp_path / "in.npz", x=np.ones(2))
     monkeypatch.setattr(torch_import, "run", lambda values: {"g:file": 2 * values["x"]})
     assert torch_import.main(["run", f"{tmp_path}/in.npz", f"{tmp_path}/out.npz"]) == 0
@@ -80,12 +85,14 @@ def test_command_writes_what_run_returns(tmp_path, monkeypatch):
     ],
 )
 def test_command_mistakes_are_one_line(arguments, message, capsys):
+    # Would catch a traceback.
     assert torch_import.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_every_genotype_of_the_reference_has_a_name_here():
+def test_every_published_genotype_has_a_name_in_the_reference():
+    # Would catch a published genotype that the import cannot name.
     assert set(torch_import.GENOTYPES.values()) == set(PUBLISHED)
 
 
@@ -111,12 +118,14 @@ def changed(**changes):
         ({"y": np.ones(1, int)}, r"and y \(1,\): expected"),
     ],
 )
-def test_unfit_files_are_user_errors(changes, message):
+def test_unsuitable_files_are_user_errors(changes, message):
+    # Would catch a missing or wrong array that is ignored or ends in a traceback.
     with pytest.raises(UserError, match=message):
         torch_import.run(changed(**changes))
 
 
 def test_network_needs_a_known_genotype():
+    # Would catch a final network that is taken for one with other edges.
     values, _ = split(load("cifar_network"))
     with pytest.raises(UserError, match="unknown genotype 'x'"):
         torch_import.run(values | {"genotype": np.array("x")})
@@ -125,11 +134,11 @@ def test_network_needs_a_known_genotype():
         torch_import.run(values)
 
 
-def torch_state(imported_links, variables):
-    """Random tensors for the leaves of our variables, in PyTorch's shapes."""
+def torch_state(links, variables):
+    """Returns random tensors for the leaves of a module's variables, in the shapes of PyTorch."""
     random = np.random.default_rng(0)
     leaves, state = flatten_dict(variables), {}
-    for link in imported_links:
+    for link in links:
         shape = np.empty(leaves[link.path].shape)[link.index].shape
         if link.path[-1].startswith("depthwise"):
             shape = (shape[2], 1, *shape[:2])
@@ -154,16 +163,16 @@ def variables_of(module, *arguments):
     [(6, 4, 7, 2, "cifar"), (10, 3, 3, 5, "imagenet"), (4, 1, 2, 1, "cifar")],
 )
 def test_darts_supernets_of_any_size_are_recognised(channels, cells, classes, partial, stem):
-    operations = tuple((kind, (darts.PRIMITIVES,) * 14) for kind in darts.EDGES)
-    structure = Structure(channels, cells, classes, partial, operations, stem)
-    module = darts.supernet(structure, GPU, None)
-    mix = {kind: jnp.ones((14, 7)) for kind in darts.EDGES}
-    side = 2 * darts.STEMS[stem]
-    like = variables_of(module, jnp.zeros((1, side, side, 3)), mix, False)
-    links = darts_links(channels, cells, stem, dict(darts.supernet_edges(structure)), network=False)
+    space, side = darts.create(darts.Options(stem)), 2 * darts.STEMS[stem]
+    kinds = tuple(space.cells.items())
+    spec = SupernetSpec(kinds, channels, cells, classes, (side, side, 3), partial)
+    mix = {kind: jnp.ones(cell.shape) for kind, cell in kinds}
+    like = variables_of(space.supernet(spec, GPU), jnp.zeros((1, side, side, 3)), mix, False)
+    edges = {kind: cell.edges for kind, cell in kinds}
+    links = darts_links(channels, cells, stem, edges, network=False)
     state = torch_state(links, like)
     imported = torch_import.from_torch(state)
-    assert imported.module.structure == structure
+    assert imported.module.spec == spec
     for name, value in to_torch(imported.links, imported.variables, state).items():
         np.testing.assert_array_equal(value, state[name], err_msg=name)
 
@@ -171,12 +180,10 @@ def test_darts_supernets_of_any_size_are_recognised(channels, cells, classes, pa
 @pytest.mark.parametrize(("stem", "auxiliary"), [("cifar", True), ("imagenet", False)])
 def test_networks_of_any_size_are_recognised(stem, auxiliary):
     genotype = PUBLISHED["pc_darts_imagenet"]
-    module = darts.network(genotype, 6, 7, 9, stem, auxiliary, PLAIN, None)
-    side = {"cifar": 32, "imagenet": 224}[stem]
-    like = variables_of(module, jnp.zeros((1, side, side, 3)), False)
-    edges = dict(darts.network_edges(genotype))
+    space, side = darts.create(darts.Options(stem)), {"cifar": 32, "imagenet": 224}[stem]
+    spec = NetworkSpec(genotype, 6, 7, 9, (side, side, 3), auxiliary)
+    like = variables_of(space.network(spec, PLAIN), jnp.zeros((1, side, side, 3)), True)
+    edges = dict(darts.genotype_edges(genotype))
     links = darts_links(6, 7, stem, edges, network=True, auxiliary=auxiliary)
     imported = torch_import.from_torch(torch_state(links, like), genotype)
-    own = imported.module
-    assert (own.channels, own.cells, own.classes) == (6, 7, 9)
-    assert (own.stem, own.auxiliary) == (stem, auxiliary)
+    assert (imported.module.spec, imported.module.stem) == (spec, stem)

@@ -1,4 +1,4 @@
-"""Compiler options that the installed XLA does not know are left out."""
+"""Only compiler options that the installed XLA knows are used."""
 
 import jax
 import pytest
@@ -7,6 +7,7 @@ from drnas_jax.training import compiler
 
 
 def test_an_unknown_option_is_left_out(monkeypatch):
+    # Catches a new version of XLA, which refuses to compile with an option it has dropped.
     wanted = {"xla_backend_optimization_level": 1, "xla_of_another_version": True}
     monkeypatch.setattr(compiler, "_OPTIONS", {"cpu": wanted})
     assert compiler.options("cpu") == {"xla_backend_optimization_level": 1}
@@ -14,18 +15,21 @@ def test_an_unknown_option_is_left_out(monkeypatch):
     assert compiler.options("cpu") is None
 
 
-def test_any_other_error_is_shown(monkeypatch):
+def test_a_wrong_value_is_an_error(monkeypatch):
+    # Catches a typing error that would silently switch an option off.
     monkeypatch.setattr(compiler, "_OPTIONS", {"cpu": {"xla_backend_optimization_level": "high"}})
     with pytest.raises(jax.errors.JaxRuntimeError):
         compiler.options("cpu")
 
 
 @pytest.mark.parametrize("once", [False, True])
-def test_options_of_the_cpu_compile(once):
+def test_the_options_for_cpus_compile(once):
+    # Catches options that no program compiles with.
     options = compiler.options("cpu", once=once)
     assert options["xla_backend_optimization_level"] == (0 if once else 1)
     assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
 
 
-def test_no_options_for_others():
+def test_tpus_have_no_options():
+    # Catches options of another platform.
     assert compiler.options("tpu") is None

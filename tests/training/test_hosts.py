@@ -1,4 +1,4 @@
-"""How the processes of a run find each other and agree, and what is said where they do not."""
+"""The processes of a run find each other and agree, or fail with one line."""
 
 import fnmatch
 import os
@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_end_to_end import ROOT
+from small_run import ROOT
 from test_main import DIGITS, refused
 
 from drnas_jax import main as program
@@ -24,21 +24,23 @@ from drnas_jax.training import devices, hosts
         ({}, False),
         ({"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
         ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
-        ({"SLURM_NTASKS": "2"}, False),  # the job's script itself, without srun
+        ({"SLURM_NTASKS": "2"}, False),  # a batch script without srun
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1;tcp://n1:1"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({"JAX_COORDINATOR_ADDRESS": "n1:1234"}, True),
         ({"JAX_COORDINATOR_ADDRESS": ""}, False),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # a pod; may be the only one
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # a pod, maybe the only one
     ],
     ids=str,
 )
-def test_launched(monkeypatch, environment, several):
+def test_launchers_are_recognised(monkeypatch, environment, several):
+    # Catches processes that each run alone, and a single one that waits for others.
     monkeypatch.setattr(hosts.glob, "glob", lambda pattern: [])
     assert hosts.launched(environment) == several
 
 
-def test_open_mpi_5_is_not_known_to_jax():
+def test_open_mpi_5_is_refused():
+    # Catches N equal runs in one workdir, since JAX cannot read the variables of version 5.
     with pytest.raises(UserError, match=r"--process_id=\$OMPI_COMM_WORLD_RANK"):
         hosts.launched({"OMPI_COMM_WORLD_SIZE": "2"})
 
@@ -48,12 +50,13 @@ def test_open_mpi_5_is_not_known_to_jax():
     [
         (["/dev/accel0"], True, True),
         (["/dev/vfio/vfio", "/dev/vfio/0"], True, True),
-        (["/dev/vfio/vfio"], True, False),  # of every machine with that driver
+        (["/dev/vfio/vfio"], True, False),  # the driver without a chip
         (["/dev/accel0"], False, False),
         ([], True, False),
     ],
 )
-def test_launched_on_a_tpu(monkeypatch, chips, library, launched):
+def test_tpu_hosts_are_recognised(monkeypatch, chips, library, launched):
+    # Catches a machine without TPUs that tries to find a pod.
     monkeypatch.setattr(hosts.glob, "glob", lambda pattern: fnmatch.filter(chips, pattern))
     find = {"libtpu": object() if library else None}
     monkeypatch.setattr(hosts.importlib.util, "find_spec", find.get)
@@ -62,13 +65,14 @@ def test_launched_on_a_tpu(monkeypatch, chips, library, launched):
 
 @pytest.fixture
 def joined(monkeypatch):
-    """What jax.distributed.initialize is called with, in place of a call."""
+    """Replaces jax.distributed.initialize by a list of the arguments of its calls."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: calls.append(given))
     return calls
 
 
-def test_alone(monkeypatch, joined):
+def test_a_single_process_does_not_join(monkeypatch, joined):
+    # Catches a run on one machine that waits for a coordinator.
     monkeypatch.setattr(hosts, "launched", lambda environment: False)
     hosts.initialize(None, None, None)
     assert joined == []
@@ -76,7 +80,8 @@ def test_alone(monkeypatch, joined):
     assert joined == [(None, None, None)]
 
 
-def test_with_others(monkeypatch, joined):
+def test_several_processes_join(monkeypatch, joined):
+    # Catches flags that do not reach JAX.
     monkeypatch.setattr(hosts, "launched", lambda environment: environment is os.environ)
     hosts.initialize(None, None, None)
     hosts.initialize("n1:1234", 2, 1)
@@ -102,7 +107,8 @@ def test_with_others(monkeypatch, joined):
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
-def test_flags_that_do_not_fit(monkeypatch, capsys, tmp_path, joined, flags, words):
+def test_inconsistent_flags_are_refused(monkeypatch, capsys, tmp_path, joined, flags, words):
+    # Catches a process that waits five minutes because of a typing error.
     monkeypatch.chdir(ROOT)
     line = refused(capsys, DIGITS, f"--workdir={tmp_path / 'run'}", *flags)
     for word in words:
@@ -113,7 +119,8 @@ def test_flags_that_do_not_fit(monkeypatch, capsys, tmp_path, joined, flags, wor
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError])
 def test_a_failure_to_join_is_one_line(monkeypatch, capsys, tmp_path, error):
-    def fail(*given, **more):
+    # Catches the long reports of JAX's runtime.
+    def fail(*_, **__):
         raise error("DEADLINE_EXCEEDED:\n\nnobody came\n" + 1000 * "details ")
 
     monkeypatch.chdir(ROOT)
@@ -129,7 +136,7 @@ def test_a_failure_to_join_is_one_line(monkeypatch, capsys, tmp_path, error):
 
 
 def python(script, *arguments):
-    """Starts a script, with two devices."""
+    """Starts a Python script with two simulated devices."""
     flags = "--xla_force_host_platform_device_count=2"
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
@@ -142,9 +149,9 @@ def python(script, *arguments):
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 IMPATIENT = """
@@ -158,7 +165,8 @@ sys.exit(main.main(["main", *sys.argv[1:]]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
-def test_nobody_answers(tmp_path, number):
+def test_a_missing_process_is_one_line(tmp_path, number):
+    # Catches JAX's own timeout, which aborts with a stack trace.
     argv = [DIGITS, f"--workdir={tmp_path / 'run'}", f"--coordinator=127.0.0.1:{free_port()}"]
     process = python(IMPATIENT, *argv, "--num_processes=2", f"--process_id={number}")
     out, err = process.communicate(timeout=120)
@@ -180,6 +188,7 @@ time.sleep(3)
 
 
 def test_a_signal_right_after_joining_is_not_lost():
+    # Catches JAX's preemption service, which would swallow SIGTERM.
     process = python(SIGNALLED, f"127.0.0.1:{free_port()}")
     _, err = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGTERM, err
@@ -201,17 +210,17 @@ assert hosts.from_primary(lambda: {"n": [number], "text": "é"}) == {"n": [0], "
 for kind in (UserError, OSError):
 
     def fail():
-        raise kind(f"of process {number}")
+        raise kind(f"from process {number}")
 
     try:
         hosts.from_primary(fail)
         raise AssertionError
     except kind as error:
-        assert str(error) == "of process 0"
+        assert str(error) == "from process 0"
 assert hosts.total(number + 1) == 3
 assert hosts.total(np.array([number, 5])).tolist() == [1, 10]
 agreement = hosts.Agreement(make_mesh())
-# Process 1 alone names a number; both get it one call later.
+# Only process 1 submits a number above 0; both receive it one call later.
 assert [agreement.before(number * n) for n in (15, 0, 0)] == [0, 15, 0]
 assert agreement.now(number * 2) == 2
 agreement.before(number * 7)
@@ -220,20 +229,22 @@ assert agreement.now(0) == 7
 
 
 def test_two_processes_agree():
+    # Catches answers that differ between processes, which would make them hang later.
     address = f"127.0.0.1:{free_port()}"
     processes = [python(TWO, address, number) for number in (0, 1)]
     ends = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
 
 
-def test_one_process_agrees_with_itself():
+def test_one_process_needs_no_communication():
+    # Catches values that are sent through JSON without need, and signals that come a step late.
     assert hosts.is_primary()
     value = object()
-    assert hosts.from_primary(lambda: value) is value  # no JSON between
+    assert hosts.from_primary(lambda: value) is value  # not a copy
     with pytest.raises(UserError, match="mine"):
         hosts.from_primary(lambda: (_ for _ in ()).throw(UserError("mine")))
     assert hosts.total(3) == 3
     assert hosts.total(np.array([1, 2])).tolist() == [1, 2]
     agreement = hosts.Agreement(devices.make_mesh())
-    assert [agreement.before(n) for n in (0, 15, 0)] == [0, 15, 0]  # there is none to wait for
+    assert [agreement.before(n) for n in (0, 15, 0)] == [0, 15, 0]  # no delay
     assert agreement.now(2) == 2

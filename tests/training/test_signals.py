@@ -1,4 +1,4 @@
-"""Signals: the run ends at the next step with a checkpoint, and the exit code says by which."""
+"""A signal stops a run after a checkpoint, and the exit code tells which signal it was."""
 
 import os
 import signal
@@ -7,8 +7,7 @@ import sys
 import threading
 
 import pytest
-from small_run import environment, started, wait_until
-from test_end_to_end import ROOT, command
+from small_run import ROOT, command, environment, started, wait_until
 
 from drnas_jax import main as program
 from drnas_jax.files import read_history
@@ -23,18 +22,20 @@ def send(signum):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_is_noted(signum):
+def test_a_signal_is_recorded_and_raised_at_the_end(signum):
+    # Catches a signal that is lost if it comes after the last poll.
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted) as stop, Interrupt() as interrupt:
         assert interrupt.signum is None
         send(signum)
         assert interrupt.signum == signum
         assert signal.getsignal(signum) != before
-    assert stop.value.signum == signum  # since nobody else has raised it
+    assert stop.value.signum == signum
     assert signal.getsignal(signum) == before
 
 
-def test_what_nohup_ignores_stays_so():
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    # Catches a run under nohup that ends when its terminal closes.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Interrupt() as interrupt:
@@ -44,18 +45,20 @@ def test_what_nohup_ignores_stays_so():
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def test_where_it_is_suspended_a_signal_does_what_it_did_before():
+def test_a_suspended_interrupt_lets_signals_act_as_outside():
+    # Catches a Ctrl-C during a long compilation that has no effect until it ends.
     before = signal.getsignal(signal.SIGINT)
     with Interrupt() as interrupt:
-        noting = signal.getsignal(signal.SIGINT)
+        handler = signal.getsignal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt), interrupt.suspended():
             assert signal.getsignal(signal.SIGINT) == before
             send(signal.SIGINT)
-        assert interrupt.signum is None and signal.getsignal(signal.SIGINT) == noting
+        assert interrupt.signum is None and signal.getsignal(signal.SIGINT) == handler
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_a_signal_noted_before_it_is_suspended():
+def test_a_signal_before_the_suspension_is_raised():
+    # Catches a compilation that starts although the run was already asked to stop.
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted), Interrupt() as interrupt:
         send(signal.SIGTERM)
@@ -64,7 +67,8 @@ def test_a_signal_noted_before_it_is_suspended():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_second_ctrl_c_ends_at_once():
+def test_a_second_ctrl_c_stops_at_once():
+    # Catches a user who cannot stop a run that hangs.
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), Interrupt():
         send(signal.SIGINT)
@@ -72,14 +76,16 @@ def test_a_second_ctrl_c_ends_at_once():
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_a_second_sigterm_does_not():
+def test_a_second_sigterm_still_waits_for_the_checkpoint():
+    # Catches a scheduler that repeats SIGTERM and so loses the checkpoint.
     with pytest.raises(Interrupted), Interrupt() as interrupt:
         send(signal.SIGTERM)
         send(signal.SIGTERM)
         assert interrupt.signum == signal.SIGTERM
 
 
-def test_outside_the_main_thread_nothing_is_noted():
+def test_other_threads_leave_the_handlers_alone():
+    # Catches a ValueError of `signal.signal` if the library runs in a thread.
     before = signal.getsignal(signal.SIGTERM)
     seen = []
 
@@ -96,12 +102,15 @@ def test_outside_the_main_thread_nothing_is_noted():
 @pytest.mark.parametrize(
     ("stop", "code", "message"),
     [
-        (Interrupted(signal.SIGTERM), 143, "stopped by SIGTERM; the same command goes on from the"),
-        (Interrupted(signal.SIGINT), 130, "stopped by SIGINT; the same command goes on from the"),
-        (KeyboardInterrupt(), 130, "stopped; the same command goes on from the last checkpoint"),
+        (Interrupted(signal.SIGTERM), 143, "stopped by SIGTERM"),
+        (Interrupted(signal.SIGINT), 130, "stopped by SIGINT"),
+        (KeyboardInterrupt(), 130, "stopped"),
     ],
 )
-def test_exit_codes(monkeypatch, capsys, tmp_path, stop, code, message):
+def test_the_exit_code_and_one_line_tell_the_signal(
+    monkeypatch, capsys, tmp_path, stop, code, message
+):
+    # Catches a launcher that takes a stop for a crash or for success.
     def phase(*_):
         raise stop
 
@@ -115,12 +124,12 @@ def test_exit_codes(monkeypatch, capsys, tmp_path, stop, code, message):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_where_nothing_is_to_be_saved_a_signal_ends_the_process(signum):
-    # Also in a callback of the garbage collector, where an exception would only be printed.
+def test_outside_interrupt_a_signal_ends_the_process(signum):
+    # Catches a KeyboardInterrupt in a callback of the garbage collector, which is only printed.
     script = """if True:
         import gc, os, sys
-        sys.path.insert(0, "drnas_jax")  # the module alone: the package imports JAX
-        from interrupt import Interrupt, Interrupted, exit_at_once
+        sys.path.insert(0, "drnas_jax/training")  # importing the package would import JAX
+        from signals import Interrupt, Interrupted, exit_at_once
         signum = int(sys.argv[1])
         with exit_at_once():
             try:
@@ -138,17 +147,19 @@ def test_where_nothing_is_to_be_saved_a_signal_ends_the_process(signum):
     assert done.returncode == 128 + signum, done.stderr
     assert done.stdout == ""
     name = signal.Signals(signum).name
-    assert done.stderr == f"stopped by {name}; the same command goes on from the last checkpoint\n"
+    assert done.stderr.startswith(f"stopped by {name}") and done.stderr.count("\n") == 1
 
 
-def test_handlers_are_put_back():
+def test_the_handlers_are_restored():
+    # Catches a program around the library that can no longer handle its signals.
     before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
     with exit_at_once():
         pass
     assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_a_real_run(tmp_path):
+def test_a_real_run_stops_after_a_checkpoint(tmp_path):
+    # Catches work that is lost, and a result that is written for half a run.
     nodes = tuple(tuple(("skip_connect", i) for i in range(node)) for node in (1, 2, 3))
     save(tmp_path / "cell.json", Genotype("nasbench201", (("cell", nodes),)), {})
     workdir, log = tmp_path / "run", tmp_path / "log"
@@ -156,12 +167,11 @@ def test_a_real_run(tmp_path):
     fields = (f"--config.genotype={tmp_path / 'cell.json'}", "--config.checkpoint_steps=1")
     retrain = command(workdir, "--phases=retrain", *fields)
     with started(retrain, log, cwd=ROOT, env=environment()) as process:
-        # After so many steps there is a checkpoint, and the next steps are under way.
+        # With the first checkpoint on the disk, the next steps are running.
         wait_until(lambda: list(checkpoints.glob("[0-9]*")), process)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=300) == 130
-    message = "stopped by SIGINT; the same command goes on from the checkpoint"
-    assert log.read_text().splitlines()[-1] == message
+    assert log.read_text().splitlines()[-1].startswith("stopped by SIGINT")
     done = max(int(path.name) for path in checkpoints.iterdir())
     assert len(read_history(workdir / "retrain/history.jsonl")) == done // 22
     assert not (workdir / "result.json").exists()

@@ -1,1 +1,1 @@
-"""The bilevel search: state, step, stages, and the controller that drives them."""
+"""The bilevel search: its inputs, state, step and stages, and the phase that runs them."""

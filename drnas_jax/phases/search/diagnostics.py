@@ -1,9 +1,8 @@
-"""What a supernet says of single cells, and how curved its validation loss is in alpha."""
+"""Measurements on a supernet: accuracies of single cells, and the curvature in alpha."""
 
-import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,76 +10,69 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from drnas_jax.data.feed import Batch, Images, sum_program
-from drnas_jax.genotype import Genotype
+from drnas_jax.data import Batch, Images
 from drnas_jax.nn import backend
 from drnas_jax.phases import loop
-from drnas_jax.phases.search.cells import one_hot
-from drnas_jax.phases.search.problem import Problem
+from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.phases.search.state import SearchState
-from drnas_jax.phases.search.step import Mix, logits_at, mean_logits
-from drnas_jax.spaces import Structure
+from drnas_jax.phases.search.step import Alpha, Mix, logits_at, mean_logits
+from drnas_jax.spaces import SupernetSpec
 from drnas_jax.training import losses
 from drnas_jax.training.devices import replicate
+from drnas_jax.training.programs import sum_program
 
 
-class Probe:
-    """Measurements at one stage, on the first batches of the validation split.
+class Diagnostics:
+    """Measurements on the supernet of one stage, with batches of the validation split.
 
     Programs are compiled at their first use.
 
     Args:
-      problem: of the search.
-      structure: of the stage.
+      experiment: Inputs of the search.
+      spec: Spec of the stage's supernet.
     """
 
-    def __init__(self, problem: Problem, structure: Structure):
-        self._problem, self._structure = problem, structure
+    def __init__(self, experiment: Experiment, spec: SupernetSpec):
+        self._experiment, self._spec = experiment, spec
 
-    def accuracies(
-        self, state: SearchState, cells: Sequence[Genotype], epoch: int, batches: int
-    ) -> list[float]:
-        """Of single cells with the supernet's weights and the batch's statistics, 0 to 1.
+    def accuracy(
+        self, state: SearchState, mix: Mapping[str, np.ndarray], epoch: int, batches: int | None
+    ) -> float:
+        """Returns the validation accuracy, in 0..1, at given mixing weights.
 
-        With partial channels (K > 1) they differ in 1/K of the channels alone.
+        The supernet is not trained further, and BatchNorm uses the statistics of each batch. With
+        partial channels (K > 1) single cells differ only in 1/K of the channels.
 
         Args:
-          state: of the search.
-          cells: of the supernet.
-          epoch: after which, from 0.
-          batches: how many to measure on.
-
-        Raises:
-          UserError: a cell is not in the supernet.
+          state: State of the search.
+          mix: Mixing weights by cell type [e, o].
+          epoch: Number of the epoch, from 0, that has just ended.
+          batches: Number of batches to measure on, from the first one; None for the whole split.
         """
-        problem, read = self._problem, self._read(epoch, batches)
-        operations, found = dict(self._structure.operations), []
-        for cell in cells:
-            mix = replicate(one_hot(problem.space, operations, cell), problem.mesh)
-            sums = loop.evaluate(self._cell_program, (state, mix), problem.reader.raw, read)
-            found.append(sums["accuracy"])
-        return found
+        placed = replicate(dict(mix), self._experiment.mesh)
+        raw, read = self._experiment.loader.raw, self._read(epoch, batches)
+        return loop.evaluate(self._accuracy_program, (state, placed), raw, read)["accuracy"]
 
     def curvature(self, state: SearchState, epoch: int, batches: int) -> float:
-        """The largest eigenvalue of the Hessian of the validation loss in alpha.
+        """Returns the largest eigenvalue of the Hessian of the validation loss in alpha.
 
-        The loss is that of validation, at the mean mixing weights, without the regulariser. The
-        Hessian is exact, built of a product with every unit vector.
+        The loss is taken at the mean mixing weights and without penalties. The Hessian is exact: it
+        is built from its products with all unit vectors.
 
         Args:
-          state: of the search.
-          epoch: after which, from 0.
-          batches: how many to measure on.
+          state: State of the search.
+          epoch: Number of the epoch, from 0, that has just ended.
+          batches: Number of batches to measure on, from the first one.
         """
-        problem, read = self._problem, self._read(epoch, batches)
+        experiment, read = self._experiment, self._read(epoch, batches)
         flat, unravel = ravel_pytree(jax.tree.map(np.asarray, state.alpha))
         rows, count = [], 0.0
         for unit in np.eye(flat.size, dtype=np.float32):
-            direction = replicate(unravel(jnp.asarray(unit)), problem.mesh)
+            direction = replicate(unravel(jnp.asarray(unit)), experiment.mesh)
             row, count = np.zeros(flat.size), 0.0
             for batch, weight in read:
                 product, examples = jax.device_get(
-                    self._hessian_program((state, direction), problem.reader.raw, batch, weight)
+                    self._hessian_program((state, direction), experiment.loader.raw, batch, weight)
                 )
                 row += ravel_pytree(product)[0]
                 count += float(examples)
@@ -88,38 +80,40 @@ class Probe:
         matrix = np.stack(rows) / count
         return float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
 
-    def _read(self, epoch: int, batches: int) -> list[tuple[Any, jax.Array]]:
-        return list(itertools.islice(self._problem.reader.evaluation(epoch), batches))
+    def _read(self, epoch: int, batches: int | None) -> list[tuple[Any, jax.Array]]:
+        return list(itertools.islice(self._experiment.loader.evaluation(epoch), batches))
 
     @functools.cached_property
-    def _cell_program(self) -> Callable[..., losses.Totals]:
-        problem, recipe = self._problem, self._problem.recipe(self._structure)
+    def _accuracy_program(self) -> Callable[..., losses.Totals]:
+        experiment, config = self._experiment, self._experiment.step_config(self._spec)
 
         def totals(
             given: tuple[SearchState, Mix], raw: Images | None, batch: Batch, weight: jax.Array
         ) -> losses.Totals:
-            (state, mix), (images, labels) = given, problem.feed.plain(raw, batch)
-            return losses.totals(logits_at(recipe, state, mix, images), labels, weight)
+            (state, mix), (images, labels) = given, experiment.preprocessing.normalise(raw, batch)
+            return losses.totals(logits_at(config, state, mix, images), labels, weight)
 
-        return sum_program(totals, problem.mesh)
+        return sum_program(totals, experiment.mesh)
 
     @functools.cached_property
     def _hessian_program(self) -> Callable[..., Any]:
-        problem, structure = self._problem, self._structure
-        # The other kernels have gradients of their own, which cannot be differentiated again.
-        supernet = problem.space.supernet(structure, backend.PLAIN, None)
-        recipe = dataclasses.replace(problem.recipe(structure), supernet=supernet)
+        experiment = self._experiment
+        # The other kernels define custom gradients, which cannot be differentiated again.
+        config = experiment.step_config(self._spec, backend.PLAIN)
 
         def product(
-            given: tuple[SearchState, Mix], raw: Images | None, batch: Batch, weight: jax.Array
-        ) -> tuple[Mix, jax.Array]:
-            (state, direction), (images, labels) = given, problem.feed.plain(raw, batch)
+            given: tuple[SearchState, Alpha], raw: Images | None, batch: Batch, weight: jax.Array
+        ) -> tuple[Alpha, jax.Array]:
+            (state, direction), (images, labels) = (
+                given,
+                experiment.preprocessing.normalise(raw, batch),
+            )
 
-            def loss(alpha: Mix) -> jax.Array:
-                logits = mean_logits(recipe, state.replace(alpha=alpha), images)
+            def loss(alpha: Alpha) -> jax.Array:
+                logits = mean_logits(config, state.replace(alpha=alpha), images)
                 return jnp.sum(weight * losses.cross_entropy(logits, labels))
 
             tangent = jax.jvp(jax.grad(loss), (state.alpha,), (direction,))[1]
             return tangent, jnp.sum(weight)
 
-        return sum_program(product, problem.mesh)
+        return sum_program(product, experiment.mesh)

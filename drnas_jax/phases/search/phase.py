@@ -1,39 +1,55 @@
-"""The progressive controller: stages, epochs, checkpoints; a new compiled step for each stage."""
+"""The search phase: runs all stages, and asks the rules for their decisions after each epoch."""
 
-import contextlib
 import dataclasses
 import functools
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from drnas_jax.config import Config, freeze
-from drnas_jax.distributions.base import draw_by_mean, softmax
+from drnas_jax import components
+from drnas_jax.config import Config
+from drnas_jax.costs.base import expected_cost
+from drnas_jax.distributions.base import draw_by_share
 from drnas_jax.files import write_text
-from drnas_jax.genotype import Genotype, load_genotype, save, search_seconds, to_cells
+from drnas_jax.genotype import (
+    Genotype,
+    load,
+    save,
+    search_seconds,
+    to_cells,
+)
 from drnas_jax.nn.counting import count_parameters
 from drnas_jax.phases import loop
-from drnas_jax.phases.search.cells import draw_cell
-from drnas_jax.phases.search.diagnostics import Probe
-from drnas_jax.phases.search.problem import Problem, make_problem
-from drnas_jax.phases.search.stages import advance, stage_at
-from drnas_jax.phases.search.state import SearchState, mean_mix
+from drnas_jax.phases.search.diagnostics import Diagnostics
+from drnas_jax.phases.search.experiment import Experiment
+from drnas_jax.phases.search.history import all_columns, draw_genotypes, entropy
+from drnas_jax.phases.search.metadata import FixedEdges, SearchMetadata
+from drnas_jax.phases.search.stages import stage_at
+from drnas_jax.phases.search.state import SearchState, mean_mix, with_fixed
+from drnas_jax.phases.setup import Run, open_run
 from drnas_jax.picture import to_svg
-from drnas_jax.spaces import Structure
-from drnas_jax.training.checkpoints import Checkpoints, Saved
+from drnas_jax.rules.base import Fix, Rule, Stop, View
+from drnas_jax.spaces import SupernetSpec
+from drnas_jax.spaces.base import one_hot
 from drnas_jax.training.devices import replicate, run_once
-from drnas_jax.training.hosts import from_primary, is_primary
+from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
-from drnas_jax.workdir import alone, open_workdir, version
+from drnas_jax.workdir import alone, version
 
 
-class SearchResult(NamedTuple):
-    """What a search found, and how long it took (compilation and earlier, killed runs included)."""
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """The result of a search.
+
+    Attributes:
+      genotype: Genotype that the selection rule chose.
+      seconds: Duration in seconds, including compilation and earlier runs that were interrupted.
+    """
 
     genotype: Genotype
     seconds: float
@@ -42,261 +58,298 @@ class SearchResult(NamedTuple):
 def search(
     config: Config | Mapping[str, Any],
     workdir: str | os.PathLike[str],
+    dataset: Mapping[str, np.ndarray] | None = None,
     display: Display | None = None,
 ) -> SearchResult:
-    """Searches a cell, or goes on where an earlier call in this workdir was stopped.
+    """Searches for a genotype, or resumes a search in this workdir that was interrupted.
 
     Writes search/history.jsonl, search/checkpoints and, at the end, search/genotype.svg and
-    search/genotype.json; where that is there already, it is the result.
+    search/genotype.json. If search/genotype.json exists already, it is the result.
 
     Args:
-      config: of the run, a Config or a ConfigDict.
-      workdir: its directory.
-      display: what a person sees; None: the default one on standard error.
+      config: Config of the run, a Config or a ConfigDict.
+      workdir: Directory of the run.
+      dataset: Arrays that replace the config's data set, see `drnas_jax.data.from_arrays`.
+      display: Messages and progress for the user; by default on standard error.
 
     Raises:
-      UserError: a mistake in the config or the data, or a loss that is not finite.
-      Interrupted: a signal came; a checkpoint was written first.
+      UserError: The config or the data is invalid, or the loss is not finite.
+      Interrupted: A signal stopped the run, after a checkpoint was written.
     """
-    config = freeze(config)
-    directory = open_workdir(workdir, config) / "search"
+    return run_search(open_run(config, workdir, dataset, display))
+
+
+def run_search(run: Run) -> SearchResult:
+    """Runs the search phase; see `search`."""
+    directory = run.workdir / "search"
     file = directory / "genotype.json"
     if from_primary(file.exists):
-        return _result(file)
-    problem = make_problem(config, labels_file=directory / "labels.npy")
-    phase = _SearchPhase(
-        problem, display or Display(quiet=not is_primary())
-    )  # before any checkpoint is made
+        return SearchResult(load(str(file)), search_seconds(file) or 0.0)
+    experiment = Experiment(run.config, run.dataset, run.mesh, directory / "labels.npy")
+    experiment.check()
+    phase = SearchPhase(experiment, run.display)  # before any checkpoint is made
     with alone(directory):
-        state, progress = loop.run(phase, directory)
-        began = time.monotonic()
-        with contextlib.closing(problem.reader):
-            genotype = phase.result(state)
-        seconds = progress.seconds + time.monotonic() - began
+        _, progress = loop.run(phase, directory)
+        genotype = phase.result
 
         def write() -> None:
             write_text(directory / "genotype.svg", to_svg(genotype))
-            save(file, genotype, _provenance(config, seconds))
+            save(file, genotype, phase.provenance(progress.seconds))
 
         from_primary(write)
-    return SearchResult(genotype, seconds)
+    return SearchResult(genotype, progress.seconds)
 
 
-def _result(file: Path) -> SearchResult:
-    return SearchResult(load_genotype(str(file)), search_seconds(file) or 0.0)
+class SearchPhase:
+    """The search phase, see `loop.Phase`; it keeps the static values of the current stage."""
 
-
-class _SearchPhase:
-    """The search as `loop.run` runs it: holds what is static at the present stage."""
-
-    def __init__(self, problem: Problem, display: Display):
-        self.problem, self.display = problem, display
-        self.epochs, self.steps = problem.epochs, problem.steps
-        self.reader, self.mesh = problem.reader, problem.mesh
-        self.checkpoint_steps = problem.config.checkpoint_steps
-        self.stages = problem.config.search.stages
-        self._enter(0, problem.first_structure())
+    def __init__(self, experiment: Experiment, display: Display):
+        self.experiment, self.display = experiment, display
+        config = experiment.config
+        self.epochs, self.steps = experiment.epochs, experiment.steps
+        self.loader, self.mesh = experiment.loader, experiment.mesh
+        self.checkpoint_steps = config.checkpoint_steps
+        self.stages = config.search.stages
+        self.rules: dict[str, Rule] = {}
+        for kind, name, options in (
+            ("selection", config.search.selection, config.search.selection_options),
+            ("stopping", config.search.stopping, config.search.stopping_options),
+        ):
+            if name:
+                self.rules[kind] = components.create(kind, name, options, field=f"search.{kind}")
+        self.memory: dict[str, dict[str, Any]] = {kind: {} for kind in self.rules}
+        self.fixed: FixedEdges = ()
+        self.decision: Stop | None = None
+        self._enter(0, experiment.first_spec())
 
     @property
     def name(self) -> str:
+        """Name shown to the user, for example `search, stage 1/2`."""
         return f"search, stage {self.stage + 1}/{len(self.stages)}"
 
-    def _enter(self, stage: int, structure: Structure) -> None:
-        self.stage, self.structure = stage, structure
+    @property
+    def finished(self) -> bool:
+        """Whether a rule has ended the search."""
+        return self.decision is not None
+
+    @property
+    def result(self) -> Genotype:
+        """Genotype that the selection rule chose."""
+        if self.decision is None:
+            name = self.experiment.config.search.selection
+            raise RuntimeError(f"the selection rule {name!r} chose nothing at the last epoch")
+        return self.decision.genotype
+
+    def _enter(self, stage: int, spec: SupernetSpec) -> None:
+        self.stage, self.spec = stage, spec
         self.programs: dict[bool, Callable[..., Any]] = {}
-        self.validation = self.problem.validation_program(structure)
-        self.probe = Probe(self.problem, structure)
+        self.validation = self.experiment.validation_program(spec)
+        self.diagnostics = Diagnostics(self.experiment, spec)
+        self.cost_table = self.experiment.cost_table(spec)
 
     def start(self) -> SearchState:
-        init = functools.partial(self.problem.init, self.structure)
-        return run_once(init, self.mesh, self.problem.config.seed)
+        """Returns a fresh state on the devices."""
+        init = functools.partial(self.experiment.init, self.spec)
+        return run_once(init, self.mesh, self.experiment.config.seed)
 
-    def restore(self, checkpoints: Checkpoints) -> tuple[Saved, SearchState] | None:
-        def like(metadata: Mapping[str, Any]) -> SearchState:
-            structure = self._structure(metadata)
-            return jax.eval_shape(lambda: self.problem.init(structure, 0))
+    def state_shapes(self, metadata: Mapping[str, Any]) -> SearchState:
+        """Returns the shapes of the state at the stage of a checkpoint."""
+        saved = SearchMetadata.from_json(metadata)
+        spec = saved.spec(self.experiment.first_spec())
+        state = jax.eval_shape(lambda: self.experiment.init(spec, 0))
+        if saved.fixed:
+            shapes = {name: cell.shape for name, cell in spec.cells}
+            fixed = {name: jax.ShapeDtypeStruct(s, np.float32) for name, s in shapes.items()}
+            state = state.replace(fixed=fixed)
+        return state
 
-        restored = checkpoints.restore(like, self.mesh, self.display.message)
-        if restored is not None:
-            metadata = restored[0].metadata
-            self._enter(metadata["stage"], self._structure(metadata))
-        return restored
-
-    def _structure(self, metadata: Mapping[str, Any]) -> Structure:
-        operations = tuple(
-            (cell_type, tuple(map(tuple, metadata["operations"][cell_type])))
-            for cell_type, _ in self.structure.operations
-        )
-        return dataclasses.replace(
-            self.structure, partial_channels=metadata["partial_channels"], operations=operations
-        )
+    def resume(self, metadata: Mapping[str, Any]) -> None:
+        """Enters the stage of a checkpoint, and restores the fixed edges and the rules' memory."""
+        saved = SearchMetadata.from_json(metadata)
+        self.memory, self.fixed = dict(saved.memory), saved.fixed
+        self.decision = saved.decision
+        self._enter(saved.stage, saved.spec(self.experiment.first_spec()))
 
     def metadata(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage,
-            "partial_channels": self.structure.partial_channels,
-            "operations": {
-                cell_type: list(map(list, kept)) for cell_type, kept in self.structure.operations
-            },
-        }
+        """Returns the `SearchMetadata` of a checkpoint as JSON values."""
+        return SearchMetadata.of(
+            self.stage, self.spec, self.fixed, self.memory, self.decision
+        ).to_json()
 
     def begin_epoch(self, state: SearchState, epoch: int) -> tuple[SearchState, Any]:
+        """Returns the state for an epoch, which a new stage changes, and its compiled step."""
         stage, frozen = stage_at(self.stages, epoch)
         if stage != self.stage:
-            config, here = self.problem.config, jax.tree.map(np.asarray, state)
-            state, structure = advance(
-                self.problem.space, here, self.structure, config.search, stage, config.seed
-            )
-            state = replicate(state, self.mesh)
-            self._enter(stage, structure)
+            state = self._advance(state, stage)
         if not self.programs:
             self._describe_stage(state)
         if frozen not in self.programs:
             self.programs[frozen] = self._compile(state, epoch, frozen)
         return state, self.programs[frozen]
 
+    def _advance(self, state: SearchState, stage: int) -> SearchState:
+        host_state = jax.tree.map(np.asarray, state)
+        spec, host_state = self.experiment.advance(self.spec, host_state, stage)
+        self._enter(stage, spec)
+        return replicate(host_state, self.mesh)
+
     def _describe_stage(self, state: SearchState) -> None:
-        operations = ", ".join(
-            f"{len(edges[0])} operations on each {cell_type} edge"
-            for cell_type, edges in self.structure.operations
-        )
+        counts = []
+        for cell_type, cell in self.spec.cells:
+            lengths = sorted({len(edge.primitives) for edge in cell.edges})
+            most = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
+            counts.append(f"{most} operations on each {cell_type} edge")
         self.display.message(
-            f"{self.name}: {operations}, K {self.structure.partial_channels}, "
+            f"{self.name}: {', '.join(counts)}, K {self.spec.partial_channels}, "
             f"{count_parameters(state.params):,} parameters"
         )
 
     def _compile(self, state: SearchState, epoch: int, frozen: bool) -> Callable[..., Any]:
         began = time.monotonic()
-        program = self.problem.step_program(self.structure, frozen)
-        batches = self.reader.abstract(epoch)
-        compiled = program.lower(state, self.reader.raw, *batches).compile()
+        program = self.experiment.step_program(self.spec, frozen)
+        batches = self.loader.abstract_batches(epoch)
+        compiled = program.lower(state, self.loader.raw, *batches).compile()
         trained = "weights only, alpha frozen" if frozen else "alpha and weights"
         self.display.message(f"step ({trained}) compiled in {time.monotonic() - began:.1f} s")
         return compiled
 
-    def result(self, state: SearchState) -> Genotype:
-        """The best of the candidates by the supernet's validation accuracy, or the mean's cell."""
-        search = self.problem.config.search
-        if not search.candidates:
-            return self.genotype(state)
-        self.display.message(f"{search.candidates} candidates are judged by the supernet")
-        concentration, last = self._concentration(state), self.epochs - 1
-        draw_edge = self.problem.distribution.draw
-        cells = self._draw_cells(concentration, draw_edge, search.candidates, self.epochs)
-        found = self.probe.accuracies(state, cells, last, search.candidate_batches)
-        best = int(np.argmax(found))
-        self.display.message(
-            f"the best of {len(cells)} different ones: {100 * found[best]:.2f} % on validation "
-            f"images, {self.problem.space.describe(cells[best])}"
-        )
-        return cells[best]
+    def _scores(self, state: SearchState) -> dict[str, Any]:
+        distribution = self.experiment.distribution
+        return {name: distribution.scores(state.alpha[name], c) for name, c in self.spec.cells}
 
-    def genotype(self, state: SearchState) -> Genotype:
-        """The cell of the mean."""
-        strength = self._mean(state)
-        if self.problem.config.search.edge_ranking == "softmax":
-            # On one edge it orders operations as the mean does; it only compares edges otherwise.
-            strength = {
-                cell_type: np.asarray(softmax(alpha)) for cell_type, alpha in state.alpha.items()
-            }
-        return self.problem.space.derive(strength, dict(self.structure.operations))
-
-    def _mean(self, state: SearchState) -> dict[str, np.ndarray]:
-        mean = mean_mix(self.problem.distribution, state.alpha)
-        return {cell_type: np.asarray(mix) for cell_type, mix in mean.items()}
+    def derived(self, state: SearchState) -> Genotype:
+        """Returns the genotype that would be derived now."""
+        distribution = self.experiment.distribution
+        ranks = {name: distribution.ranking(state.alpha[name], c) for name, c in self.spec.cells}
+        return self.experiment.space.derive(to_numpy(with_fixed(ranks, state.fixed)), self.spec)
 
     def end_epoch(
         self, state: SearchState, epoch: int, train: Mapping[str, float]
-    ) -> dict[str, Any]:
-        problem = self.problem
-        batches = self.reader.evaluation(epoch)
-        valid = loop.evaluate(self.validation, state, self.reader.raw, batches)
-        genotype = self.genotype(state)
-        concentration = self._concentration(state)
-        for cell_type, values in concentration.items():
-            edges, kept = problem.space.EDGES[cell_type], self.structure.kept(cell_type)
-            self.display.concentrations(cell_type, edges, kept, values)
+    ) -> tuple[SearchState, dict[str, Any]]:
+        """Validates, asks the rules how the search continues, and returns the history line."""
+        experiment = self.experiment
+        batches = self.loader.evaluation(epoch)
+        valid = loop.evaluate(self.validation, state, self.loader.raw, batches)
+        genotype, scores = self.derived(state), to_numpy(self._scores(state))
+        for cell_type, cell in self.spec.cells:
+            names, kept = zip(*((e.name, e.primitives) for e in cell.edges), strict=True)
+            pairs = zip(scores[cell_type], kept, strict=True)
+            rows = [row[: len(primitives)] for row, primitives in pairs]
+            self.display.scores(cell_type, names, kept, rows)
         self.display.message(
             f"validation: loss {valid['loss']:.4f}, accuracy {100 * valid['accuracy']:.2f} %; "
-            f"genotype now: {problem.space.describe(genotype)}"
+            f"genotype now: {experiment.space.describe(genotype)}"
         )
-        return {
+        mean = to_numpy(mean_mix(experiment.distribution, self.spec, state))
+        line = {
             "stage": self.stage + 1,
             "epoch": epoch + 1,
             "train_loss": train["loss"],
             "train_accuracy": train["accuracy"],
             "valid_loss": valid["loss"],
             "valid_accuracy": valid["accuracy"],
-            "entropy": _entropy(self._mean(state)),
+            "entropy": entropy(mean),
             "concentration": {
-                cell_type: self._all_columns(cell_type, values)
-                for cell_type, values in concentration.items()
+                cell_type: all_columns(self.experiment.space, cell_type, cell, scores[cell_type])
+                for cell_type, cell in self.spec.cells
             },
             "genotype": to_cells(genotype),
-            **self._insight(state, epoch),
+            **self._diagnose(state, epoch),
         }
+        if self.cost_table is not None:
+            expected = expected_cost(
+                self.cost_table, dict(self.spec.cells), jax.tree.map(jnp.asarray, mean)
+            )
+            line["expected_cost"] = float(expected)
+        draw = experiment.distribution.draw
+        seed = [experiment.config.seed, epoch + 1]
+        view = View(
+            epoch=epoch + 1,
+            epochs=self.epochs,
+            seed=experiment.config.seed,
+            space=experiment.space,
+            spec=self.spec,
+            mean=mean,
+            scores=scores,
+            genotype=genotype,
+            line=line,
+            fixed=self.fixed,
+            accuracy=lambda mix, n: self.diagnostics.accuracy(state, mix, epoch, n),
+            curvature=lambda n: self.diagnostics.curvature(state, epoch, n),
+            draw=lambda n: draw_genotypes(experiment.space, self.spec, scores, draw, n, seed),
+            say=self.display.message,
+        )
+        return self._decide(view, state), line
 
-    def _insight(self, state: SearchState, epoch: int) -> dict[str, Any]:
-        """What the config asks to measure beside the search; the search does not depend on it."""
-        search = self.problem.config.search
-        insight: dict[str, Any] = {}
-        if search.hessian_batches:
-            insight["hessian"] = self.probe.curvature(state, epoch, search.hessian_batches)
-            self.display.message(f"largest eigenvalue in alpha: {insight['hessian']:.4g}")
-        if search.ranked_cells:
-            flat = {
-                cell_type: np.ones((len(kept), len(kept[0])))
-                for cell_type, kept in self.structure.operations
-            }
-            cells = self._draw_cells(flat, draw_by_mean, search.ranked_cells, epoch)
-            found = self.probe.accuracies(state, cells, epoch, search.candidate_batches)
-            insight["ranked"] = [
-                {"cells": to_cells(cell), "accuracy": accuracy}
-                for cell, accuracy in zip(cells, found, strict=True)
+    def _decide(self, view: View, state: SearchState) -> SearchState:
+        for kind, rule in self.rules.items():
+            decision = rule.decide(view, self.memory[kind])
+            if isinstance(decision, Stop) and self.decision is None:
+                self.decision = decision
+                if decision.reason:
+                    self.display.message(f"the search stops: {decision.reason}")
+            elif isinstance(decision, Fix):
+                state = self._fix(state, decision)
+        return state
+
+    def _fix(self, state: SearchState, decision: Fix) -> SearchState:
+        """Returns the state in which the mixing weights of these edges are fixed."""
+        fixed = to_numpy(state.fixed) or {
+            name: np.full(cell.shape, -1, np.float32) for name, cell in self.spec.cells
+        }
+        for cell_type, row, primitive in decision.edges:
+            edge = self.spec.cell(cell_type).edges[row]
+            weights = np.zeros_like(fixed[cell_type][row])
+            if primitive is not None:
+                weights[edge.primitives.index(primitive)] = 1
+            fixed[cell_type] = np.array(fixed[cell_type])
+            fixed[cell_type][row] = weights
+            self.display.message(f"fixed: {cell_type} {edge.name} to {primitive or 'no edge'}")
+        if not state.fixed:  # the state has new arrays now: compile again
+            self.programs = {}
+        self.fixed += decision.edges
+        return state.replace(fixed=replicate(fixed, self.mesh))
+
+    def _diagnose(self, state: SearchState, epoch: int) -> dict[str, Any]:
+        """Returns the measurements that the config asks for; they have no effect on the search."""
+        config = self.experiment.config.search
+        measured: dict[str, Any] = {}
+        if config.hessian_batches:
+            measured["hessian"] = self.diagnostics.curvature(state, epoch, config.hessian_batches)
+            self.display.message(f"largest eigenvalue in alpha: {measured['hessian']:.4g}")
+        if config.ranked_cells:
+            flat = {name: np.ones(cell.shape) for name, cell in self.spec.cells}
+            seed = [self.experiment.config.seed, epoch]
+            space = self.experiment.space
+            cells = draw_genotypes(space, self.spec, flat, draw_by_share, config.ranked_cells, seed)
+            measured["ranked"] = [
+                {"cells": to_cells(cell), "accuracy": self._accuracy(state, cell, epoch)}
+                for cell in cells
             ]
-        return insight
+        return measured
 
-    def _draw_cells(
-        self,
-        concentration: Mapping[str, np.ndarray],
-        draw_edge: Callable[[np.ndarray, np.random.Generator], np.ndarray],
-        count: int,
-        epoch: int,
-    ) -> list[Genotype]:
-        """So many draws, each cell once; others in every epoch."""
-        space, rng = self.problem.space, np.random.default_rng([self.problem.config.seed, epoch])
-        operations = dict(self.structure.operations)
-        drawn = (draw_cell(space, operations, concentration, draw_edge, rng) for _ in range(count))
-        return list(dict.fromkeys(drawn))
+    def _accuracy(self, state: SearchState, genotype: Genotype, epoch: int) -> float:
+        mix = one_hot(dict(self.spec.cells), genotype)
+        batches = self.experiment.config.search.ranked_batches
+        return self.diagnostics.accuracy(state, mix, epoch, batches)
 
-    def _concentration(self, state: SearchState) -> dict[str, np.ndarray]:
+    def provenance(self, seconds: float) -> dict[str, Any]:
+        """Returns the origin of the genotype, for genotype.json."""
+        config = self.experiment.config
+        reason = self.decision.reason if self.decision else ""
         return {
-            cell_type: np.asarray(self.problem.distribution.concentration(alpha))
-            for cell_type, alpha in state.alpha.items()
+            "distribution": config.arch.name,
+            "data": config.data.name,
+            "epochs": sum(config.search.epochs),
+            "seed": config.seed,
+            "selection": config.search.selection,
+            **({"stopped": reason} if reason else {}),
+            "search_seconds": round(seconds, 1),
+            "drnas_jax": version("drnas_jax"),
+            "jax": version("jax"),
         }
 
-    def _all_columns(self, cell_type: str, values: np.ndarray) -> np.ndarray:
-        """[e, o] over all primitives, nan (null in the file) where one is pruned."""
-        primitives = self.problem.space.PRIMITIVES
-        full = np.full((len(values), len(primitives)), np.nan)
-        for edge, kept in enumerate(self.structure.kept(cell_type)):
-            full[edge, [primitives.index(name) for name in kept]] = values[edge]
-        return full
 
-
-def _entropy(mean: Mapping[str, np.ndarray]) -> float:
-    """Entropy of the mean mixing weights in nats, averaged over all edges."""
-    rows = np.concatenate(list(mean.values())).astype(np.float64)
-    return float(-np.sum(rows * np.log(np.maximum(rows, 1e-300)), axis=1).mean())
-
-
-def _provenance(config: Config, seconds: float) -> dict[str, Any]:
-    return {
-        "distribution": config.arch.name,
-        "data": config.data.name,
-        "epochs": sum(config.search.epochs),
-        "seed": config.seed,
-        "search_seconds": round(seconds, 1),
-        "drnas_jax": version("drnas_jax"),
-        "jax": version("jax"),
-    }
+def to_numpy(mix: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Copies arrays to the host."""
+    return {name: np.asarray(rows) for name, rows in mix.items()}

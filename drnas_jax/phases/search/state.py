@@ -1,4 +1,4 @@
-"""The one state of a search; it changes only by `replace`."""
+"""The state of a search, which is immutable and changes only by `replace`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,79 +9,100 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from drnas_jax.distributions import MixingDistribution
-from drnas_jax.spaces import Structure
+from drnas_jax.distributions import Distribution
+from drnas_jax.phases.setup import split_variables
+from drnas_jax.spaces import SupernetSpec
 from drnas_jax.training import losses
 from drnas_jax.training.random_keys import stream_key
 
 
 class SearchState(struct.PyTreeNode):
-    """Everything that a search remembers, as arrays. What is static is a Structure beside it.
+    """The arrays that change during a search; the static values are in a `SupernetSpec`.
 
     Attributes:
-      seed: uint32 [], of the run. Not static, so that runs share compiled programs.
-      step: int32 [], updates of the weights done, over all stages.
-      params: the supernet's weights.
-      batch_stats: its BatchNorm running averages.
-      alpha: by cell type, float32 [e, o].
-      weight_opt: the weights' optimiser state.
-      alpha_opt: alpha's optimiser state.
-      totals: sums over the training batches of the epoch so far (see `losses.totals`).
+      seed: Seed of the run, uint32 []. It is an array, so that all seeds share compiled programs.
+      step: Number of updates of the weights over all stages, int32 [].
+      params: Weights of the supernet.
+      variables: Other collections of the supernet by name, such as `batch_stats`; may be empty.
+      alpha: Architecture parameters by cell type, each a pytree; usually float32 [e, o].
+      fixed: Mixing weights of the edges that a selection rule has fixed, by cell type, float32
+        [e, o], with -1 in the rows of the other edges; empty until an edge is fixed.
+      weight_opt: State of the weights' optimiser.
+      alpha_opt: State of alpha's optimiser.
+      totals: Sums over the training batches of the epoch so far (see `losses.totals`).
     """
 
     seed: jax.Array
     step: jax.Array
     params: Any
-    batch_stats: Any
-    alpha: dict[str, jax.Array]
+    variables: dict[str, Any]
+    alpha: dict[str, Any]
+    fixed: dict[str, jax.Array]
     weight_opt: optax.OptState
     alpha_opt: optax.OptState
     totals: losses.Totals
 
 
-def mean_mix(
-    distribution: MixingDistribution, alpha: Mapping[str, jax.Array]
+def with_fixed(
+    mix: Mapping[str, jax.Array], fixed: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """The mean mixing weights, by cell type [e, o]."""
-    return {cell_type: distribution.mean(rows) for cell_type, rows in alpha.items()}
+    """Replaces the mixing weights of fixed edges by their fixed values.
+
+    Args:
+      mix: Mixing weights by cell type [e, o].
+      fixed: Fixed mixing weights, as in `SearchState.fixed`.
+    """
+    if not fixed:
+        return dict(mix)
+    return {
+        cell_type: jnp.where(fixed[cell_type] < 0, rows, fixed[cell_type])
+        for cell_type, rows in mix.items()
+    }
+
+
+def mean_mix(
+    distribution: Distribution, spec: SupernetSpec, state: SearchState
+) -> dict[str, jax.Array]:
+    """Returns the mean mixing weights by cell type [e, o]."""
+    mean = {name: distribution.mean(state.alpha[name], cell) for name, cell in spec.cells}
+    return with_fixed(mean, state.fixed)
 
 
 def init_state(
-    structure: Structure,
+    spec: SupernetSpec,
     supernet: nn.Module,
-    distribution: MixingDistribution,
+    distribution: Distribution,
     weight_optimiser: optax.GradientTransformation,
     alpha_optimiser: optax.GradientTransformation,
-    image_shape: tuple[int, ...],
     seed: jax.Array | int,
 ) -> SearchState:
-    """A fresh state for a structure.
+    """Returns the state at the start of a search.
 
     Args:
-      structure: what the supernet consists of.
-      supernet: its module.
-      distribution: of the mixing weights; inits alpha.
-      weight_optimiser: inits its state.
-      alpha_optimiser: inits its state.
-      image_shape: h, w, c.
-      seed: of the run.
+      spec: Spec of the supernet.
+      supernet: Module of the supernet.
+      distribution: Mixing distribution, which initialises alpha.
+      weight_optimiser: Optimiser of the weights.
+      alpha_optimiser: Optimiser of the architecture parameters.
+      seed: Seed of the run.
     """
     alpha = {
-        cell_type: distribution.init(
-            stream_key(seed, f"init/alpha/{cell_type}"), (len(kept), len(kept[0]))
-        )
-        for cell_type, kept in structure.operations
+        name: distribution.init(stream_key(seed, f"init/alpha/{name}"), cell)
+        for name, cell in spec.cells
     }
-    mix = mean_mix(distribution, alpha)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = supernet.lazy_init(stream_key(seed, "init/weights"), images, mix, True)
+    mix = {name: distribution.mean(alpha[name], cell) for name, cell in spec.cells}
+    images = jax.ShapeDtypeStruct((1, *spec.image), jnp.float32)
+    streams = {name: stream_key(seed, f"init/{name}") for name in ("dropout", "noise")}
+    streams["params"] = stream_key(seed, "init/weights")
+    params, variables = split_variables(supernet.lazy_init(streams, images, mix, True))
     return SearchState(
         seed=jnp.asarray(seed, jnp.uint32),
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
+        params=params,
+        variables=variables,
         alpha=alpha,
-        weight_opt=weight_optimiser.init(variables["params"]),
+        fixed={},
+        weight_opt=weight_optimiser.init(params),
         alpha_opt=alpha_optimiser.init(alpha),
         totals=losses.zero_totals(),
     )

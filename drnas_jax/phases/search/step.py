@@ -1,193 +1,273 @@
-"""The search step: alpha on a validation batch, then the weights on a training batch.
+"""The search step: updates alpha on a validation batch, then the weights on a training batch.
 
-Pure functions of one device's shard; `drnas_jax.training.devices` compiles them over all devices.
+All functions are pure functions of one device's shard; `training.programs` compiles them over all
+devices.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax import lax
 
-from drnas_jax.data.feed import Images
-from drnas_jax.distributions import MixingDistribution
-from drnas_jax.phases.search.state import SearchState, mean_mix
+from drnas_jax.data import Images
+from drnas_jax.distributions import Distribution
+from drnas_jax.distributions.base import Role
+from drnas_jax.nn import weight_gradients
+from drnas_jax.phases.search.state import SearchState, mean_mix, with_fixed
+from drnas_jax.spaces import SupernetSpec
 from drnas_jax.training import losses
 from drnas_jax.training.devices import AXIS
 from drnas_jax.training.optimisers import clip
-from drnas_jax.training.random_keys import stream_key
+from drnas_jax.training.random_keys import module_streams, stream_key
 
 Mix = dict[str, jax.Array]
+Alpha = dict[str, Any]
+STREAMS: dict[Role, str] = {"alpha": "alpha-sample", "weights": "weight-sample"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What is static in a step.
+class StepConfig:
+    """The static inputs of the step.
 
     Attributes:
-      supernet: see Space.supernet.
-      one_pass: alpha's pass and the weights' pass share one program, compiled once.
-      distribution: of the mixing weights.
-      weight_optimiser, alpha_optimiser: the two optimisers.
-      alpha_clip: global norm to which alpha's gradient is clipped; 0: it is not.
-      total_steps: of the whole search, for temperatures.
-      sample_per_device: draw mixing weights per device, not once for all.
+      spec: Spec of the supernet.
+      supernet: Module of the supernet, see `Space.supernet`.
+      share_program: Whether alpha's pass and the weights' pass are two iterations of one loop, so
+        that the supernet is compiled only once.
+      distribution: Mixing distribution.
+      penalty: Function (alpha, progress) -> scalar, with its strength included. Its gradient is
+        added to alpha's gradient after that is clipped.
+      cost: Function (mean mixing weights) -> scalar that is added to alpha's validation loss, or
+        None.
+      weight_optimiser: Optimiser of the weights.
+      alpha_optimiser: Optimiser of the architecture parameters.
+      alpha_clip: Global norm to which alpha's gradient is clipped; 0 for no clipping.
+      total_steps: Number of steps of the whole search.
+      sample_per_device: Whether each device draws different mixing weights.
     """
 
+    spec: SupernetSpec
     supernet: nn.Module
-    one_pass: bool
-    distribution: MixingDistribution
+    share_program: bool
+    distribution: Distribution
+    penalty: Callable[[Alpha, jax.Array], jax.Array]
+    cost: Callable[[Mix], jax.Array] | None
     weight_optimiser: optax.GradientTransformation
     alpha_optimiser: optax.GradientTransformation
     alpha_clip: float
     total_steps: int
     sample_per_device: bool
 
+    def progress(self, step: jax.Array) -> jax.Array:
+        """Returns the fraction of the search that is done after `step` steps."""
+        return step / self.total_steps
+
 
 def search_step(
-    recipe: Recipe, state: SearchState, train: Images, valid: Images | None = None, *, frozen: bool
+    config: StepConfig,
+    state: SearchState,
+    train: Images,
+    valid: Images | None = None,
+    *,
+    frozen: bool,
 ) -> SearchState:
-    """One step of the bilevel search (DrNAS paper): alpha first, then the weights.
+    """Takes one step of the bilevel search (DrNAS): alpha first, then the weights.
 
     Args:
-      recipe: what is static.
-      state: the same on every device.
-      train: this device's shard of a training batch, for the weights.
-      valid: likewise of a validation batch, for alpha; None if that is frozen.
-      frozen: warm-up: alpha stays as it is, and its gradient is not computed.
+      config: Static inputs of the step.
+      state: State of the search, the same on every device.
+      train: This device's shard of a training batch, for the weights.
+      valid: This device's shard of a validation batch, for alpha; None if alpha is frozen.
+      frozen: Whether alpha does not change (warm-up); its gradient is then not computed.
     """
     if frozen:
-        return update_weights(recipe, state, train)
+        return update_weights(config, state, train)
     assert valid is not None
-    if recipe.one_pass:
-        return lax.fori_loop(0, 2, partial(_update_one, recipe, train, valid), state)
-    return update_weights(recipe, update_alpha(recipe, state, valid), train)
+    if config.share_program:
+        return lax.fori_loop(0, 2, partial(_update_one, config, train, valid), state)
+    return update_weights(config, update_alpha(config, state, valid), train)
 
 
-def sample(recipe: Recipe, alpha: Mix, stream: str, seed: jax.Array, step: jax.Array) -> Mix:
-    """Draws mixing weights, by cell type [e, o]; a fresh draw for every seed, stream and step."""
-    return _draw(recipe, step, _keys(recipe, alpha, stream, seed, step), alpha)
+def sample(config: StepConfig, state: SearchState, alpha: Alpha, role: Role) -> Mix:
+    """Draws mixing weights by cell type [e, o], different for every seed, step and role."""
+    return _draw(config, state, _keys(config, state, role), role, alpha)
 
 
-def _draw(recipe: Recipe, step: jax.Array, keys: dict[str, jax.Array], alpha: Mix) -> Mix:
-    progress = step / recipe.total_steps
-    return {
-        cell_type: recipe.distribution.sample(rows, keys[cell_type], progress)
-        for cell_type, rows in alpha.items()
+def _draw(
+    config: StepConfig, state: SearchState, keys: dict[str, jax.Array], role: Role, alpha: Alpha
+) -> Mix:
+    progress = config.progress(state.step)
+    mix = {
+        name: config.distribution.sample(alpha[name], cell, keys[name], progress, role)
+        for name, cell in config.spec.cells
     }
+    return with_fixed(mix, state.fixed)
 
 
-def _keys(
-    recipe: Recipe, alpha: Mix, stream: str, seed: jax.Array, step: jax.Array
-) -> dict[str, jax.Array]:
-    keys = {name: stream_key(seed, f"search/{stream}/{name}", step) for name in alpha}
-    if recipe.sample_per_device:
+def _keys(config: StepConfig, state: SearchState, role: Role) -> dict[str, jax.Array]:
+    keys = {
+        name: stream_key(state.seed, f"search/{STREAMS[role]}/{name}", state.step)
+        for name, _ in config.spec.cells
+    }
+    if config.sample_per_device:
         return {name: jax.random.fold_in(key, lax.axis_index(AXIS)) for name, key in keys.items()}
     return keys
 
 
-def update_alpha(recipe: Recipe, state: SearchState, batch: Images) -> SearchState:
-    """Moves alpha along the pathwise gradient of the validation loss; weights stay.
+def _streams(state: SearchState, name: str) -> dict[str, jax.Array]:
+    """Returns the random streams of the supernet's modules, different on each device."""
+    return module_streams(state.seed, f"search/{name}", state.step, lax.axis_index(AXIS))
 
-    The running averages of BatchNorm stay too: they describe the training images.
+
+def update_alpha(config: StepConfig, state: SearchState, batch: Images) -> SearchState:
+    """Updates alpha by the pathwise gradient of the validation loss.
+
+    The weights do not change, nor do the running averages of BatchNorm, which describe the training
+    images.
     """
+    streams = _streams(state, "alpha")
 
-    def loss_of(alpha: Mix) -> jax.Array:
-        mix = sample(recipe, alpha, "alpha-sample", state.seed, state.step)
-        return _loss(recipe, state, batch, None, state.params, mix)[0]
+    def loss_of(alpha: Alpha) -> jax.Array:
+        mix = sample(config, state, alpha, "alpha")
+        return _loss(config, state, batch, streams, state.params, mix)[0]
 
-    return _move_alpha(recipe, state, jax.grad(loss_of)(state.alpha))
+    return _apply_alpha_gradient(config, state, jax.grad(loss_of)(state.alpha))
 
 
-def update_weights(recipe: Recipe, state: SearchState, batch: Images) -> SearchState:
-    """Moves the weights along the gradient of the training loss under a fresh sample."""
-    mix = sample(recipe, state.alpha, "weight-sample", state.seed, state.step)
-    loss_of = partial(_loss, recipe, state, batch, None)
-    gradient, found = jax.grad(loss_of, has_aux=True)(state.params, mix)
-    return _move_weights(recipe, state, batch, gradient, found)
+def update_weights(config: StepConfig, state: SearchState, batch: Images) -> SearchState:
+    """Updates the weights by the gradient of the training loss at newly drawn mixing weights."""
+    mix = sample(config, state, state.alpha, "weights")
+    loss_of = partial(_loss, config, state, batch, _streams(state, "weights"))
+    gradient, outputs = jax.grad(loss_of, has_aux=True)(state.params, mix)
+    return _apply_weight_gradient(config, state, batch, gradient, outputs)
 
 
 def _update_one(
-    recipe: Recipe, train: Images, valid: Images, i: jax.Array, state: SearchState
+    config: StepConfig, train: Images, valid: Images, i: jax.Array, state: SearchState
 ) -> SearchState:
-    """The update of alpha (i = 0) or of the weights (1): one program, which is compiled once."""
-    learn = i == 1
-    choose = partial(jax.tree.map, partial(jnp.where, learn))
+    """Updates alpha (i = 0) or the weights (i = 1) with one program, which is compiled once."""
+    is_weight_pass = i == 1
+    choose = partial(jax.tree.map, partial(jnp.where, is_weight_pass))
     batch = choose(train, valid)
-    streams = ("weight-sample", "alpha-sample")
-    keys = choose(
-        *(_keys(recipe, state.alpha, stream, state.seed, state.step) for stream in streams)
-    )
-    mix, pull_mix = jax.vjp(partial(_draw, recipe, state.step, keys), state.alpha)
-    loss_of = partial(_loss, recipe, state, batch, learn.astype(jnp.float32))
-    loss, pull, found = jax.vjp(loss_of, state.params, mix, has_aux=True)
-    d_params, d_mix = pull(jnp.ones_like(loss))
+    keys = choose(_keys(config, state, "weights"), _keys(config, state, "alpha"))
+    streams = choose(_streams(state, "weights"), _streams(state, "alpha"))
+
+    def draw(alpha: Alpha) -> Mix:
+        mix = _draw(config, state, keys, "alpha", alpha)
+        if _depends_on_role(config, state, keys):
+            return choose(_draw(config, state, keys, "weights", alpha), mix)
+        return mix
+
+    mix, pull_mix = jax.vjp(draw, state.alpha)
+    loss_of = partial(_loss, config, state, batch, streams)
+    with weight_gradients.computed_if(is_weight_pass.astype(jnp.float32)):
+        loss, pull, outputs = jax.vjp(loss_of, state.params, mix, has_aux=True)
+        d_params, d_mix = pull(jnp.ones_like(loss))
     return lax.cond(
-        learn,
-        lambda: _move_weights(recipe, state, batch, d_params, found),
-        lambda: _move_alpha(recipe, state, *pull_mix(d_mix)),
+        is_weight_pass,
+        lambda: _apply_weight_gradient(config, state, batch, d_params, outputs),
+        lambda: _apply_alpha_gradient(config, state, *pull_mix(d_mix)),
     )
+
+
+def _depends_on_role(config: StepConfig, state: SearchState, keys: dict[str, jax.Array]) -> bool:
+    """Returns whether the distribution draws differently for alpha's pass and the weights' pass."""
+    alpha, weights = (
+        jax.make_jaxpr(partial(_draw, config, state, keys, role))(state.alpha) for role in STREAMS
+    )
+    if str(alpha) != str(weights):
+        return True
+
+    def same(one: Any, other: Any) -> bool:
+        if one is other or isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+            return one is other
+        return bool(np.array_equal(one, other))
+
+    # The printed programs do not show the values of arrays that the distribution stores.
+    return not all(map(same, alpha.consts, weights.consts))
 
 
 def _loss(
-    recipe: Recipe,
+    config: StepConfig,
     state: SearchState,
     batch: Images,
-    learn: jax.Array | None,
+    streams: dict[str, jax.Array],
     params: Any,
     mix: Mix,
-) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-    """Cross-entropy; and logits and the running averages after this batch."""
-    variables = {"params": params, "batch_stats": state.batch_stats}
-    logits, updated = recipe.supernet.apply(
-        variables, batch.images, mix, True, learn, mutable=["batch_stats"]
+) -> tuple[jax.Array, tuple[jax.Array, dict[str, Any]]]:
+    """Returns the cross-entropy, and a pair of the logits and the updated other variables."""
+    logits, variables = config.supernet.apply(
+        {"params": params, **state.variables},
+        batch.images,
+        mix,
+        True,
+        rngs=streams,
+        mutable=list(state.variables),
     )
     loss = jnp.mean(losses.cross_entropy(logits, batch.labels))
-    return loss, (logits, updated["batch_stats"])
+    return loss, (logits, dict(variables))
 
 
-def _move_alpha(recipe: Recipe, state: SearchState, gradient: Mix) -> SearchState:
-    def penalty(alpha: Mix) -> jax.Array:
-        return sum(map(recipe.distribution.regulariser, alpha.values()), start=jnp.zeros(()))
-
+def _apply_alpha_gradient(config: StepConfig, state: SearchState, gradient: Alpha) -> SearchState:
     gradient = lax.pmean(gradient, AXIS)
-    gradient, _ = clip(recipe.alpha_clip).update(gradient, optax.EmptyState())
-    gradient = jax.tree.map(jnp.add, gradient, jax.grad(penalty)(state.alpha))
-    updates, alpha_opt = recipe.alpha_optimiser.update(gradient, state.alpha_opt, state.alpha)
+    if config.cost is not None:
+        cost = config.cost  # at the mean, which has no sampling noise
+
+        def cost_of(alpha: Alpha) -> jax.Array:
+            return cost(mean_mix(config.distribution, config.spec, state.replace(alpha=alpha)))
+
+        gradient = jax.tree.map(jnp.add, gradient, jax.grad(cost_of)(state.alpha))
+    gradient, _ = clip(config.alpha_clip).update(gradient, optax.EmptyState())
+    penalty = jax.grad(config.penalty)(state.alpha, config.progress(state.step))
+    gradient = jax.tree.map(jnp.add, gradient, penalty)
+    updates, alpha_opt = config.alpha_optimiser.update(gradient, state.alpha_opt, state.alpha)
     return state.replace(alpha=optax.apply_updates(state.alpha, updates), alpha_opt=alpha_opt)
 
 
-def _move_weights(
-    recipe: Recipe, state: SearchState, batch: Images, gradient: Any, found: tuple[jax.Array, Any]
+def _apply_weight_gradient(
+    config: StepConfig,
+    state: SearchState,
+    batch: Images,
+    gradient: Any,
+    outputs: tuple[jax.Array, dict[str, Any]],
 ) -> SearchState:
-    logits, batch_stats = found
-    gradient, batch_stats = lax.pmean((gradient, batch_stats), AXIS)
-    updates, weight_opt = recipe.weight_optimiser.update(gradient, state.weight_opt, state.params)
+    logits, variables = outputs
+    gradient, variables = lax.pmean((gradient, variables), AXIS)
+    updates, weight_opt = config.weight_optimiser.update(gradient, state.weight_opt, state.params)
     sums = lax.psum(losses.totals(logits, batch.labels), AXIS)
     return state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
+        variables=variables,
         weight_opt=weight_opt,
         totals=jax.tree.map(jnp.add, state.totals, sums),
     )
 
 
-def logits_at(recipe: Recipe, state: SearchState, mix: Mix, images: jax.Array) -> jax.Array:
-    """Logits [b, classes] at given mixing weights, normalised by the batch's own statistics.
+def logits_at(config: StepConfig, state: SearchState, mix: Mix, images: jax.Array) -> jax.Array:
+    """Returns logits [b, classes] at given mixing weights, normalised by the batch's statistics.
 
-    The running averages are those of random mixtures, which fit neither a single cell nor, in a
-    deep supernet, the mean.
+    The running averages are not used: they average over random mixtures, and so fit neither a
+    single cell nor, in a deep supernet, the mean.
     """
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits, _ = recipe.supernet.apply(variables, images, mix, True, mutable=["batch_stats"])
+    logits, _ = config.supernet.apply(
+        {"params": state.params, **state.variables},
+        images,
+        mix,
+        True,
+        rngs=_streams(state, "validation"),
+        mutable=list(state.variables),
+    )
     return cast(jax.Array, logits)
 
 
-def mean_logits(recipe: Recipe, state: SearchState, images: jax.Array) -> jax.Array:
-    """Logits at the mean mixing weights (validation), see `logits_at`."""
-    return logits_at(recipe, state, mean_mix(recipe.distribution, state.alpha), images)
+def mean_logits(config: StepConfig, state: SearchState, images: jax.Array) -> jax.Array:
+    """Returns logits [b, classes] at the mean mixing weights, see `logits_at`."""
+    return logits_at(config, state, mean_mix(config.distribution, config.spec, state), images)

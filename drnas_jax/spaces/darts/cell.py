@@ -1,4 +1,4 @@
-"""Cells of the DARTS space, of a supernet or of a network: one cell, and runs of equal ones."""
+"""The cells of a DARTS supernet or network: one cell, and several equal ones in a row."""
 
 import dataclasses
 import functools
@@ -10,48 +10,49 @@ import jax.numpy as jnp
 from jax import lax
 
 from drnas_jax.nn import norm
-from drnas_jax.nn.banks import (
+from drnas_jax.nn.stacked_params import (
     AllMoments,
+    ApplyContext,
     Arrays,
-    Bank,
-    Banks,
-    Mode,
+    MomentRecorder,
     Moments,
-    Recorder,
+    PrimitiveArrays,
+    StackedParams,
     Weight,
     channel_shuffle,
 )
+from drnas_jax.spaces.base import Edge
 from drnas_jax.spaces.darts import edge_loop, stacked
 from drnas_jax.spaces.darts.operations import (
     ALL_EDGES,
     INPUTS,
     NODES,
     PRIMITIVES,
-    Edge,
-    bank_rows,
     begins_with_relu,
-    make_bank,
     operate,
+    stacked_params,
+    stacked_rows,
     stride_of,
 )
 
 Array = jax.Array
 Inputs = tuple[Array, Array]
+DrawFactors = Callable[[Array, Array], Array]  # (key, input of a cell) -> factors [b, e]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """A cell of mixed operations; static. Images are in the kernels' layout.
+class MixedCell:
+    """A cell of mixed operations, without its arrays. Images are in the backend's layout.
 
     Attributes:
-      mode: how operations run.
-      cell_type: 'normal' or 'reduce'.
-      edges: of the cell.
-      channels: of a node.
+      context: Kernels, layout and mode.
+      cell_type: `normal` or `reduce`.
+      edges: Edges with the operations that they keep.
+      channels: Channels C of a node.
       partial_channels: K.
     """
 
-    mode: Mode
+    context: ApplyContext
     cell_type: str
     edges: tuple[Edge, ...]
     channels: int
@@ -59,67 +60,60 @@ class Cell:
 
     @property
     def loops(self) -> bool:
-        """Whether it runs as loops over its edges: a supernet's, where that is faster."""
-        return self.mode.kernels.sequential and len(self.edges) == ALL_EDGES
+        """Whether the cell runs as a loop over its edges, which must be all that there can be."""
+        return self.context.backend.sequential and len(self.edges) == ALL_EDGES
 
     def __call__(
-        self, inputs: Sequence[Array], banks: Banks, mix: Array, keep: Array | None
+        self, inputs: Sequence[Array], arrays: PrimitiveArrays, mix: Array, factors: Array | None
     ) -> tuple[Array, AllMoments]:
-        """Both squeezed inputs -> all nodes' channels, and the batch's moments.
+        """Computes the cell.
 
         Args:
-          inputs: of `channels` each.
-          banks: arrays [rows, ...] by primitive and name.
-          mix: mixing weights [e, o].
-          keep: drop path, a factor of each example and edge [b, e]; None: all are kept.
-        """
-        kernels = self.mode.kernels
-        if self.loops:
-            nodes, moments = edge_loop.cell_nodes(
-                self.mode, self.cell_type, self.edges, inputs, self.partial_channels, banks, mix
-            )
-        elif kernels.stacked:
-            nodes, moments = stacked.cell_nodes(
-                self.mode,
-                self.cell_type,
-                self.edges,
-                inputs,
-                self.partial_channels,
-                banks,
-                mix,
-                keep,
-            )
-        else:
-            nodes, moments = self._one_by_one(inputs, banks, mix, keep)
-        return jnp.concatenate(nodes, axis=kernels.channel_axis), moments
+          inputs: Both inputs, already C channels wide.
+          arrays: Stacked arrays [rows, ...] of each primitive.
+          mix: Mixing weights [e, o].
+          factors: Drop path's factor of each example and edge, [b, e]; None if all paths are kept.
 
-    def _one_by_one(
-        self, inputs: Sequence[Array], banks: Banks, mix: Array, keep: Array | None
+        Returns:
+          The channels of all nodes, and the moments of the batch.
+        """
+        backend = self.context.backend
+        shape = (self.context, self.cell_type, self.edges, inputs, self.partial_channels)
+        if self.loops:
+            nodes, moments = edge_loop.cell_nodes(*shape, arrays, mix)
+        elif backend.stacked:
+            nodes, moments = stacked.cell_nodes(*shape, arrays, mix, factors)
+        else:
+            nodes, moments = self._plain_nodes(inputs, arrays, mix, factors)
+        return jnp.concatenate(nodes, axis=backend.channel_axis), moments
+
+    def _plain_nodes(
+        self, inputs: Sequence[Array], arrays: PrimitiveArrays, mix: Array, factors: Array | None
     ) -> tuple[list[Array], AllMoments]:
-        """All nodes, operation after operation; from source to source, whose edges share work."""
-        kernels, recorder = self.mode.kernels, Recorder()
+        """Computes the nodes one operation after another, source by source."""
+        backend, recorder = self.context.backend, MomentRecorder()
         # Traced once for all edges of equal shapes.
-        run = jax.jit(functools.partial(operate, self.mode), static_argnums=(0, 4))
-        sums: list[list[Array]] = [[] for _ in range(NODES)]  # of the selected channels
-        rest: list[list[Array]] = [[] for _ in range(NODES)]  # of the others
+        run = jax.jit(functools.partial(operate, self.context), static_argnums=(0, 4))
+        selected_terms: list[list[Array]] = [[] for _ in range(NODES)]
+        bypass_terms: list[list[Array]] = [[] for _ in range(NODES)]
         nodes = list(inputs)
         for source in range(INPUTS + NODES - 1):
-            out = [edge for edge in self.edges if edge.source == source]
-            if out:
+            leaving = [edge for edge in self.edges if edge.source == source]
+            if leaving:
                 stride = stride_of(self.cell_type, source)
                 selected, bypass = self._select(nodes[source], stride)
-                for i, name, y in self._terms(run, selected, source, banks, mix, recorder):
+                for i, name, y in self._terms(run, selected, source, arrays, mix, recorder):
                     identity = name == "skip_connect" and stride == 1
-                    if keep is not None and not identity:  # so that a path remains
-                        y = y * kernels.per_example(keep[:, i].astype(y.dtype))
-                    sums[self.edges[i].node].append(y)
-                for edge in out:
-                    rest[edge.node] += bypass
+                    if factors is not None and not identity:  # so that a path remains
+                        y = y * backend.per_example(factors[:, i].astype(y.dtype))
+                    selected_terms[self.edges[i].target - INPUTS].append(y)
+                for edge in leaving:
+                    bypass_terms[edge.target - INPUTS] += bypass
             if source >= INPUTS - 1:
-                terms = sums[source - INPUTS + 1], rest[source - INPUTS + 1]
-                parts = [functools.reduce(jnp.add, part) for part in terms if part]
-                whole = jnp.concatenate(parts, axis=kernels.channel_axis)
-                nodes.append(channel_shuffle(whole, self.partial_channels, kernels.channel_axis))
+                both = selected_terms[source - INPUTS + 1], bypass_terms[source - INPUTS + 1]
+                sums = [functools.reduce(jnp.add, terms) for terms in both if terms]
+                node = jnp.concatenate(sums, axis=backend.channel_axis)
+                nodes.append(channel_shuffle(node, self.partial_channels, backend.channel_axis))
         return nodes[INPUTS:], recorder.moments()
 
     def _terms(
@@ -127,173 +121,180 @@ class Cell:
         run: Callable[..., tuple[Array, Moments]],
         x: Array,
         source: int,
-        banks: Banks,
+        arrays: PrimitiveArrays,
         mix: Array,
-        recorder: Recorder,
+        recorder: MomentRecorder,
     ) -> list[tuple[int, str, Array]]:
-        """The terms of all edges that leave a source, with their edge and primitive."""
+        """Returns edge, primitive and weighted result of each operation that reads a source."""
         terms, stride = [], stride_of(self.cell_type, source)
         for i, edge in enumerate(self.edges):
-            for column, name in enumerate(edge.operations if edge.source == source else ()):
-                row = bank_rows(self.cell_type, self.edges, name).get(i, 0)
-                own = {leaf: array[row] for leaf, array in banks.get(name, {}).items()}
+            for column, name in enumerate(edge.primitives if edge.source == source else ()):
+                if name == "none":
+                    continue
+                row = stacked_rows(self.cell_type, self.edges, name).get(i, 0)
+                leaves = {leaf: array[row] for leaf, array in arrays.get(name, {}).items()}
                 active = jax.nn.relu(x) if begins_with_relu(name, stride) else x
-                y, moments = run(name, own, active, mix[i, column], stride)
+                y, moments = run(name, leaves, active, mix[i, column], stride)
                 for suffix, (mean, var) in moments.items():
                     recorder.add(name, suffix, [row], mean, var)
                 terms.append((i, name, y))
         return terms
 
     def _select(self, node: Array, stride: int) -> tuple[Array, list[Array]]:
-        """The channels for the operations; and the others as they pass by, if there are any."""
+        """Splits a source into what goes through the operations and what bypasses them, if any."""
         if self.partial_channels == 1:
             return node, []
-        kernels = self.mode.kernels
+        backend = self.context.backend
         width = self.channels // self.partial_channels
-        selected, bypass = jnp.split(node, [width], axis=kernels.channel_axis)
-        return selected, [kernels.max_pool(bypass, 2, 2) if stride == 2 else bypass]
+        selected, bypass = jnp.split(node, [width], axis=backend.channel_axis)
+        return selected, [backend.max_pool(bypass, 2, 2) if stride == 2 else bypass]
 
-    def make_banks(self, cells: int, affine: bool) -> dict[str, Bank]:
-        """The banks of a run of such cells, by primitive."""
+    def make_params(self, cells: int, affine: bool) -> dict[str, StackedParams]:
+        """Returns the modules that hold the arrays of several such cells, by primitive."""
         width = self.channels // self.partial_channels
-        rows = {name: bank_rows(self.cell_type, self.edges, name) for name in PRIMITIVES}
+        rows = {name: stacked_rows(self.cell_type, self.edges, name) for name in PRIMITIVES}
         return {
-            name: make_bank(name, (cells, len(own)), width, affine)
-            for name, own in rows.items()
-            if own
+            name: stacked_params(name, (cells, len(edges)), width, affine)
+            for name, edges in rows.items()
+            if edges
         }
 
 
-def squeeze_bank(
+def squeeze_params(
     cells: int, inputs: int, channels: int, halve: bool, affine: bool, name: str
-) -> Bank:
-    """The bank of `squeeze`, for a run of cells."""
-    parts = 2 if halve else 1
+) -> StackedParams:
+    """Returns the module that holds the arrays of `squeeze` for several cells."""
+    pixels = 2 if halve else 1
     init = norm.uniform_fan_in(batch_axis=(0, 1))
-    weights = {"kernel": Weight(init, (parts, inputs, channels // parts))}
-    return Bank((cells,), weights, {"": (channels,)}, affine, name=name)
+    weights = {"kernel": Weight(init, (pixels, inputs, channels // pixels))}
+    return StackedParams((cells,), weights, {"": (channels,)}, affine, name=name)
 
 
-def squeeze(mode: Mode, own: Arrays, x: Array) -> tuple[Array, Moments]:
-    """ReLU-1x1 convolution-BatchNorm, which makes an input of a cell as wide as its nodes.
+def squeeze(context: ApplyContext, arrays: Arrays, x: Array) -> tuple[Array, Moments]:
+    """Makes an input of a cell as wide as its nodes: ReLU, pointwise convolution, BatchNorm.
 
-    Where the kernel has two parts, it also halves the size: one half of the channels is from the
-    even pixels, the other one from the odd.
+    A kernel of two matrices also halves the size: half of the channels come from the even pixels,
+    the other half from the odd ones.
 
     Args:
-      mode: how it runs.
-      own: kernel [parts, c, d / parts], and the BatchNorm's arrays.
-      x: images; missing channels count as 0.
+      context: Kernels, layout and mode.
+      arrays: `kernel` [1, c, d] or [2, c, d / 2], and the arrays of the BatchNorm.
+      x: Images of c channels, or of fewer if the others are 0.
     """
-    kernels, kernel = mode.kernels, own["kernel"]
+    backend, kernel = context.backend, arrays["kernel"]
     x = jax.nn.relu(x)
     pixels = [x] if len(kernel) == 1 else [x[:, i::2, i::2] for i in (0, 1)]
     pairs = zip(pixels, kernel, strict=True)
-    parts = [mode.apply(kernels.pointwise, own_pixels, part) for own_pixels, part in pairs]
-    return mode.normalise(jnp.concatenate(parts, axis=kernels.channel_axis), own)
+    halves = [context.apply(backend.pointwise, some, matrix) for some, matrix in pairs]
+    return context.normalise(jnp.concatenate(halves, axis=backend.channel_axis), arrays)
 
 
 def run_cells(
-    cell: Cell,
+    cell: MixedCell,
     inputs: Inputs,
     runs: Sequence[Mapping[str, Arrays]],
     mix: Array,
-    keep: Callable[[Array, Array], Array] | None,
+    draw_factors: DrawFactors | None,
     keys: Array,
 ) -> tuple[Inputs, AllMoments]:
-    """Cells of equal nodes, one after another.
+    """Computes cells with equal nodes one after another.
 
     Args:
-      cell: which.
-      inputs: outputs of the two cells before.
-      runs: of cells whose inputs are equal as well: arrays [cells, ...] of `squeeze_0` and
-        `squeeze_1`, and [cells, rows, ...] of primitives.
-      mix: mixing weights [e, o].
-      keep: (key, a cell's input) -> see Cell; None: no path is dropped.
-      keys: of the cells [n].
+      cell: The cell.
+      inputs: Outputs of the two cells before.
+      runs: Arrays of consecutive cells whose inputs are equally wide: [cells, ...] of `squeeze_0`
+        and `squeeze_1`, and [cells, rows, ...] of each primitive.
+      mix: Mixing weights [e, o].
+      draw_factors: Function that draws drop path's factors; None if all paths are kept.
+      keys: Random key of each cell, [n].
 
     Returns:
-      The last two outputs; and the batch's moments of all cells [n, ...], by name as in `runs`.
+      Outputs of the last two cells, and the moments [n, ...] of the batch, named as in `runs`.
     """
-    if cell.mode.kernels.loop_cells and len(keys) > 1:
-        return _looped(cell, inputs, runs, mix, keep, keys)
+    if cell.context.backend.loop_cells and len(keys) > 1:
+        return _run_in_loop(cell, inputs, runs, mix, draw_factors, keys)
 
-    def step(inputs: Inputs, own: dict[str, Arrays], key: Array) -> tuple[Array, AllMoments]:
+    def step(inputs: Inputs, arrays: dict[str, Arrays], key: Array) -> tuple[Array, AllMoments]:
         squeezed = {
-            name: squeeze(cell.mode, own.pop(name), x)
+            name: squeeze(cell.context, arrays.pop(name), x)
             for name, x in zip(("squeeze_0", "squeeze_1"), inputs, strict=True)
         }
         nodes = [y for y, _ in squeezed.values()]
-        out, moments = cell(nodes, own, mix, keep(key, nodes[0]) if keep else None)
-        return out, moments | {name: own for name, (_, own) in squeezed.items()}
+        factors = draw_factors(key, nodes[0]) if draw_factors else None
+        output, moments = cell(nodes, arrays, mix, factors)
+        return output, moments | {name: moments for name, (_, moments) in squeezed.items()}
 
-    found, traced = [], jax.jit(_remat(cell, step, in_loop=False))  # once for all equal shapes
-    for place, key in enumerate(keys):
-        out, moments = traced(inputs, _cell_arrays(runs, place), key)
-        found.append(moments)
-        inputs = (inputs[1], out)
-    return inputs, jax.tree.map(lambda *arrays: jnp.stack(arrays), *found)
+    all_moments, traced = [], jax.jit(_remat(cell, step, in_loop=False))  # once for equal shapes
+    for number, key in enumerate(keys):
+        output, moments = traced(inputs, _arrays_of_cell(runs, number), key)
+        all_moments.append(moments)
+        inputs = (inputs[1], output)
+    return inputs, jax.tree.map(lambda *arrays: jnp.stack(arrays), *all_moments)
 
 
-def _remat(cell: Cell, step: Callable[..., Any], in_loop: bool) -> Callable[..., Any]:
-    """A cell whose gradient recomputes what the kernels say."""
-    # A cell in loops over its edges recomputes them as it is.
-    options = cell.mode.kernels.checkpointing("none" if cell.loops else "cells")
+def _remat(cell: MixedCell, step: Callable[..., Any], in_loop: bool) -> Callable[..., Any]:
+    """Returns a cell whose backward pass recomputes what the backend says."""
+    # A cell that loops over its edges recomputes them anyway.
+    options = cell.context.backend.checkpointing("none" if cell.loops else "cells")
     return step if options is None else jax.checkpoint(step, **options, prevent_cse=not in_loop)
 
 
-def _cell_arrays(runs: Sequence[Mapping[str, Arrays]], place: int) -> dict[str, Arrays]:
+def _arrays_of_cell(runs: Sequence[Mapping[str, Arrays]], number: int) -> dict[str, Arrays]:
     for run in runs:
         cells = len(run["squeeze_0"]["kernel"])
-        if place < cells:
-            return jax.tree.map(lambda array, place=place: array[place], dict(run))
-        place -= cells
+        if number < cells:
+            return jax.tree.map(lambda array, number=number: array[number], dict(run))
+        number -= cells
     raise IndexError("there is no such cell")
 
 
-def _looped(
-    cell: Cell,
+def _run_in_loop(
+    cell: MixedCell,
     inputs: Inputs,
     runs: Sequence[Mapping[str, Arrays]],
     mix: Array,
-    keep: Callable[[Array, Array], Array] | None,
+    draw_factors: DrawFactors | None,
     keys: Array,
 ) -> tuple[Inputs, AllMoments]:
-    """As one loop, compiled once, though the first cells' inputs differ from the others'.
+    """Computes the cells in one loop, which is compiled once; see `run_cells`.
 
-    Second inputs are padded to the width of a cell's output; and what squeezes a cell's first input
-    belongs to the step before, as the first cell's may even have another size.
+    The inputs of the first cells may have fewer channels than those of the others, so `squeeze_1`
+    reads padded channels. They may also have another size, so each step computes `squeeze_0` of the
+    next cell, and that of the first cell is computed before the loop.
     """
-    mode, width = cell.mode, NODES * cell.channels
+    context, width = cell.context, NODES * cell.channels
     first = jax.tree.map(lambda array: array[0], runs[0]["squeeze_0"])
-    second = _joined([_pad_inputs(run["squeeze_1"], width) for run in runs])
-    # The last cell squeezes for none after it: by a copy, whose result nobody uses.
+    second = _concatenated([_pad_inputs(run["squeeze_1"], width) for run in runs])
+    # The last cell has no next one: it computes with a copy of its own arrays, for no reader.
     later = [_pad_inputs(run["squeeze_0"], width) for run in runs[1:]]
-    later = _joined([*later, jax.tree.map(lambda array: array[-1:], later[-1])])
-    banks = _joined([{name: run[name] for name in run if name in PRIMITIVES} for run in runs])
+    later = _concatenated([*later, jax.tree.map(lambda array: array[-1:], later[-1])])
+    primitives = _concatenated(
+        [{name: run[name] for name in run if name in PRIMITIVES} for run in runs]
+    )
 
-    def step(carry: tuple[Array, Array, Array], own: Any) -> Any:
+    def step(carry: tuple[Array, Array, Array], of_cell: Any) -> Any:
         h0, _, s1 = carry
-        banks, own_second, own_later, key = own
-        h1, second_moments = squeeze(mode, own_second, s1)
-        out, moments = cell((h0, h1), banks, mix, keep(key, h1) if keep else None)
-        h0, later_moments = squeeze(mode, own_later, s1)
-        return (h0, s1, out), (moments | {"squeeze_1": second_moments}, later_moments)
+        arrays, squeeze_1, next_squeeze_0, key = of_cell
+        h1, second_moments = squeeze(context, squeeze_1, s1)
+        factors = draw_factors(key, h1) if draw_factors else None
+        output, moments = cell((h0, h1), arrays, mix, factors)
+        h0, next_moments = squeeze(context, next_squeeze_0, s1)
+        return (h0, s1, output), (moments | {"squeeze_1": second_moments}, next_moments)
 
-    h0, first_moments = squeeze(mode, first, inputs[0])
-    s1 = _pad_channels(inputs[1], width, mode.kernels.channel_axis)
+    h0, first_moments = squeeze(context, first, inputs[0])
+    s1 = _pad_channels(inputs[1], width, context.backend.channel_axis)
     step = _remat(cell, step, in_loop=True)
-    carry, found = lax.scan(step, (h0, s1, s1), (banks, second, later, keys))
-    moments, later_moments = found
+    carry, stacked_moments = lax.scan(step, (h0, s1, s1), (primitives, second, later, keys))
+    moments, next_moments = stacked_moments
     moments["squeeze_0"] = jax.tree.map(
-        lambda one, others: jnp.concatenate([one[None], others[:-1]]), first_moments, later_moments
+        lambda first, later: jnp.concatenate([first[None], later[:-1]]), first_moments, next_moments
     )
     return carry[1:], moments
 
 
-def _joined(parts: Sequence[Any]) -> Any:
-    """Trees of arrays [n, ...], one after another."""
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+def _concatenated(trees: Sequence[Any]) -> Any:
+    """Concatenates the arrays [n, ...] of several trees."""
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *trees)
 
 
 def _pad_channels(x: Array, width: int, axis: int) -> Array:
@@ -302,8 +303,8 @@ def _pad_channels(x: Array, width: int, axis: int) -> Array:
     return jnp.pad(x, pads)
 
 
-def _pad_inputs(own: Arrays, width: int) -> Arrays:
-    """Arrays of `squeeze` [n, ...], padded by zeros to so many input channels."""
-    kernel = own["kernel"]
+def _pad_inputs(arrays: Arrays, width: int) -> Arrays:
+    """Pads the kernel of `squeeze` with zeros, so that it reads `width` channels."""
+    kernel = arrays["kernel"]
     missing = width - kernel.shape[-2]
-    return {**own, "kernel": jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))}
+    return {**arrays, "kernel": jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))}

@@ -1,4 +1,8 @@
-"""The operations of the DARTS space: their parameters, and what each computes on one edge."""
+"""The operations of the DARTS space: their parameters, and what each of them computes on an edge.
+
+An edge may also list `none`, which adds nothing to its node and has no parameters (DARTS, and S3 of
+arXiv 1909.09656); the DARTS space itself does without it.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,26 +11,27 @@ import jax
 import jax.numpy as jnp
 
 from drnas_jax.nn import norm
-from drnas_jax.nn.banks import (
+from drnas_jax.nn.stacked_params import (
     NORM_CHANNEL_AXES,
+    ApplyContext,
     Arrays,
-    Bank,
     ChannelAxes,
-    Mode,
     Moments,
+    StackedParams,
     Weight,
     scaled,
 )
+from drnas_jax.spaces.base import Edge
 
 Array = jax.Array
 
-INPUTS = 2  # of a cell: the cell before the last, and the last; its nodes are numbered after them
-NODES = 4
-ALL_EDGES = NODES * INPUTS + NODES * (NODES - 1) // 2  # of a supernet's cell
+INPUTS = 2  # input 0 is the output of the cell before the last, input 1 that of the last cell
+NODES = 4  # they are numbered from INPUTS on
+ALL_EDGES = NODES * INPUTS + NODES * (NODES - 1) // 2  # a supernet's cell has all of them
 
 
 class Separable(NamedTuple):
-    """What a convolution consists of: so many layers of ReLU-depthwise-pointwise-BatchNorm."""
+    """A stack of layers ReLU, depthwise convolution, pointwise convolution, BatchNorm."""
 
     size: int
     layers: int
@@ -43,49 +48,50 @@ CONVOLUTIONS = {
 PRIMITIVES = (*POOLS, "skip_connect", *CONVOLUTIONS)
 
 
-class Edge(NamedTuple):
-    """An edge of a cell.
-
-    Attributes:
-      node: where it leads, from 0.
-      source: where it leaves: the cell's inputs first, then its nodes.
-      operations: primitives that it mixes.
-    """
-
-    node: int
-    source: int
-    operations: tuple[str, ...]
-
-
 def stride_of(cell_type: str, source: int) -> int:
-    """Of the operations on an edge that leaves a source of a 'normal' or 'reduce' cell."""
+    """Returns the stride of the operations on an edge.
+
+    Args:
+      cell_type: `normal` or `reduce`.
+      source: Number of the input or node that the edge leaves.
+    """
     return 2 if cell_type == "reduce" and source < INPUTS else 1
 
 
-def has_row(cell_type: str, source: int, primitive: str) -> bool:
-    """Whether the operation has arrays: a skip that keeps the size has none."""
-    return primitive != "skip_connect" or stride_of(cell_type, source) == 2
+def stacked_rows(cell_type: str, edges: Sequence[Edge], primitive: str) -> dict[int, int]:
+    """Returns the row in a primitive's stacked arrays of each edge that has such arrays.
 
-
-def bank_rows(cell_type: str, edges: Sequence[Edge], primitive: str) -> dict[int, int]:
-    """The rows of a primitive's bank, by edge."""
-    held = [
-        i
-        for i, edge in enumerate(edges)
-        if primitive in edge.operations and has_row(cell_type, edge.source, primitive)
+    `none` has no arrays, and a skip connection has some only if it halves the size.
+    """
+    if primitive == "none":
+        return {}
+    numbers = [
+        number
+        for number, edge in enumerate(edges)
+        if primitive in edge.primitives
+        and (primitive != "skip_connect" or stride_of(cell_type, edge.source) == 2)
     ]
-    return {edge: row for row, edge in enumerate(held)}
+    return {number: row for row, number in enumerate(numbers)}
 
 
-def make_bank(primitive: str, leading: tuple[int, int], channels: int, affine: bool) -> Bank:
-    """The bank of a primitive, for (cells, edges). The BatchNorm of pools is never affine."""
+def stacked_params(
+    primitive: str, leading: tuple[int, int], channels: int, affine: bool
+) -> StackedParams:
+    """Returns the module that holds a primitive's arrays.
+
+    Args:
+      primitive: Name of the operation.
+      leading: Number of cells and number of rows.
+      channels: Channels that go through the operation.
+      affine: Whether BatchNorm has a scale and bias; that of a pool never has.
+    """
     if primitive in POOLS:
-        return Bank(leading, {}, {"": (channels,)}, False, name=primitive)
+        return StackedParams(leading, {}, {"": (channels,)}, False, name=primitive)
     if primitive == "skip_connect":  # the halves of its output come from different pixels
         half = channels // 2
         init = norm.uniform_fan_in(batch_axis=(0, 1, 2))
         weights = {"kernel": Weight(init, (2, channels, half))}
-        return Bank(leading, weights, {"": (2, half)}, affine, name=primitive)
+        return StackedParams(leading, weights, {"": (2, half)}, affine, name=primitive)
     kind, weights = CONVOLUTIONS[primitive], {}
     for layer in range(kind.layers):
         shape = (kind.size, kind.size, channels)
@@ -93,11 +99,14 @@ def make_bank(primitive: str, leading: tuple[int, int], channels: int, affine: b
         init = norm.uniform_fan_in(batch_axis=(0, 1))
         weights[f"pointwise_{layer}"] = Weight(init, (channels, channels))
     norms = {f"_{layer}": (channels,) for layer in range(kind.layers)}
-    return Bank(leading, weights, norms, affine, name=primitive)
+    return StackedParams(leading, weights, norms, affine, name=primitive)
 
 
 def channel_axes(primitive: str) -> ChannelAxes:
-    """The channel axes of a primitive's bank; a depthwise filter follows its input channel."""
+    """Returns the labels of the channel axes of a primitive's arrays.
+
+    A depthwise filter is copied with its input channel.
+    """
     if primitive in POOLS:
         return NORM_CHANNEL_AXES
     if primitive == "skip_connect":  # both halves are copied alike
@@ -114,57 +123,58 @@ def channel_axes(primitive: str) -> ChannelAxes:
 
 
 def _depthwise_init(key: Array, shape: tuple[int, ...]) -> Array:
-    """PyTorch's default: uniform within +-1/size, for filters [..., size, size, c]."""
+    """Initialises filters [..., k, k, c] uniformly within +-1/k, PyTorch's default."""
     bound = 1 / shape[-2]
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def begins_with_relu(name: str, stride: int) -> bool:
-    """Whether an operation reads the activated node: all but pools and the identity."""
+    """Returns whether an operation starts with a ReLU: all do but pools and the identity."""
     return name in CONVOLUTIONS or (name == "skip_connect" and stride == 2)
 
 
-def pool(mode: Mode, name: str, x: Array, stride: int) -> Array:
-    """One of POOLS, without its BatchNorm."""
+def pool(context: ApplyContext, name: str, x: Array, stride: int) -> Array:
+    """Applies a pool without its BatchNorm."""
     if name == "max_pool_3x3":
-        return mode.kernels.max_pool(x, 3, stride)
-    return mode.kernels.avg_pool(x, stride)
+        return context.backend.max_pool(x, 3, stride)
+    return context.backend.avg_pool(x, stride)
 
 
 def operate(
-    mode: Mode, name: str, own: Arrays, x: Array, weight: Array | float, stride: int
+    context: ApplyContext, name: str, arrays: Arrays, x: Array, weight: Array | float, stride: int
 ) -> tuple[Array, Moments]:
-    """One operation on one edge, times its mixing weight.
+    """Computes one operation on one edge, times its mixing weight.
 
     Args:
-      mode: how.
-      name: a primitive.
-      own: its arrays of this edge, in evaluation with the running statistics.
-      x: the source node's channels for the operations; activated if `begins_with_relu`.
-      weight: scalar.
+      context: Kernels, layout and mode.
+      name: Name of the operation, but not `none`.
+      arrays: The operation's arrays for this edge.
+      x: Channels of the source that go through the operation, after the ReLU if
+        `begins_with_relu`.
+      weight: Mixing weight, a scalar.
       stride: 1 or 2.
 
     Returns:
-      The term of the edge's sum, and the batch's moments.
+      What the operation adds to the edge's node, and the moments of the batch.
     """
-    kernels = mode.kernels
+    backend = context.backend
     if name in POOLS:
-        return mode.normalise(pool(mode, name, x, stride), own, weight=weight)
+        return context.normalise(pool(context, name, x, stride), arrays, weight=weight)
     if name == "skip_connect" and stride == 1:
         return scaled(x, weight), {}
     if name == "skip_connect":
         pixels = [x[:, i::2, i::2] for i in (0, 1)]
-        halves = [mode.apply(kernels.pointwise, pixels[i], own["kernel"][i]) for i in (0, 1)]
-        y = jnp.concatenate(halves, axis=kernels.channel_axis)
-        return mode.normalise(y, own, weight=weight)
+        halves = [context.apply(backend.pointwise, pixels[i], arrays["kernel"][i]) for i in (0, 1)]
+        y = jnp.concatenate(halves, axis=backend.channel_axis)
+        return context.normalise(y, arrays, weight=weight)
     kind = CONVOLUTIONS[name]
-    moments: Moments = {}
+    all_moments: Moments = {}
     for layer in range(kind.layers):
         first, last = layer == 0, layer == kind.layers - 1
         x = x if first else jax.nn.relu(x)
-        own_stride = stride if first else 1
-        x = mode.apply(kernels.depthwise, x, own[f"depthwise_{layer}"], own_stride, kind.dilation)
-        x = mode.apply(kernels.pointwise, x, own[f"pointwise_{layer}"])
-        x, own_moments = mode.normalise(x, own, f"_{layer}", weight if last else 1.0)
-        moments |= own_moments
-    return x, moments
+        filters, layer_stride = arrays[f"depthwise_{layer}"], stride if first else 1
+        x = context.apply(backend.depthwise, x, filters, layer_stride, kind.dilation)
+        x = context.apply(backend.pointwise, x, arrays[f"pointwise_{layer}"])
+        x, moments = context.normalise(x, arrays, f"_{layer}", weight if last else 1.0)
+        all_moments |= moments
+    return x, all_moments

@@ -1,9 +1,9 @@
-"""A DARTS cell for accelerators: all edges that leave a node side by side, as channels.
+"""A DARTS cell for accelerators: all edges that leave a node run side by side, as channels.
 
-Few channels of one edge would leave most of a vector or a matrix unit idle, and every operation
-costs a launch and its share of compilation. So filters of several kinds share one depthwise
-convolution, matrices of several edges one matrix product, and terms meet their nodes in another.
-Images are [b, h, w, c].
+The few channels of one edge would leave most of a vector or matrix unit idle, and every operation
+takes time to launch and to compile. So depthwise filters of several primitives share one
+convolution, pointwise matrices of several edges share another, and one matrix product adds up the
+weighted operations of each node. Images are [b, h, w, c].
 """
 
 import functools
@@ -15,286 +15,344 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from drnas_jax.nn.banks import AllMoments, Banks, Mode, Recorder, channel_shuffle, scaled
+from drnas_jax.nn.stacked_params import (
+    AllMoments,
+    ApplyContext,
+    MomentRecorder,
+    PrimitiveArrays,
+    channel_shuffle,
+    scaled,
+)
+from drnas_jax.spaces.base import Edge
+from drnas_jax.spaces.darts.edge_blocks import EdgeBlock, RowMoments
 from drnas_jax.spaces.darts.operations import (
     ALL_EDGES,
     CONVOLUTIONS,
     INPUTS,
     NODES,
     POOLS,
-    Edge,
     pool,
 )
-from drnas_jax.spaces.darts.rows import Block, Means
 
 Array = jax.Array
-Norm = tuple[str, str, int]  # a BatchNorm's primitive, the suffix of its arrays, and rows
 
 _LANES = 128  # channels that a vector unit takes at once
 
 
+class _Norm(NamedTuple):
+    """The rows of one BatchNorm.
+
+    Attributes:
+      name: Name of the primitive.
+      suffix: Suffix of the leaf names.
+      rows: Number of rows.
+    """
+
+    name: str
+    suffix: str
+    rows: int
+
+
 def cell_nodes(
-    mode: Mode,
+    context: ApplyContext,
     cell_type: str,
     edges: tuple[Edge, ...],
     inputs: Sequence[Array],
     partial_channels: int,
-    banks: Banks,
+    arrays: PrimitiveArrays,
     mix: Array,
-    keep: Array | None,
+    factors: Array | None,
 ) -> tuple[list[Array], AllMoments]:
-    """All nodes of a cell: first the edges from its inputs, then node by node those from nodes.
+    """Computes the nodes of a cell: first the edges from its inputs, then those from each node.
 
     Args:
-      mode: how operations run.
-      cell_type: 'normal' or 'reduce'.
-      edges: of the cell.
-      inputs: squeezed, [b, h, w, c] each.
+      context: Kernels, layout and mode.
+      cell_type: `normal` or `reduce`.
+      edges: Edges of the cell.
+      inputs: Both inputs [b, h, w, c], already as wide as a node.
       partial_channels: K.
-      banks: arrays [rows, ...] by primitive and name.
-      mix: mixing weights [e, o].
-      keep: drop path, a factor of each example and edge [b, e]; None: all are kept.
+      arrays: Stacked arrays [rows, ...] of each primitive.
+      mix: Mixing weights [e, o].
+      factors: Drop path's factor of each example and edge, [b, e]; None if all paths are kept.
 
     Returns:
-      Nodes [b, h', w', c], and the batch's moments.
+      All nodes [b, h', w', c], and the moments of the batch.
     """
-    shared = mode.train and keep is None
-    cell = _Cell(mode, cell_type, edges, partial_channels, shared, banks, mix, keep, Recorder())
+    shared = context.train and factors is None
+    recorder = MomentRecorder()
+    cell = _Cell(
+        context, cell_type, edges, partial_channels, shared, arrays, mix, factors, recorder
+    )
     width = inputs[0].shape[-1] // partial_channels
     first = cell.block((tuple(range(INPUTS)),))
-    sums = cell.terms(first, [x[..., :width] for x in inputs], NODES)
-    rest = functools.reduce(jnp.add, (_bypass(mode, first.stride, x[..., width:]) for x in inputs))
-    nodes_of = _looped_nodes if len(edges) == ALL_EDGES and keep is None else _unrolled_nodes
-    nodes, last = nodes_of(cell, _Carry(sums, rest, width))
-    return [*nodes, last.node(partial_channels)], cell.recorder.moments()
+    selected = cell.weighted_sums(first, [x[..., :width] for x in inputs], NODES)
+    bypass = functools.reduce(
+        jnp.add, (_bypass(context, first.stride, x[..., width:]) for x in inputs)
+    )
+    nodes_of = _looped_nodes if len(edges) == ALL_EDGES and factors is None else _unrolled_nodes
+    nodes, last = nodes_of(cell, _NextNodes(selected, bypass, width))
+    return [*nodes, last.node(partial_channels)], recorder.moments()
 
 
-class _Carry(NamedTuple):
-    """What is known after a node: the sums of the nodes that follow.
+class _NextNodes(NamedTuple):
+    """Sums over the edges that were computed so far, for the nodes that come next.
 
     Attributes:
-      sums: of the channels of the operations, [b, h, w, nodes * width], the next node first.
-      rest: of the other channels.
-      width: channels of the operations.
+      selected: Sums over the channels that go through operations, [b, h, w, nodes * width]; the
+        next node comes first.
+      bypass: Sum over the channels that bypass the operations, [b, h, w, C - width].
+      width: Number of channels of a node that go through operations.
     """
 
-    sums: Array
-    rest: Array
+    selected: Array
+    bypass: Array
     width: int
 
     def node(self, partial_channels: int) -> Array:
-        """The next node."""
-        whole = jnp.concatenate([self.sums[..., : self.width], self.rest], axis=-1)
+        """Returns the next node, whose edges are all computed."""
+        whole = jnp.concatenate([self.selected[..., : self.width], self.bypass], axis=-1)
         return channel_shuffle(whole, partial_channels)
 
-    def after(self, node: Array, terms: Array) -> "_Carry":
-        """With the terms of that node's edges."""
+    def after(self, node: Array, weighted: Array) -> "_NextNodes":
+        """Returns the sums once the edges that leave the next node are added.
+
+        Args:
+          node: The next node.
+          weighted: Weighted sums over its edges, shaped like `selected` without one node.
+        """
         width = self.width
-        sums = jnp.pad(self.sums[..., width:] + terms, ((0, 0),) * 3 + ((0, width),))
-        return _Carry(sums, self.rest + node[..., width:], width)
+        selected = jnp.pad(self.selected[..., width:] + weighted, ((0, 0),) * 3 + ((0, width),))
+        return _NextNodes(selected, self.bypass + node[..., width:], width)
 
 
 class _Cell(NamedTuple):
-    """The arguments of `cell_nodes`; shared: see Block."""
+    """The arguments of `cell_nodes`, `EdgeBlock.shared`, and what records the moments."""
 
-    mode: Mode
+    context: ApplyContext
     cell_type: str
     edges: tuple[Edge, ...]
     partial_channels: int
     shared: bool
-    banks: Banks
+    arrays: PrimitiveArrays
     mix: Array
-    keep: Array | None
-    recorder: Recorder
+    factors: Array | None
+    recorder: MomentRecorder
 
-    def block(self, turns: tuple[tuple[int, ...], ...]) -> Block:
-        """The rows of these sources."""
-        return Block(self.cell_type, self.edges, turns, self.shared)
+    def block(self, steps: tuple[tuple[int, ...], ...]) -> EdgeBlock:
+        """Returns the block of the edges that leave these sources."""
+        return EdgeBlock(self.cell_type, self.edges, steps, self.shared)
 
-    def terms(self, block: Block, nodes: Sequence[Array], targets: int) -> Array:
-        """Those of a block of one turn; its moments are recorded."""
-        own = jax.tree.map(lambda array: array[0], block.arrays(self.banks))
+    def weighted_sums(self, block: EdgeBlock, nodes: Sequence[Array], targets: int) -> Array:
+        """Computes the weighted sums of a block with one step and records its moments."""
+        arrays = jax.tree.map(lambda array: array[0], block.arrays(self.arrays))
         weights = block.weights(self.mix, targets)[0]
-        rows = None if self.keep is None else block.keep(self.keep)
-        terms, found = _mixed(self.mode, block, nodes, own, weights, rows)
-        block.record(jax.tree.map(lambda values: values[None], found), self.recorder)
-        return terms
+        factors = None if self.factors is None else block.path_factors(self.factors)
+        weighted, moments = _weighted_sums(self.context, block, nodes, arrays, weights, factors)
+        block.record(jax.tree.map(lambda values: values[None], moments), self.recorder)
+        return weighted
 
 
-def _looped_nodes(cell: _Cell, carry: _Carry) -> tuple[list[Array], _Carry]:
-    """All nodes but the last, in one loop, compiled once, for a few rows without weight."""
-    width = carry.width
+def _looped_nodes(cell: _Cell, sums: _NextNodes) -> tuple[list[Array], _NextNodes]:
+    """Computes all nodes but the last in one loop.
+
+    The loop is compiled once; for that its steps compute a few rows of weight 0.
+    """
+    width = sums.width
     block = cell.block(tuple((source,) for source in range(INPUTS, INPUTS + NODES - 1)))
 
-    def turn(sums: tuple[Array, Array], own: tuple[Banks, Array]) -> Any:
-        carry = _Carry(*sums, width)
-        node = carry.node(cell.partial_channels)
-        terms, found = _mixed(cell.mode, block, [node[..., :width]], *own, None)
-        after = carry.after(node, terms)
-        return (after.sums, after.rest), (node, found)
+    def step(carry: tuple[Array, Array], inputs: tuple[PrimitiveArrays, Array]) -> Any:
+        sums = _NextNodes(*carry, width)
+        node = sums.node(cell.partial_channels)
+        weighted, moments = _weighted_sums(
+            cell.context, block, [node[..., :width]], *inputs, factors=None
+        )
+        after = sums.after(node, weighted)
+        return (after.selected, after.bypass), (node, moments)
 
-    turns = (block.arrays(cell.banks), block.weights(cell.mix, NODES - 1))
-    sums, (nodes, found) = lax.scan(turn, (carry.sums, carry.rest), turns)
-    block.record(found, cell.recorder)
-    return list(nodes), _Carry(*sums, width)
+    steps = (block.arrays(cell.arrays), block.weights(cell.mix, NODES - 1))
+    carry, (nodes, moments) = lax.scan(step, (sums.selected, sums.bypass), steps)
+    block.record(moments, cell.recorder)
+    return list(nodes), _NextNodes(*carry, width)
 
 
-def _unrolled_nodes(cell: _Cell, carry: _Carry) -> tuple[list[Array], _Carry]:
-    """All nodes but the last, one after the other, without a row too many."""
-    nodes, width = [], carry.width
+def _unrolled_nodes(cell: _Cell, sums: _NextNodes) -> tuple[list[Array], _NextNodes]:
+    """Computes all nodes but the last one after another, and only the rows that are needed."""
+    nodes, width = [], sums.width
     for source in range(INPUTS, INPUTS + NODES - 1):
-        node, block = carry.node(cell.partial_channels), cell.block(((source,),))
+        node, block = sums.node(cell.partial_channels), cell.block(((source,),))
         if block.names:
-            carry = carry.after(node, cell.terms(block, [node[..., :width]], NODES - 1))
+            weighted = cell.weighted_sums(block, [node[..., :width]], NODES - 1)
+            sums = sums.after(node, weighted)
         else:
-            carry = carry._replace(sums=jnp.roll(carry.sums, -width, -1))
+            sums = sums._replace(selected=jnp.roll(sums.selected, -width, -1))
         nodes.append(node)
-    return nodes, carry
+    return nodes, sums
 
 
-def _bypass(mode: Mode, stride: int, x: Array) -> Array:
-    """Channels that no operation sees; their size follows."""
+def _bypass(context: ApplyContext, stride: int, x: Array) -> Array:
+    """Returns the channels that bypass the operations, at the size of the nodes."""
     pooled = stride == 2 and x.shape[-1]
-    return mode.kernels.max_pool(x, 2, 2) if pooled else x[:, ::stride, ::stride]
+    return context.backend.max_pool(x, 2, 2) if pooled else x[:, ::stride, ::stride]
 
 
-def _mixed(
-    mode: Mode,
-    block: Block,
+def _weighted_sums(
+    context: ApplyContext,
+    block: EdgeBlock,
     nodes: Sequence[Array],
-    own: Banks,
+    arrays: PrimitiveArrays,
     weights: Array,
-    keep: Array | None,
-) -> tuple[Array, Means]:
-    """The terms of one turn's rows, added up for each target.
+    factors: Array | None,
+) -> tuple[Array, RowMoments]:
+    """Computes the rows of one step and adds them up for each target.
 
     Args:
-      mode: how.
-      block: which.
-      nodes: of the turn, [b, h, w, c] each.
-      own: arrays [rows, ...].
-      weights: [rows, targets].
-      keep: [b, rows] or None.
+      context: Kernels, layout and mode.
+      block: The block of edges.
+      nodes: Sources of the step, [b, h, w, c] each.
+      arrays: Stacked arrays [rows, ...] of each primitive.
+      weights: Mixing weights [rows, targets].
+      factors: Drop path's factors [b, rows]; None if all paths are kept.
 
     Returns:
-      [b, h', w', targets * c], and the batch's moments [rows, c].
+      Weighted sums [b, h', w', targets * c], and the moments [rows, c] of the batch.
     """
     names, width = block.names, nodes[0].shape[-1]
     active = [jax.nn.relu(x) for x in nodes]
-    moments: Means = {}
-    parts: list[Array] = []
-    norms: list[Norm] = []
-    if convolved := [name for name in names if name in CONVOLUTIONS]:
-        y, moments = _convolved(mode, block, own, active, convolved)
-        parts.append(y)
-        norms += [_norm(block, name, CONVOLUTIONS[name].layers - 1) for name in convolved]
+    moments: RowMoments = {}
+    outputs: list[Array] = []
+    norms: list[_Norm] = []
+    if convolutions := [name for name in names if name in CONVOLUTIONS]:
+        y, moments = _convolved(context, block, arrays, active, convolutions)
+        outputs.append(y)
+        norms += [_norm(block, name, CONVOLUTIONS[name].layers - 1) for name in convolutions]
     for name in POOLS:
         if name in names:
-            parts.append(pool(mode, name, _tiled(nodes, block.counts(name)), block.stride))
+            outputs.append(pool(context, name, _tiled(nodes, block.counts(name)), block.stride))
             norms.append(_norm(block, name))
     identity = "skip_connect" in names and block.stride == 1
     if "skip_connect" in names and not identity:
         counts = block.counts("skip_connect")
-        parts.append(_halved(mode, active, counts, own["skip_connect"]["kernel"]))
+        outputs.append(_halved(context, active, counts, arrays["skip_connect"]["kernel"]))
         norms.append(_norm(block, "skip_connect"))
     rows: list[Array] = []
-    if parts:
-        y, found = _normalise(mode, own, norms, jnp.concatenate(parts, axis=-1))
-        moments |= found
-        if keep is not None:
-            factor = jnp.repeat(keep[:, : y.shape[-1] // width], width, axis=1)
-            y = y * factor[:, None, None].astype(y.dtype)
+    if outputs:
+        y, last = _normalise(context, arrays, norms, jnp.concatenate(outputs, axis=-1))
+        moments |= last
+        if factors is not None:
+            wide = jnp.repeat(factors[:, : y.shape[-1] // width], width, axis=1)
+            y = y * wide[:, None, None].astype(y.dtype)
         rows.append(y)
-    if identity:
+    if identity:  # it has no BatchNorm, and drop path never drops it, so that a path remains
         pairs = zip(nodes, block.counts("skip_connect"), strict=True)
         rows += [x for x, count in pairs if count]
-    return _added(jnp.concatenate(rows, axis=-1), weights, block.places), moments
+    return _added(jnp.concatenate(rows, axis=-1), weights, block.positions), moments
 
 
-def _norm(block: Block, name: str, layer: int | None = None) -> Norm:
-    """The BatchNorm of a primitive's rows, of a convolution that after one of its layers."""
-    return name, "" if layer is None else f"_{layer}", sum(block.counts(name))
+def _norm(block: EdgeBlock, name: str, layer: int | None = None) -> _Norm:
+    """Returns the rows of a primitive's BatchNorm; a convolution has one after each layer."""
+    return _Norm(name, "" if layer is None else f"_{layer}", sum(block.counts(name)))
 
 
 def _convolved(
-    mode: Mode, block: Block, own: Banks, active: Sequence[Array], names: Sequence[str]
-) -> tuple[Array, Means]:
-    """The rows of these convolutions, but for their last BatchNorm; and moments of the first."""
-    moments: Means = {}
+    context: ApplyContext,
+    block: EdgeBlock,
+    arrays: PrimitiveArrays,
+    active: Sequence[Array],
+    names: Sequence[str],
+) -> tuple[Array, RowMoments]:
+    """Computes the rows of these convolutions, without the last BatchNorm.
+
+    Returns:
+      Rows [b, h', w', rows * c], and the moments of the BatchNorms before the last.
+    """
+    moments: RowMoments = {}
     tiles = {name: _tiled(active, block.counts(name)) for name in names}
-    spread = _depthwise(mode, own, tiles, 0, block.stride)
-    if twice := [name for name in names if CONVOLUTIONS[name].layers == 2]:
-        y = _pointwise(mode, own, spread, twice, 0)
-        y, moments = _normalise(mode, own, [_norm(block, name, 0) for name in twice], y)
-        spread |= _depthwise(mode, own, _split(jax.nn.relu(y), own, twice), 1, 1)
-    return _pointwise(mode, own, spread, names, -1), moments
+    spread = _depthwise(context, arrays, tiles, 0, block.stride)
+    if two_layers := [name for name in names if CONVOLUTIONS[name].layers == 2]:
+        y = _pointwise(context, arrays, spread, two_layers, 0)
+        norms = [_norm(block, name, 0) for name in two_layers]
+        y, moments = _normalise(context, arrays, norms, y)
+        spread |= _depthwise(context, arrays, _split(jax.nn.relu(y), arrays, two_layers), 1, 1)
+    return _pointwise(context, arrays, spread, names, -1), moments
 
 
 def _tiled(nodes: Sequence[Array], counts: Sequence[int]) -> Array:
-    """Each node so many times, side by side."""
+    """Repeats each node as often as it has rows, side by side."""
     pairs = zip(nodes, counts, strict=True)
     return jnp.concatenate([jnp.tile(x, count) for x, count in pairs if count], axis=-1)
 
 
-def _split(x: Array, own: Banks, names: Sequence[str]) -> dict[str, Array]:
-    """Rows of several convolutions -> those of each."""
+def _split(x: Array, arrays: PrimitiveArrays, names: Sequence[str]) -> dict[str, Array]:
+    """Splits the rows of several convolutions into those of each."""
     sizes = [
-        own[name]["pointwise_0"].shape[0] * own[name]["pointwise_0"].shape[-1] for name in names
+        arrays[name]["pointwise_0"].shape[0] * arrays[name]["pointwise_0"].shape[-1]
+        for name in names
     ]
     return dict(zip(names, jnp.split(x, np.cumsum(sizes)[:-1], axis=-1), strict=True))
 
 
 def _depthwise(
-    mode: Mode, own: Banks, rows: Mapping[str, Array], layer: int, stride: int
+    context: ApplyContext,
+    arrays: PrimitiveArrays,
+    rows: Mapping[str, Array],
+    layer: int,
+    stride: int,
 ) -> dict[str, Array]:
-    """Depthwise convolutions of the rows of each name, [b, h, w, rows * c]."""
+    """Applies a layer's depthwise filters to the rows [b, h, w, rows * c] of each convolution."""
     reach = {name: CONVOLUTIONS[name].dilation * (CONVOLUTIONS[name].size // 2) for name in rows}
-    # Those that alone would leave vectors unfilled, and whose windows are about as large.
+    # Primitives run together if their channels would not fill a vector, and if their windows are
+    # about as large, because smaller filters are filled up with zeros.
     joint = [name for name, x in rows.items() if reach[name] <= 2 and x.shape[-1] < _LANES]
     largest = max((reach[name] for name in joint), default=0)
     groups = [joint] if len(joint) > 1 else []
     groups += [[name] for name in rows if [joint] != groups or name not in joint]
-    out: dict[str, Array] = {}
+    outputs: dict[str, Array] = {}
     for group in groups:
-        filters, dilation = [own[name][f"depthwise_{layer}"] for name in group], 1
+        filters, dilation = [arrays[name][f"depthwise_{layer}"] for name in group], 1
         if len(group) > 1:
             filters = [
-                _enlarged(one, CONVOLUTIONS[name].dilation, largest - reach[name])
-                for name, one in zip(group, filters, strict=True)
+                _enlarged(some, CONVOLUTIONS[name].dilation, largest - reach[name])
+                for name, some in zip(group, filters, strict=True)
             ]
         else:
             dilation = CONVOLUTIONS[group[0]].dilation
         size = filters[0].shape[1]
-        sides = [jnp.moveaxis(one, 0, 2).reshape(size, size, -1) for one in filters]
+        flat = [jnp.moveaxis(some, 0, 2).reshape(size, size, -1) for some in filters]
         x = jnp.concatenate([rows[name] for name in group], axis=-1)
-        kernel = jnp.concatenate(sides, axis=-1)
-        y = mode.apply(mode.kernels.depthwise, x, kernel, stride, dilation)
+        kernel = jnp.concatenate(flat, axis=-1)
+        y = context.apply(context.backend.depthwise, x, kernel, stride, dilation)
         ends = np.cumsum([rows[name].shape[-1] for name in group])[:-1]
-        out |= dict(zip(group, jnp.split(y, ends, axis=-1), strict=True))
-    return out
+        outputs |= dict(zip(group, jnp.split(y, ends, axis=-1), strict=True))
+    return outputs
 
 
 def _enlarged(filters: Array, dilation: int, border: int) -> Array:
-    """Filters [rows, k, k, c] as larger ones without dilation, by zeros."""
+    """Writes dilated filters [rows, k, k, c] as larger ones without dilation, by adding zeros."""
     sides = (border, border, dilation - 1)
     return lax.pad(filters, np.zeros((), filters.dtype), [(0, 0, 0), sides, sides, (0, 0, 0)])
 
 
 def _pointwise(
-    mode: Mode, own: Banks, rows: Mapping[str, Array], names: Sequence[str], layer: int
+    context: ApplyContext,
+    arrays: PrimitiveArrays,
+    rows: Mapping[str, Array],
+    names: Sequence[str],
+    layer: int,
 ) -> Array:
-    """A matrix for every row: as few block diagonal ones as fill a matrix unit."""
+    """Multiplies each row by its matrix.
+
+    Rows are grouped into block diagonal matrices that are as large as a matrix unit.
+    """
     layers = {name: range(CONVOLUTIONS[name].layers)[layer] for name in names}
-    matrices = jnp.concatenate([own[name][f"pointwise_{layers[name]}"] for name in names])
+    matrices = jnp.concatenate([arrays[name][f"pointwise_{layers[name]}"] for name in names])
     x, (count, width, _) = jnp.concatenate([rows[name] for name in names], -1), matrices.shape
-    # As a convolution of groups of rows, which compiles in half the time of matrix products.
+    # A convolution of groups of rows compiles in half the time of matrix products.
     most = max(2 * _LANES // width, 1)
     size = max(n for n in range(1, count + 1) if count % n == 0 and n <= most)
     groups = jax.vmap(_diagonal)(matrices.reshape(-1, size, *matrices.shape[1:]))
     kernel = jnp.moveaxis(groups, 0, 1).reshape(1, 1, size * width, -1)
 
-    def convolve(x: Array, kernel: Array, learn: Array | None) -> Array:
-        del learn
+    def convolve(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -304,62 +362,79 @@ def _pointwise(
             feature_group_count=len(groups),
         )
 
-    return mode.apply(convolve, x, kernel)
+    return context.apply(convolve, x, kernel)
 
 
 def _diagonal(matrices: Array) -> Array:
-    """[n, c, d] -> [n c, n d], zero off the blocks."""
+    """Puts matrices [n, c, d] on the diagonal of one matrix [n * c, n * d] of zeros."""
     n, inputs, outputs = matrices.shape
     blocks = jnp.eye(n, dtype=matrices.dtype)[:, None, :, None] * matrices[:, :, None]
     return blocks.reshape(n * inputs, n * outputs)
 
 
-def _halved(mode: Mode, active: Sequence[Array], counts: Sequence[int], kernel: Array) -> Array:
-    """Skips that halve the size: half of a row from the even pixels, the other from the odd.
+def _halved(
+    context: ApplyContext, active: Sequence[Array], counts: Sequence[int], kernel: Array
+) -> Array:
+    """Computes the rows of skip connections that halve the size, without their BatchNorm.
+
+    Half of a row's channels come from the even pixels, the other half from the odd ones.
 
     Args:
-      mode: how.
-      active: the sources, activated.
-      counts: rows of each.
-      kernel: [rows, 2, c, c / 2].
+      context: Kernels, layout and mode.
+      active: Sources after the ReLU, [b, h, w, c] each.
+      counts: Number of rows of each source.
+      kernel: Matrices of all rows, [rows, 2, c, c / 2].
     """
     ends = np.cumsum(counts)[:-1]
-    out = []
-    for x, own in zip(active, jnp.split(kernel, ends), strict=True):
-        if not len(own):
+    outputs = []
+    for x, matrices in zip(active, jnp.split(kernel, ends), strict=True):
+        if not len(matrices):
             continue
-        wide = jnp.transpose(own, (1, 2, 0, 3)).reshape(2, x.shape[-1], -1)
+        wide = jnp.transpose(matrices, (1, 2, 0, 3)).reshape(2, x.shape[-1], -1)
         pixels = [x[:, i::2, i::2] for i in (0, 1)]
-        halves = [mode.apply(mode.kernels.pointwise, pixels[i], wide[i]) for i in (0, 1)]
-        shape = (*halves[0].shape[:3], len(own), -1)
+        halves = [context.apply(context.backend.pointwise, pixels[i], wide[i]) for i in (0, 1)]
+        shape = (*halves[0].shape[:3], len(matrices), -1)
         rows = jnp.concatenate([half.reshape(shape) for half in halves], axis=-1)
-        out.append(rows.reshape(*rows.shape[:3], -1))
-    return jnp.concatenate(out, axis=-1)
+        outputs.append(rows.reshape(*rows.shape[:3], -1))
+    return jnp.concatenate(outputs, axis=-1)
 
 
-def _normalise(mode: Mode, own: Banks, norms: Sequence[Norm], y: Array) -> tuple[Array, Means]:
-    """BatchNorm [b, h, w, rows * c] of primitives."""
-    width, values = y.shape[-1] // sum(count for *_, count in norms), {}
+def _normalise(
+    context: ApplyContext, arrays: PrimitiveArrays, norms: Sequence[_Norm], y: Array
+) -> tuple[Array, RowMoments]:
+    """Applies the BatchNorms of several primitives to their rows [b, h, w, rows * c] at once."""
+    width, values = y.shape[-1] // sum(norm.rows for norm in norms), {}
     for kind, default in (("mean", 0.0), ("var", 1.0), ("scale", 1.0), ("bias", 0.0)):
-        given = [own[name].get(kind + suffix) for name, suffix, _ in norms]
+        given = [arrays[norm.name].get(kind + norm.suffix) for norm in norms]
         if any(array is not None for array in given):
             values[kind] = jnp.concatenate(
                 [
-                    jnp.full(count * width, default) if array is None else array.reshape(-1)
-                    for array, (*_, count) in zip(given, norms, strict=True)
+                    jnp.full(norm.rows * width, default) if array is None else array.reshape(-1)
+                    for array, norm in zip(given, norms, strict=True)
                 ]
             )
-    y, moments = mode.normalise(y, values)
+    y, moments = context.normalise(y, values)
     if not moments:
         return y, {}
-    ends = np.cumsum([count for *_, count in norms])[:-1]
-    means, variances = (jnp.split(part.reshape(-1, width), ends) for part in moments[""])
-    names = [(name, suffix) for name, suffix, _ in norms]
+    ends = np.cumsum([norm.rows for norm in norms])[:-1]
+    means, variances = (jnp.split(array.reshape(-1, width), ends) for array in moments[""])
+    names = [(norm.name, norm.suffix) for norm in norms]
     return y, dict(zip(names, zip(means, variances, strict=True), strict=True))
 
 
-def _added(y: Array, weights: Array, places: Mapping) -> Array:
-    """Rows [b, h, w, rows * c] times their weights [rows, targets], added up for each target."""
+def _added(
+    y: Array, weights: Array, positions: Mapping[tuple[int, int], tuple[int, int, int]]
+) -> Array:
+    """Multiplies rows by their mixing weights and adds them up for each target.
+
+    Args:
+      y: Rows [b, h, w, rows * c].
+      weights: Mixing weights [rows, targets].
+      positions: See `EdgeBlock.positions`; other pairs of a row and a target have no weight.
+
+    Returns:
+      Sums [b, h, w, targets * c].
+    """
     rows, targets = weights.shape
     width = y.shape[-1] // rows
     if width < _LANES:
@@ -367,7 +442,7 @@ def _added(y: Array, weights: Array, places: Mapping) -> Array:
         matrix = matrix.reshape(rows * width, targets * width).astype(y.dtype)
         return y @ matrix
     terms: list[list[Array]] = [[] for _ in range(targets)]
-    for row, target in sorted({place[1:] for place in places.values()}):
+    for row, target in sorted({position[1:] for position in positions.values()}):
         terms[target].append(scaled(y[..., row * width : (row + 1) * width], weights[row, target]))
     zeros = jnp.zeros_like(y[..., :width])
-    return jnp.concatenate([sum(own, zeros) for own in terms], axis=-1)
+    return jnp.concatenate([sum(of_target, zeros) for of_target in terms], axis=-1)

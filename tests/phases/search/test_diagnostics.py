@@ -1,67 +1,72 @@
-"""Measurements of single cells and of the curvature, against the same written out."""
+"""Accuracies of single genotypes and the curvature in alpha, against the same written out."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_step import Small, small, start, structure_of  # noqa: F401 (small: a fixture)
+from small_space import Small, start
 
-from drnas_jax.distributions.base import draw_by_mean
-from drnas_jax.phases.search.cells import draw_cell, one_hot
-from drnas_jax.phases.search.diagnostics import Probe
+from drnas_jax.distributions.base import draw_by_share, draw_genotype
+from drnas_jax.phases.search.diagnostics import Diagnostics
+from drnas_jax.spaces.base import one_hot
 from drnas_jax.training.losses import cross_entropy
 
 
-def validation(problem, batches):
-    """The first images of the validation split, as the supernet gets them."""
-    read = list(problem.reader.evaluation(0))[:batches]
+def validation(experiment, batches):
+    """Returns the first images of the validation split, as the supernet gets them."""
+    read = list(experiment.loader.evaluation(0))[:batches]
     numbers = np.concatenate([np.asarray(batch) for batch, _ in read])
-    return problem.feed.plain(problem.reader.raw, numbers)
+    return experiment.preprocessing.normalise(experiment.loader.raw, numbers)
+
+
+def logits_of(state, images, mix):
+    """Returns the logits that the small supernet gives by the statistics of these images."""
+    variables = {"params": state.params, **state.variables}
+    module = Small(4, None)
+    return module.apply(variables, images, mix, True, mutable=["batch_stats"])[0]
 
 
 @pytest.mark.parametrize("devices, batches", [(1, 1), (2, 2)])
-def test_curvature_is_the_largest_eigenvalue(small, devices, batches):  # noqa: F811
-    problem = small(devices)
-    state = start(problem)
-    images, labels = validation(problem, batches)
-    state_here = jax.tree.map(np.asarray, state)
+def test_curvature_is_the_largest_eigenvalue(small, devices, batches):
+    # Would catch a Hessian that is summed and not averaged over batches or devices.
+    experiment = small(devices)
+    spec = experiment.first_spec()
+    state = start(experiment, spec)
+    images, labels = validation(experiment, batches)
+    here = jax.tree.map(np.asarray, state)
 
     def loss(alpha):
-        variables = {"params": state_here.params, "batch_stats": state_here.batch_stats}
-        mix = {"cell": jax.nn.softmax(alpha.reshape(state_here.alpha["cell"].shape))}
+        mix = {"cell": jax.nn.softmax(alpha.reshape(here.alpha["cell"].shape))}
         parts = []
         for at in range(0, len(images), 16 // devices):  # batch statistics of each device
             part = slice(at, at + 16 // devices)
-            logits, _ = Small(problem.classes, None).apply(
-                variables, images[part], mix, True, mutable=["batch_stats"]
-            )
+            logits = logits_of(here, images[part], mix)
             parts.append(jnp.mean(cross_entropy(logits, labels[part])))
         return jnp.mean(jnp.stack(parts))
 
-    expected = np.linalg.eigvalsh(jax.hessian(loss)(state_here.alpha["cell"].reshape(-1)))
-    found = Probe(problem, structure_of(problem)).curvature(state, 0, batches)
+    expected = np.linalg.eigvalsh(jax.hessian(loss)(here.alpha["cell"].reshape(-1)))
+    found = Diagnostics(experiment, spec).curvature(state, 0, batches)
     assert found == pytest.approx(expected[-1], rel=1e-3)
     assert abs(found) > 1e-3
 
 
-def test_accuracies_are_those_of_the_cells_alone(small):  # noqa: F811
-    problem = small()
-    state, structure, rng = start(problem), structure_of(problem), np.random.default_rng(3)
-    space, operations = problem.space, dict(structure.operations)
-    flat = {"cell": np.ones_like(state.alpha["cell"])}
-    cells = [draw_cell(space, operations, flat, draw_by_mean, rng) for _ in range(12)]
-    images, labels = validation(problem, 2)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    expected = []
-    for cell in cells:
-        mix = one_hot(space, operations, cell)
-        hits = []
-        for part in (slice(0, 16), slice(16, 32)):  # batch statistics, so batch by batch
-            logits, _ = Small(problem.classes, None).apply(
-                variables, images[part], mix, True, mutable=["batch_stats"]
-            )
-            hits.append(np.mean(np.argmax(logits, -1) == labels[part]))
+def test_accuracy_is_that_of_the_supernet_at_these_mixing_weights(small):
+    # Would catch running averages in place of the batch's statistics, or other images.
+    experiment, rng = small(), np.random.default_rng(3)
+    spec = experiment.first_spec()
+    state, diagnostics = start(experiment, spec), Diagnostics(experiment, spec)
+    flat = {"cell": np.ones(spec.cell("cell").shape)}
+    genotypes = [draw_genotype(experiment.space, spec, flat, draw_by_share, rng) for _ in range(8)]
+    images, labels = validation(experiment, 2)
+    expected, found = [], []
+    for genotype in genotypes:
+        mix = one_hot(dict(spec.cells), genotype)
+        hits = [
+            np.mean(np.argmax(logits_of(state, images[part], mix), -1) == labels[part])
+            for part in (slice(0, 16), slice(16, 32))
+        ]
         expected.append(np.mean(hits))
-    found = Probe(problem, structure).accuracies(state, cells, 0, 2)
+        found.append(diagnostics.accuracy(state, mix, 0, 2))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert len(set(found)) > 1
+    assert diagnostics.accuracy(state, mix, 0, None) == pytest.approx(found[-1])  # there are two

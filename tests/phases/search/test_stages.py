@@ -3,33 +3,45 @@
 import dataclasses
 import functools
 import itertools
+from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from drnas_jax import spaces
+from drnas_jax.config import Stage
 from drnas_jax.errors import UserError
 from drnas_jax.nn.counting import count_parameters
-from drnas_jax.phases.search.stages import advance, first_structure, prune, widen
-from drnas_jax.spaces import nasbench201 as space
+from drnas_jax.phases.search.stages import (
+    advance,
+    columns_to_keep,
+    first_spec,
+    keep_columns,
+    resized_spec,
+    stage_at,
+)
+from drnas_jax.spaces import Cell, Edge, SupernetSpec
+from drnas_jax.spaces.nasbench201 import CELL, PRIMITIVES
 
-EDGES = len(space.EDGES["cell"])
+EDGES = len(CELL.edges)
 
 
 @pytest.fixture(scope="module")
 def numbered(tiny):
-    """(alpha [e, o], K) -> state and structure of 2 cells a stage; every number is unique."""
-    problem = tiny()
+    """Returns a function (alpha [e, o], K) -> spec and state of 2 cells a stage, all different."""
+    experiment = tiny()
 
     @functools.cache
     def shapes(partial_channels):
-        first = problem.first_structure()
-        structure = dataclasses.replace(first, cells=2, partial_channels=partial_channels)
-        return jax.eval_shape(lambda: problem.init(structure, 0)), structure
+        spec = dataclasses.replace(
+            experiment.first_spec(), depth=2, partial_channels=partial_channels
+        )
+        return spec, jax.eval_shape(lambda: experiment.init(spec, 0))
 
     def make(alpha, partial_channels=4):
-        state, structure = shapes(partial_channels)
+        spec, state = shapes(partial_channels)
         counter = itertools.count()
 
         def numbers(leaf):
@@ -38,7 +50,25 @@ def numbered(tiny):
 
         state = jax.tree.map(numbers, state)
         assert next(counter) * 2**14 < 2**24
-        return state.replace(alpha={"cell": np.asarray(alpha, np.float32)}), structure
+        return spec, state.replace(alpha={"cell": np.asarray(alpha, np.float32)})
+
+    return make
+
+
+@pytest.fixture
+def resize(tiny):
+    """Returns a function that prunes and widens a state: -> the spec and the state after."""
+    experiment = tiny()
+
+    @functools.cache
+    def shapes(spec):
+        return jax.eval_shape(lambda: experiment.init(spec, 0))
+
+    def make(spec, state, count=5, partial_channels=None, seed=0):
+        columns = columns_to_keep(state.alpha, spec, count)
+        new = resized_spec(spec, columns, partial_channels or spec.partial_channels)
+        given = (state, spec, new, columns, shapes(new), experiment.optimisers, seed)
+        return new, advance(experiment.space, *given)
 
     return make
 
@@ -51,25 +81,29 @@ def tied_alpha(seed):
     return np.random.default_rng(seed).integers(0, 2, (EDGES, 5))
 
 
-def apart(state, structure):
-    """Everything in a state, taken apart: (path, edge, primitive, cell) -> array.
+def kept(spec):
+    """Returns the operations that are left on each edge."""
+    return [edge.primitives for edge in spec.cell("cell").edges]
 
-    Arrays that belong to no operation have the path alone.
+
+def apart(spec, state):
+    """Takes a state apart: (path, edge, primitive, cell) -> array.
+
+    Arrays that belong to no operation have only a path.
     """
     parts = {}
     for path, array in jax.tree_util.tree_flatten_with_path(state)[0]:
         keys = [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path]
-        kept = structure.kept("cell")
         name = "/".join(keys)
         if keys[-1] == "cell":  # alpha, or a moment of it
-            for edge, primitives in enumerate(kept):
+            for edge, primitives in enumerate(kept(spec)):
                 for column, primitive in enumerate(primitives):
                     parts[name, edge, primitive, None] = array[edge, column]
-        elif keys[-2:-1] and keys[-2] in space.PRIMITIVES:
+        elif keys[-2:-1] and keys[-2] in PRIMITIVES:
             primitive = keys[-2]
-            edges = [edge for edge, primitives in enumerate(kept) if primitive in primitives]
-            assert array.shape[:2] == (structure.cells, len(edges))
-            for cell, (row, edge) in itertools.product(range(structure.cells), enumerate(edges)):
+            edges = [edge for edge, names in enumerate(kept(spec)) if primitive in names]
+            assert array.shape[:2] == (spec.depth, len(edges))
+            for cell, (row, edge) in itertools.product(range(spec.depth), enumerate(edges)):
                 parts[name, edge, primitive, cell] = array[cell, row]
         else:
             parts[name, None, None, None] = array
@@ -82,8 +116,16 @@ def assert_same_parts(found, expected):
         np.testing.assert_array_equal(found[key], array, err_msg=str(key))
 
 
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def shapes_of(tree):
+    return jax.tree.map(lambda leaf: (np.shape(leaf), np.result_type(leaf)), tree)
+
+
 def largest(row, count):
-    """The `count` largest of a row's numbers, as columns; of equal ones the first."""
+    """Returns the columns of the `count` largest numbers of a row; of equal ones the first."""
     return sorted(sorted(range(len(row)), key=lambda column: (-row[column], column))[:count])
 
 
@@ -92,62 +134,159 @@ def largest(row, count):
 
 @pytest.mark.parametrize("alpha", [random_alpha(0), random_alpha(1), tied_alpha(2)])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_prune_keeps_exactly_the_largest(numbered, alpha, count):
-    state, structure = numbered(alpha)
-    pruned, smaller = prune(space, state, structure, count)
-    expected = [tuple(space.PRIMITIVES[column] for column in largest(row, count)) for row in alpha]
-    assert smaller == dataclasses.replace(structure, operations=(("cell", tuple(expected)),))
-    whole = apart(state, structure)
-    # Weights, statistics, momentum, alpha and its moments: as they were, and no others.
-    kept = {
+def test_pruning_keeps_exactly_the_largest(numbered, resize, alpha, count):
+    # Would catch moments or statistics of another operation than the weights.
+    spec, state = numbered(alpha)
+    smaller, pruned = resize(spec, state, count)
+    expected = [tuple(PRIMITIVES[column] for column in largest(row, count)) for row in alpha]
+    assert kept(smaller) == expected
+    assert dataclasses.replace(smaller, cells=spec.cells) == spec
+    whole = apart(spec, state)
+    left = {
         key: array for key, array in whole.items() if key[1] is None or key[2] in expected[key[1]]
     }
-    assert_same_parts(apart(pruned, smaller), kept)
-    for place in ("params", "batch_stats", "weight_opt", "alpha", "alpha_opt"):
-        gone = [key for key in whole.keys() - kept.keys() if key[0].startswith(place)]
-        assert gone, f"nothing left {place}"
+    assert_same_parts(apart(smaller, pruned), left)
+    for field in ("params", "variables", "weight_opt", "alpha", "alpha_opt"):
+        gone = [key for key in whole.keys() - left.keys() if key[0].startswith(field)]
+        assert gone, f"nothing was removed from {field}"
 
 
-def test_prune_twice_is_pruning_once(numbered):
-    state, structure = numbered(random_alpha(0))
-    once = prune(space, state, structure, 2)
-    twice = prune(space, *prune(space, state, structure, 4), 2)
-    assert once[1] == twice[1]
-    jax.tree.map(np.testing.assert_array_equal, once[0], twice[0])
+def test_pruning_twice_is_pruning_once(numbered, resize):
+    # Would catch columns that are counted in the first supernet and not in the one before.
+    spec, state = numbered(random_alpha(0))
+    once = resize(spec, state, 2)
+    twice = resize(*resize(spec, state, 4), 2)
+    assert once[0] == twice[0]
+    assert_equal(once[1], twice[1])
 
 
-def test_prune_to_all_operations_is_the_identity(numbered):
-    state, structure = numbered(random_alpha(0))
-    same, still = prune(space, state, structure, 5)
-    assert still == structure
-    jax.tree.map(np.testing.assert_array_equal, same, state)
+def test_a_stage_like_the_one_before_changes_nothing(numbered, resize):
+    # Would catch operations that change their order.
+    spec, state = numbered(random_alpha(0))
+    same, after = resize(spec, state)
+    assert same == spec
+    assert_equal(after, state)
 
 
-def test_prune_agrees_with_the_reference(numbered, shared):
+def test_pruning_agrees_with_the_reference(numbered, resize, shared):
+    # Would catch another order of operations than in the official code.
     with np.load(shared / "reference" / "nb201_search_pruned.npz") as reference:
         alpha, mask, expected = (reference[k] for k in ("alphas", "mask", "pruned_alphas"))
-    state, structure = numbered(alpha)
-    pruned, smaller = prune(space, state, structure, 3)
-    for edge, names in enumerate(smaller.kept("cell")):
-        assert names == tuple(np.array(space.PRIMITIVES)[mask[edge]])
+    smaller, pruned = resize(*numbered(alpha), 3)
+    for edge, names in enumerate(kept(smaller)):
+        assert names == tuple(np.array(PRIMITIVES)[mask[edge]])
         np.testing.assert_array_equal(pruned.alpha["cell"][edge], expected[edge][mask[edge]])
+
+
+# Edges of unequal length
+
+UNEQUAL = SupernetSpec(
+    (("cell", Cell((Edge(1, 0, ("a", "b", "c")), Edge(2, 0, ("d",)), Edge(2, 1, ("e", "f"))))),),
+    *(4, 1, 2, (8, 8, 3)),
+)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(3, ["abc", "d", "ef"]), (2, ["ac", "d", "ef"]), (1, ["c", "d", "f"])]
+)
+def test_an_edge_with_few_operations_keeps_what_it_has(count, expected):
+    # Would catch a column beyond the end of an edge's list: those hold the largest scores here.
+    scores = np.array([[2.0, 1.0, 3.0], [1.0, 9.0, 9.0], [1.0, 2.0, 9.0]])
+    columns = columns_to_keep({"cell": scores}, UNEQUAL, count)
+    spec = resized_spec(UNEQUAL, columns, 1)
+    assert ["".join(edge.primitives) for edge in spec.cell("cell").edges] == expected
+    names = np.array([list("abc"), list("d??"), list("ef?")])
+    after = keep_columns(names, UNEQUAL.cell("cell"), columns["cell"])
+    assert after.shape == spec.cell("cell").shape
+    for row, edge in zip(after, spec.cell("cell").edges, strict=True):
+        assert tuple(row[: len(edge.primitives)]) == edge.primitives
+
+
+def test_only_leaves_of_edges_and_operations_lose_columns():
+    # Would catch a weight of edges, [e], that is pruned by the columns of operations.
+    rng, cell = np.random.default_rng(0), UNEQUAL.cell("cell")
+    alpha = {"rows": rng.normal(size=(3, 3)), "edges": rng.normal(size=3), "scale": np.float32(2)}
+    columns = [np.array([0, 2]), np.array([0]), np.array([0, 1])]
+    after = keep_columns(alpha, cell, columns)
+    np.testing.assert_array_equal(after["rows"][0], alpha["rows"][0, [0, 2]])
+    np.testing.assert_array_equal(after["rows"][2], alpha["rows"][2, [0, 1]])
+    assert after["rows"].shape == (3, 2) and after["rows"][1, 0] == alpha["rows"][1, 0]
+    assert_equal((after["edges"], after["scale"]), (alpha["edges"], alpha["scale"]))
+
+
+EDGE_WEIGHTS = """
+import jax, jax.numpy as jnp
+from drnas_jax.distributions.base import Distribution, softmax
+
+class EdgeWeights(Distribution):
+    def init(self, key, cell):
+        return {"rows": super().init(key, cell), "edges": jnp.zeros(len(cell.edges))}
+
+    def mean(self, alpha, cell):
+        return softmax(alpha["rows"], cell) * jax.nn.sigmoid(alpha["edges"])[:, None]
+
+    def sample(self, alpha, cell, key, progress, role):
+        return self.mean(alpha, cell)
+
+create = EdgeWeights
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_whole_state_of_a_users_space_and_distribution_advances(tiny, tmp_path, optimizer):
+    # Would catch moments that keep the shapes, or the numbers, of pruned operations.
+    (tmp_path / "edge_weights.py").write_text(EDGE_WEIGHTS)
+    experiment = tiny(
+        space=str(Path(__file__).parents[2] / "uneven_space.py"),
+        arch__name=str(tmp_path / "edge_weights.py"),
+        search__optimizer=optimizer,
+        search__operations=(3, 1),
+        search__partial_channels=(2, 1),
+    )
+    spec, rng = experiment.first_spec(), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: experiment.init(spec, 0))
+    assert shapes.variables == {}  # there is no BatchNorm
+    state = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+    rows = np.array([[0, 0, 9], [0, 9, 9], [5, 0, 9]], np.float32)
+    state = state.replace(alpha={"uneven_block": {**state.alpha["uneven_block"], "rows": rows}})
+    new, after = experiment.advance(spec, state, 1)
+    names = [edge.primitives for edge in new.cell("uneven_block").edges]
+    assert names == [("times_2",), ("times_1",), ("times_2",)]
+    assert shapes_of(after) == shapes_of(jax.eval_shape(lambda: experiment.init(new, 0)))
+    np.testing.assert_array_equal(after.alpha["uneven_block"]["rows"], [[9], [0], [5]])
+    edges = (s.alpha["uneven_block"]["edges"] for s in (after, state))
+    np.testing.assert_array_equal(*edges)
+
+    def trees(state):  # the weights, and what the optimiser keeps of each
+        found = [state.params]
+        optax.tree_utils.tree_map_params(
+            experiment.optimisers[0], found.append, state.weight_opt, is_leaf=lambda _: True
+        )
+        return found
+
+    assert len(trees(after)) == (3 if optimizer == "adamw" else 2)
+    for one, other in zip(trees(after), trees(state), strict=True):
+        ours, theirs = (tree["mixed_0"]["times_2"]["Dense_0"]["kernel"] for tree in (one, other))
+        assert (ours.shape, theirs.shape) == ((8, 16), (4, 8))
+        np.testing.assert_array_equal(ours[:4, :8], theirs)
 
 
 # Widen
 
 
 def copied_from(after, before):
-    """Where in `before` [c] each number of `after` [c'] is."""
+    """Returns where in `before` [c] each number of `after` [c'] is."""
     place = {number: index for index, number in enumerate(before)}
     return np.array([place[number] for number in after])
 
 
 @pytest.mark.parametrize("count", [5, 3, 1])
-def test_widen_copies_channels_aligned(numbered, count):
-    state, structure = prune(space, *numbered(random_alpha(0), 4), count)
-    widened, wider = widen(space, state, structure, 2, seed=3)
-    assert wider == dataclasses.replace(structure, partial_channels=2)
-    before, after = apart(state, structure), apart(widened, wider)
+def test_widening_copies_channels_aligned(numbered, resize, count):
+    # Would catch a kernel whose statistics or momentum are copied from another channel.
+    spec, state = resize(*numbered(random_alpha(0), 4), count)
+    wider, widened = resize(spec, state, partial_channels=2, seed=3)
+    assert wider == dataclasses.replace(spec, partial_channels=2)
+    before, after = apart(spec, state), apart(wider, widened)
     assert before.keys() == after.keys()
     outputs, inputs = {}, {}
     for (name, edge, primitive, cell), array in after.items():
@@ -161,18 +300,18 @@ def test_widen_copies_channels_aligned(numbered, count):
         out = copied_from(array.reshape(-1, array.shape[-1])[0], old.reshape(-1, old.shape[-1])[0])
         assert len(out) == 2 * old.shape[-1]
         np.testing.assert_array_equal(out[: old.shape[-1]], np.arange(old.shape[-1]))
-        # The kernel, its mean, its variance and its momentum: one choice of copies.
+        # The kernel, its mean, its variance and its momentum share one choice of copies.
         np.testing.assert_array_equal(outputs.setdefault(operation, out), out)
         if leaf == "kernel":
             source = copied_from(array[0, 0, :, 0], old[0, 0, :, 0])
             np.testing.assert_array_equal(source[: old.shape[-2]], np.arange(old.shape[-2]))
             np.testing.assert_array_equal(inputs.setdefault(operation, source), source)
-            # Every number: copied along both axes, and not rescaled.
+            # Every number is copied along both axes, and not rescaled.
             np.testing.assert_array_equal(array, old[:, :, source][..., out])
         else:
             np.testing.assert_array_equal(array, old[out])
-    kept = [primitive for edge in structure.kept("cell") for primitive in edge]
-    convolutions = sum("conv" in primitive for primitive in kept)
+    names = [primitive for edge in kept(spec) for primitive in edge]
+    convolutions = sum("conv" in primitive for primitive in names)
     assert convolutions
     assert len(outputs) == len(inputs) == 3 * 2 * convolutions
     # Cells, edges, primitives, inputs and outputs: each copies in its own way. Two choices of
@@ -181,90 +320,106 @@ def test_widen_copies_channels_aligned(numbered, count):
     assert len(set(last)) == len(last)
 
 
-def test_widen_copies_every_channel_alike_often(numbered):
+def test_widening_copies_every_channel_equally_often(numbered, resize):
+    # Would catch an index that is never drawn, or drawn too often.
     counts = np.zeros(4, int)
-    state, structure = numbered(random_alpha(0), 8)  # K 8 to 1: of 4 channels in the last stage
+    spec, state = numbered(random_alpha(0), 8)  # K 8 to 1, of 4 channels in the last stage
     for seed in range(4):
-        widened, _ = widen(space, state, structure, 1, seed)
-        new = widened.batch_stats["cell_2"]["nor_conv_1x1"]["mean"][..., 4:]
+        _, widened = resize(spec, state, partial_channels=1, seed=seed)
+        statistics = widened.variables["batch_stats"]["cell_2"]["nor_conv_1x1"]
+        new = statistics["mean"][..., 4:]
         counts += np.bincount((new % 4).astype(int).ravel(), minlength=4)
     # 1,344 draws from 4: 336 each, with a standard deviation of 16.
     assert counts.sum() == 4 * 2 * EDGES * 28
     assert np.all(np.abs(counts - 336) < 4 * 16)
 
 
-def test_widen_to_the_same_channels_is_the_identity(numbered):
-    state, structure = numbered(random_alpha(0))
-    same, still = widen(space, state, structure, 4, seed=0)
-    assert still == structure
-    jax.tree.map(np.testing.assert_array_equal, same, state)
-
-
-def test_widen_follows_the_seed(numbered):
-    state, structure = numbered(random_alpha(0))
-    one, again, other = (widen(space, state, structure, 1, seed)[0] for seed in (1, 1, 2))
-    jax.tree.map(np.testing.assert_array_equal, one, again)
+def test_widening_follows_the_seed(numbered, resize):
+    # Would catch copies that are the same for every seed, or other ones after a resume.
+    spec, state = numbered(random_alpha(0))
+    one, again, other = (
+        resize(spec, state, partial_channels=1, seed=seed)[1] for seed in (1, 1, 2)
+    )
+    assert_equal(one, again)
     kernels = [s.params["cell_2"]["nor_conv_3x3"]["kernel"] for s in (one, other)]
     assert np.any(kernels[0] != kernels[1])
 
 
-# Both
+# Stages
 
 
 @pytest.mark.parametrize(("operations", "partial_channels"), [(3, 2), (3, 4), (5, 2)])
-def test_advance_is_prune_then_widen(tiny, numbered, operations, partial_channels):
-    state, structure = numbered(random_alpha(0))
-    config = dataclasses.replace(
-        tiny().config.search,
-        epochs=(1, 1),
-        warmup_epochs=(0, 0),
-        operations=(5, operations),
-        partial_channels=(4, partial_channels),
+def test_the_next_stage_is_pruned_and_then_widened(
+    tiny, numbered, resize, operations, partial_channels
+):
+    # Would catch a stage that takes the numbers of another one, or another seed.
+    spec, state = numbered(random_alpha(0))
+    experiment = tiny(
+        seed=6,
+        search__operations=(5, operations),
+        search__partial_channels=(4, partial_channels),
     )
-    found, reached = advance(space, state, structure, config, 1, seed=6)
-    pruned = prune(space, state, structure, operations)
-    expected, expected_structure = widen(space, *pruned, partial_channels, seed=7)
-    assert reached == expected_structure
+    reached, found = experiment.advance(spec, state, 1)
+    expected_spec, expected = resize(*resize(spec, state, operations), 5, partial_channels, seed=7)
+    assert reached == expected_spec
     assert reached.partial_channels == partial_channels
-    assert {len(edge) for edge in reached.kept("cell")} == {operations}
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert {len(names) for names in kept(reached)} == {operations}
+    assert_equal(found, expected)
 
 
-def test_first_structure(tiny):
-    search = tiny().config.search
-    structure = first_structure(space, search, 4, "cifar")
-    assert structure.kept("cell") == (space.PRIMITIVES,) * EDGES
-    assert structure.partial_channels == search.partial_channels[0] == 4
-    with pytest.raises(UserError, match="search.operations starts with 3.*all 5 operations"):
-        first_structure(space, dataclasses.replace(search, operations=(3, 3)), 4, "cifar")
+def test_fixed_edges_keep_their_operation_in_the_next_stage(tiny, numbered):
+    # Would catch the pruning of an operation that a rule has fixed, though alpha says less of it.
+    spec, state = numbered(np.tile([0, 1, 2, 3, 4], (EDGES, 1)))
+    fixed = np.full((EDGES, 5), -1, np.float32)
+    fixed[1], fixed[2] = [1, 0, 0, 0, 0], 0  # an operation, and an edge that was removed
+    reached, found = tiny().advance(spec, state.replace(fixed={"cell": fixed}), 1)
+    assert kept(reached)[0] == PRIMITIVES[2:] and PRIMITIVES[0] in kept(reached)[1]
+    np.testing.assert_array_equal(found.fixed["cell"][:3], [[-1] * 3, [1, 0, 0], [0] * 3])
+
+
+def test_an_epoch_belongs_to_a_stage_and_may_be_frozen():
+    # Would catch a warm-up that is counted from the start of the search.
+    stages = (Stage(3, 4, 5, 1), Stage(2, 2, 3, 2))
+    expected = [(0, True), (0, False), (0, False), (1, True), (1, True)]
+    assert [stage_at(stages, epoch) for epoch in range(5)] == expected
+
+
+def test_the_first_stage_keeps_all_operations(tiny):
+    # Would catch a first stage that silently drops operations.
+    search, space = tiny().config.search, tiny().space
+    spec = first_spec(space, search, 4, (8, 8, 3))
+    assert kept(spec) == [PRIMITIVES] * EDGES
+    assert spec.partial_channels == search.partial_channels[0] == 4
+    with pytest.raises(UserError, match="search.operations starts with 3.*up to 5"):
+        first_spec(space, dataclasses.replace(search, operations=(3, 3)), 4, (8, 8, 3))
 
 
 def test_one_operation_cannot_choose_edges(tiny):
+    # Would catch DARTS cells whose edges are chosen among equal weights of 1.
     search = dataclasses.replace(tiny().config.search, operations=(7, 1))
     with pytest.raises(UserError, match=r"operations is \(7, 1\).*keep at least 2"):
-        first_structure(spaces.find("darts"), search, 4, "cifar")
-    search = dataclasses.replace(search, operations=(5, 1))  # where a cell has all edges
-    first_structure(spaces.find("nasbench201"), search, 4, "cifar")
+        first_spec(spaces.create("darts"), search, 4, (8, 8, 3))
+    first_spec(tiny().space, search, 4, (8, 8, 3))  # its nodes keep all edges
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_pruned_supernet_is_really_smaller(tiny, compiled):
-    problem = tiny()  # one cell a stage: the cost analysis counts a loop's body once
-    structure = problem.first_structure()
+def test_the_pruned_supernet_is_really_smaller(tiny, resize, compiled):
+    # Would catch pruned operations that are still computed, for example at weight 0.
+    experiment = tiny()  # one cell a stage: the cost analysis counts a loop's body once
+    spec = experiment.first_spec()
 
-    def flops(state, structure):
-        index = jax.ShapeDtypeStruct((1, 16), np.int32)
-        lowered = problem.step_program(structure, frozen=True).lower(
-            state, problem.reader.raw, index
-        )
+    def flops(spec, state):
+        batch, weight = (jax.ShapeDtypeStruct((16,), kind) for kind in (np.int32, np.float32))
+        validation = experiment.validation_program(spec)
+        lowered = validation.lower(state, experiment.loader.raw, batch, weight)
         program = lowered.compile() if compiled else lowered
         return program.cost_analysis()["flops"]
 
-    state = jax.eval_shape(lambda: problem.init(structure, 0))
+    state = jax.eval_shape(lambda: experiment.init(spec, 0))
     alpha = np.tile(np.array([1, 2, 0, 0, 3], np.float32), (EDGES, 1))
-    alpha[::2, 2] = 9  # 1x1 convolutions stay on half the edges
+    alpha[::2, 2] = 9  # 1x1 convolutions stay on half of the edges
     values = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
-    pruned, smaller = prune(space, values.replace(alpha={"cell": alpha}), structure, 3)
-    # Gone are all of the 3x3 convolutions, which are nearly all of the cells' work.
+    smaller, pruned = resize(spec, values.replace(alpha={"cell": alpha}), 3)
+    # All 3x3 convolutions are gone, which are nearly all of the cells' work.
     assert count_parameters(pruned.params) < count_parameters(state.params)
-    assert flops(pruned, smaller) < 0.8 * flops(state, structure)
+    assert flops(smaller, pruned) < 0.8 * flops(spec, state)

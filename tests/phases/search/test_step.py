@@ -1,101 +1,56 @@
 """The search step: what it changes and what not, on which batch, and on how many devices.
 
-Most of it holds for any supernet, and is tested with one that compiles in no time.
+Most of it holds for any supernet, and is tested with the small one.
 """
 
 import dataclasses
 import functools
-import types
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_space import start
 
-from drnas_jax.data.feed import Images
-from drnas_jax.nn.norm import BatchNorm
+from drnas_jax.data import Images
+from drnas_jax.distributions import Distribution
+from drnas_jax.distributions.base import softmax
 from drnas_jax.phases.search import step as steps
-from drnas_jax.spaces import nasbench201
-from drnas_jax.training.devices import REPLICATED, SHARDED, data_parallel, make_mesh, replicate
+from drnas_jax.training.devices import REPLICATED, SHARDED, data_parallel, make_mesh
 from drnas_jax.training.losses import cross_entropy
 
 BATCH = 16
+# Programs are compiled for a few steps: optimisation would take longer than it saves.
+FAST = {"xla_backend_optimization_level": 0}
 
 
-class Small(nn.Module):
-    """Hidden features times their mixing weights, with a BatchNorm before; keeps the last mix."""
-
-    classes: int
-    axis_name: str | None
-
-    @nn.compact
-    def __call__(self, x, mix, train, learn=None):
-        x = BatchNorm(axis_name=self.axis_name)(x.reshape(len(x), -1), train)
-        hidden = jnp.tanh(nn.Dense(mix["cell"].size)(x))
-        seen = self.variable("batch_stats", "mix", jnp.zeros, mix["cell"].shape)
-        if train and not self.is_initializing():
-            seen.value = mix["cell"]
-        return nn.Dense(self.classes)(hidden * mix["cell"].reshape(-1))
-
-
-SMALL_SPACE = types.SimpleNamespace(
-    **{name: getattr(nasbench201, name) for name in ("PRIMITIVES", "EDGES", "STEMS", "derive")},
-    supernet=lambda structure, kernels, axis_name: Small(structure.classes, axis_name),
-)
-
-
-@pytest.fixture(scope="module")
-def small(tiny):
-    """Like `tiny`, with the small supernet and cheap samples."""
-
-    @functools.cache
-    def make(devices=1, *, arch=(), **search):
-        problem = tiny(devices, arch=(("name", "gumbel"), *arch), **search)
-        return dataclasses.replace(problem, space=SMALL_SPACE)
-
-    return make
-
-
-def structure_of(problem):
-    """All operations for the small supernet; two an edge, which all occur, for a real one."""
-    first = problem.first_structure()
-    if problem.space is SMALL_SPACE:
+def spec_of(experiment):
+    """Returns the first supernet; that of a real space keeps two operations on each edge."""
+    first = experiment.first_spec()
+    if experiment.space.name == "small":
         return first
-    names, kept = problem.space.PRIMITIVES, []
-    for kind, edges in first.operations:
-        pairs = ((i % len(names), (i + 1) % len(names)) for i in range(len(edges)))
-        kept.append((kind, tuple(tuple(names[i] for i in sorted(pair)) for pair in pairs)))
-    return dataclasses.replace(first, operations=tuple(kept))
+
+    def two(i, names):
+        return tuple(names[j] for j in sorted((i % len(names), (i + 1) % len(names))))
+
+    cells = []
+    for cell_type, cell in first.cells:
+        edges = (
+            dataclasses.replace(edge, primitives=two(i, edge.primitives))
+            for i, edge in enumerate(cell.edges)
+        )
+        cells.append((cell_type, dataclasses.replace(cell, edges=tuple(edges))))
+    return dataclasses.replace(first, cells=tuple(cells))
 
 
-def start(problem):
-    """A state of random numbers: an initialisation would take longer to compile."""
-    rng = np.random.default_rng(0)
-    state = jax.eval_shape(lambda: problem.init(structure_of(problem), 0))
-
-    def numbers(path, leaf):
-        name = path[-1].key
-        value = np.ones(leaf.shape) if name in ("var", "scale") else np.zeros(leaf.shape)
-        spread = np.sqrt(2 / max(1, np.prod(leaf.shape[-4:-1]))) if name == "kernel" else 0.1
-        return (value + spread * rng.normal(size=leaf.shape)).astype(leaf.dtype)
-
-    params = jax.tree_util.tree_map_with_path(numbers, state.params)
-    alpha = {
-        kind: rng.normal(size=rows.shape).astype(np.float32) for kind, rows in state.alpha.items()
-    }
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
-    batch_stats = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: np.full(leaf.shape, path[-1].key == "var", leaf.dtype),
-        state.batch_stats,
-    )
-    state = zeros.replace(params=params, alpha=alpha, batch_stats=batch_stats)
-    return replicate(state, problem.mesh)
+def begin(experiment):
+    """Returns a state of random numbers for `spec_of`."""
+    return start(experiment, spec_of(experiment))
 
 
 def indices(rows=3):
-    """Training and validation examples of some steps, [rows, b] each, all different."""
+    """Returns training and validation examples of some steps, [rows, b] each, all different."""
     order = np.random.default_rng(1).permutation(64).astype(np.int32)
     return tuple(
         np.stack([np.roll(half, 8 * row)[:BATCH] for row in range(rows)])
@@ -103,23 +58,22 @@ def indices(rows=3):
     )
 
 
-def run(problem, train, valid, frozen=False):
-    """The state after a step for each row of the indices, in separate dispatches."""
-    program, state = compiled(problem, frozen), start(problem)
+def run(experiment, train, valid, frozen=False):
+    """Returns the state after a step for each row of the indices, in separate dispatches."""
+    program, state = compiled(experiment, frozen), begin(experiment)
     for row in range(len(train)):
         batches = [part[row : row + 1] for part in ((train,) if frozen else (train, valid))]
-        state = program(state, problem.reader.raw, *batches)
+        state = program(state, experiment.loader.raw, *batches)
     return state
 
 
 @functools.cache
-def compiled(problem, frozen):
+def compiled(experiment, frozen):
     index = jax.ShapeDtypeStruct((1, BATCH), np.int32)
-    program = problem.step_program(structure_of(problem), frozen)
+    program = experiment.step_program(spec_of(experiment), frozen)
     batches = (index,) if frozen else (index, index)
-    lowered = program.lower(start(problem), problem.reader.raw, *batches)
-    # Compiled for a few steps: optimisation would take longer than it saves.
-    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+    lowered = program.lower(begin(experiment), experiment.loader.raw, *batches)
+    return lowered.compile(compiler_options=FAST)
 
 
 def batch(seed=0):
@@ -128,18 +82,20 @@ def batch(seed=0):
     return Images(images, rng.integers(0, 4, BATCH).astype(np.int32))
 
 
-def update(function, recipe, state, mesh=None):
-    """`update_alpha` or `update_weights` on one batch, split over the mesh's devices."""
-    program = data_parallel(
-        functools.partial(function, recipe),
-        mesh or make_mesh(jax.devices()[:1]),
-        (REPLICATED, SHARDED),
-    )
-    return program(state, batch())
+def call(function, mesh, state, *batches):
+    """Calls a function of one device's shards: a state, and batches split over the devices."""
+    program = data_parallel(function, mesh, (REPLICATED, *(SHARDED,) * len(batches)))
+    return program.lower(state, *batches).compile(compiler_options=FAST)(state, *batches)
+
+
+def update(function, config, state, mesh=None):
+    """Runs `update_alpha` or `update_weights` on one batch."""
+    one_device = make_mesh(jax.devices()[:1])
+    return call(functools.partial(function, config), mesh or one_device, state, batch())
 
 
 def assert_equal(found, expected):
-    """To the last bit."""
+    """Asserts that two trees are equal to the last bit."""
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -148,8 +104,13 @@ def assert_differs(found, expected):
         assert np.any(np.asarray(a) != np.asarray(b))
 
 
+def assert_close(found, expected, **tolerances):
+    close = functools.partial(np.testing.assert_allclose, **tolerances)
+    jax.tree.map(close, found, expected)
+
+
 def assert_replicated(state):
-    """Every device holds the same bits."""
+    """Asserts that every device holds the same bits."""
     for array in jax.tree.leaves(state):
         first, *others = [np.asarray(shard.data) for shard in array.addressable_shards]
         assert len(others) == 7
@@ -171,12 +132,13 @@ def assert_moved_alike(one, other, before):
 
 
 @pytest.mark.parametrize("kind", ["small", "tiny"])
-def test_eight_devices_do_what_one_does(kind, request):
+def test_eight_devices_do_the_same_as_one(kind, request):
+    # Would catch a gradient or a statistic that is summed over the devices and not averaged.
     make = request.getfixturevalue(kind)
     train, valid = indices()
-    before = start(make(sync_batchnorm=True))
-    one = run(make(1, sync_batchnorm=True), train, valid)
-    eight = run(make(8, sync_batchnorm=True), train, valid)
+    before = begin(make(search__sync_batchnorm=True))
+    one = run(make(1, search__sync_batchnorm=True), train, valid)
+    eight = run(make(8, search__sync_batchnorm=True), train, valid)
     assert_replicated(eight)
     assert int(one.step) == int(eight.step) == 3
     assert_moved_alike(one, eight, before)
@@ -185,38 +147,42 @@ def test_eight_devices_do_what_one_does(kind, request):
 @pytest.mark.parametrize("kind", ["small", pytest.param("tiny", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sample_per_device", [False, True])
 def test_devices_stay_equal_with_their_own_statistics(kind, sample_per_device, request):
+    # Would catch an output that is not averaged, of which each device then keeps its own.
     make = request.getfixturevalue(kind)
     train, valid = indices()
-    state = run(make(8, sample_per_device=sample_per_device), train, valid)
+    state = run(make(8, search__sample_per_device=sample_per_device), train, valid)
     assert_replicated(state)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
-    # Statistics of 2 images a device are not those of the 16: the default is really in use.
-    together = run(make(8, sync_batchnorm=True), train, valid)
+    # Statistics of a device's 2 images are not those of all 16: the default is really in use.
+    together = run(make(8, search__sync_batchnorm=True), train, valid)
     assert_differs(state.params, together.params)
 
 
 @pytest.mark.parametrize("sample_per_device", [False, True])
-def test_samples_of_the_devices(small, sample_per_device):
-    problem = small(8, sample_per_device=sample_per_device)
-    recipe, state = problem.recipe(structure_of(problem)), start(problem)
+def test_devices_draw_one_sample_or_each_its_own(small, sample_per_device):
+    # Would catch a switch without effect, or a step that does not use these samples.
+    experiment = small(8, search__sample_per_device=sample_per_device)
+    config, state = experiment.step_config(spec_of(experiment)), begin(experiment)
 
-    def draw(alpha):
-        return steps.sample(recipe, alpha, "weight-sample", 0, 0)["cell"][None]
+    def draw(state):
+        return steps.sample(config, state, state.alpha, "weights")["cell"][None]
 
-    mixes = np.asarray(data_parallel(draw, problem.mesh, (REPLICATED,), SHARDED)(state.alpha))
+    mixes = np.asarray(data_parallel(draw, experiment.mesh, (REPLICATED,), SHARDED)(state))
     different = {mix.tobytes() for mix in mixes}
     assert len(different) == (8 if sample_per_device else 1)
-    # The step uses these: the supernet has kept, and the devices averaged, what it was given.
-    after = update(steps.update_weights, recipe, state, problem.mesh)
-    np.testing.assert_allclose(after.batch_stats["mix"], mixes.mean(0), rtol=1e-5)
+    # The supernet has kept, and the devices have averaged, the sample that it was given.
+    after = update(steps.update_weights, config, state, experiment.mesh)
+    np.testing.assert_allclose(after.variables["batch_stats"]["mix"], mixes.mean(0), rtol=1e-5)
 
 
 # Alpha and weights
 
 
 def test_a_step_on_the_darts_space(tiny):
-    problem = tiny(space="darts", operations=(7, 4), arch=[("regulariser", "none")])
-    before, after = start(problem), run(problem, *indices(1))
+    # Would catch a cell type whose alpha gets another's gradient.
+    changes = dict(space="darts", search__operations=(7, 4), arch__regulariser="none")
+    experiment = tiny(**changes)
+    before, after = begin(experiment), run(experiment, *indices(1))
     assert 0 < float(after.totals["loss"]) < np.inf
     # The only cell is a reduction.
     assert_differs(after.alpha["reduce"], before.alpha["reduce"])
@@ -224,165 +190,288 @@ def test_a_step_on_the_darts_space(tiny):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(after))
 
 
-def test_a_frozen_step_moves_the_weights_alone(small):
-    problem = small()
-    before = start(problem)
-    after = run(problem, *indices(), frozen=True)
+def test_a_frozen_step_moves_only_the_weights(small):
+    # Would catch Adam's moments that move while alpha is frozen.
+    experiment = small()
+    before = begin(experiment)
+    after = run(experiment, *indices(), frozen=True)
     assert_equal((after.alpha, after.alpha_opt), (before.alpha, before.alpha_opt))
     assert_differs(after.params, before.params)
     assert int(after.step) == 3
-    alive = run(problem, *indices(), frozen=False)
+    alive = run(experiment, *indices(), frozen=False)
     assert_differs(alive.alpha, before.alpha)
 
 
-def test_alpha_moves_alone(small):
-    problem = small()
-    before = start(problem)
-    after = update(steps.update_alpha, problem.recipe(structure_of(problem)), before)
+def test_the_update_of_alpha_moves_nothing_else(small):
+    # Would catch running statistics of validation images.
+    experiment = small()
+    before = begin(experiment)
+    after = update(steps.update_alpha, experiment.step_config(spec_of(experiment)), before)
     assert_differs(after.alpha, before.alpha)
     assert_differs(after.alpha_opt[0].mu, before.alpha_opt[0].mu)
     restored = after.replace(alpha=before.alpha, alpha_opt=before.alpha_opt)
-    assert_equal(restored, before)  # the running statistics as well
+    assert_equal(restored, before)
 
 
-def test_weights_move_alone(small):
-    problem = small()
-    before = start(problem)
-    after = update(steps.update_weights, problem.recipe(structure_of(problem)), before)
+def test_the_update_of_the_weights_leaves_alpha(small):
+    # Would catch a step that is counted twice, or totals of the wrong batch.
+    experiment = small()
+    before = begin(experiment)
+    after = update(steps.update_weights, experiment.step_config(spec_of(experiment)), before)
     assert_equal((after.alpha, after.alpha_opt), (before.alpha, before.alpha_opt))
     assert_differs(after.params, before.params)
-    assert_differs(after.batch_stats, before.batch_stats)
+    assert_differs(after.variables, before.variables)
     assert int(after.step) == 1
     assert float(after.totals["count"]) == BATCH
 
 
-def test_alpha_learns_from_validation_images_and_weights_from_training_ones(small):
-    problem = small()
+def test_alpha_learns_from_validation_images_and_weights_from_training_images(small):
+    # Would catch the two batches exchanged, and weights that move before alpha.
+    experiment = small()
     train, valid = indices(2)
     train, other_train, valid, other_valid = train[:1], train[1:], valid[:1], valid[1:]
-    state = run(problem, train, valid)
-    another = run(problem, other_train, valid)
+    state = run(experiment, train, valid)
+    another = run(experiment, other_train, valid)
     assert_equal((another.alpha, another.alpha_opt), (state.alpha, state.alpha_opt))
     assert_differs(another.params, state.params)
-    another = run(problem, train, other_valid)
+    another = run(experiment, train, other_valid)
     assert_differs(another.alpha, state.alpha)
-    # Alpha moves first: the weights' sample already comes from the new one.
-    assert_differs(another.batch_stats["mix"], state.batch_stats["mix"])
+    # Alpha moves first: the weights' sample already comes from the new alpha.
+    mixes = (one.variables["batch_stats"]["mix"] for one in (another, state))
+    assert_differs(*mixes)
 
 
-def gradient_of(problem, state, stream, wanted):
-    """The gradient, by its definition, of the loss on `batch()` under a step's own sample."""
-    recipe, images = problem.recipe(structure_of(problem)), batch()
+def gradient_of(config, state, role):
+    """Returns the gradient, by its definition, of the loss on `batch()` under a step's sample."""
+    images = batch()
 
     @jax.jit
-    @functools.partial(jax.grad, argnums=("params", "alpha").index(wanted))
+    @functools.partial(jax.grad, argnums=("weights", "alpha").index(role))
     def compute(params, alpha):
-        mix = steps.sample(recipe, alpha, stream, 0, state.step)
-        logits, _ = recipe.supernet.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images.images,
-            mix,
-            True,
-            mutable=["batch_stats"],
+        mix = steps.sample(config, state, alpha, role)
+        variables = {"params": params, **state.variables}
+        logits, _ = config.supernet.apply(
+            variables, images.images, mix, True, mutable=["batch_stats"]
         )
         return jnp.mean(cross_entropy(logits, images.labels))
 
     return compute(state.params, state.alpha)
 
 
-def plain_descent(problem):
-    """The recipe with SGD of rate 1, and a state for it: an update is minus the gradient."""
+def with_plain_descent(experiment):
+    """Returns a StepConfig and a state of SGD at rate 1: an update is minus the gradient."""
     descent = optax.sgd(1.0)
-    recipe = dataclasses.replace(
-        problem.recipe(structure_of(problem)), alpha_optimiser=descent, weight_optimiser=descent
+    config = dataclasses.replace(
+        experiment.step_config(spec_of(experiment)),
+        alpha_optimiser=descent,
+        weight_optimiser=descent,
     )
-    state = start(problem)
-    return recipe, state.replace(
+    state = begin(experiment)
+    return config, state.replace(
         alpha_opt=descent.init(state.alpha), weight_opt=descent.init(state.params)
     )
 
 
 def test_weights_follow_the_gradient_under_their_sample(small):
-    problem = small()
-    recipe, before = plain_descent(problem)
-    after = update(steps.update_weights, recipe, before)
-    expected = gradient_of(problem, before, "weight-sample", "params")
+    # Would catch a gradient at the sample of alpha's step, or at the mean.
+    config, before = with_plain_descent(small())
+    after = update(steps.update_weights, config, before)
+    expected = gradient_of(config, before, "weights")
     moved = jax.tree.map(jnp.subtract, before.params, after.params)
-    # Differences of numbers of size 1 in float32.
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), moved, expected)
+    assert_close(moved, expected, atol=1e-6)  # differences of float32 numbers of size 1
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 1e-2
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.001])
 def test_the_regulariser_is_added_after_clipping(small, clip):
-    """Strong enough that clipping the sum would leave next to nothing of it."""
-    problem = small(arch=(("regulariser", "l2"), ("strength", 0.5)))
-    recipe, before = plain_descent(problem)
-    after = update(steps.update_alpha, dataclasses.replace(recipe, alpha_clip=clip), before)
-    gradient = gradient_of(problem, before, "alpha-sample", "alpha")["cell"]
+    # Would catch a clipped sum: the regulariser is so strong that little of it would be left.
+    config, before = with_plain_descent(small(arch__regulariser="l2", arch__strength=0.5))
+    after = update(steps.update_alpha, dataclasses.replace(config, alpha_clip=clip), before)
+    gradient = gradient_of(config, before, "alpha")["cell"]
     norm = np.linalg.norm(gradient)
     assert norm > 2 * 0.001
     clipped = gradient * (clip / norm) if clip else gradient
     alpha = before.alpha["cell"]
-    # Differences of numbers of size 1 in float32.
+    # Differences of float32 numbers of size 1.
     np.testing.assert_allclose(alpha - after.alpha["cell"], clipped + 0.5 * alpha, atol=1e-6)
+
+
+PENALTY = """
+import dataclasses
+import jax.numpy as jnp
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    power: int = 2
+
+def create(options):
+    def penalty(alpha, cells, distribution, progress):
+        rows = alpha["cell"]
+        assert rows.shape == cells["cell"].shape
+        weights = distribution.mean(rows, cells["cell"])  # a penalty may read them too
+        return (1 + progress) * jnp.sum(rows**options.power) + 0 * jnp.sum(weights)
+    return penalty
+"""
+
+
+def test_the_gradient_of_a_users_penalty_reaches_alpha(small, tmp_path):
+    # Would catch a penalty without its options, its strength or the progress of the search.
+    (tmp_path / "cubes.py").write_text(PENALTY)
+    changes = dict(arch__regulariser=str(tmp_path / "cubes.py"), arch__strength=0.25)
+    experiment = small(**changes, arch__regulariser_options__power=3)
+    experiment.check()
+    config, before = with_plain_descent(experiment)
+    before = before.replace(step=jnp.int32(config.total_steps // 2))
+    after = update(steps.update_alpha, config, before)
+    gradient, alpha = gradient_of(config, before, "alpha")["cell"], before.alpha["cell"]
+    expected = gradient + 0.25 * 1.5 * 3 * alpha**2
+    # Differences of float32 numbers of size 1.
+    np.testing.assert_allclose(alpha - after.alpha["cell"], expected, rtol=1e-5, atol=1e-6)
+
+
+COST = """
+import numpy as np
+from drnas_jax.costs.base import CostTable
+
+class Cost:
+    unit = "points"
+
+    def table(self, space, spec, network):
+        assert network.channels == 32  # counted at the final network's size
+        shape = spec.cell("cell").shape
+        return CostTable(2.0, {"cell": np.arange(np.prod(shape), dtype=np.float32).reshape(shape)})
+
+    def exact(self, space, network):
+        raise AssertionError
+
+create = Cost
+"""
+
+
+@pytest.mark.parametrize("target", [0.0, 8.0, 1e3])
+def test_a_cost_changes_the_gradient_of_alpha_by_its_finite_differences(small, tmp_path, target):
+    # Would catch a cost of the sample instead of the mean, and a target that is ignored.
+    (tmp_path / "points.py").write_text(COST)
+    changes = dict(cost__name=str(tmp_path / "points.py"), retrain__channels=32)
+    changes |= dict(cost__weight=0.5, cost__target=target)
+    config, before = with_plain_descent(small(**changes, arch__regulariser="none"))
+    after = update(steps.update_alpha, config, before)
+    gradient, alpha = gradient_of(config, before, "alpha")["cell"], before.alpha["cell"]
+    costs, largest = np.arange(12.0).reshape(3, 4), 2 + 3 + 7 + 11
+
+    def term(alpha):
+        shares = np.exp(alpha) / np.exp(alpha).sum(axis=1, keepdims=True)
+        expected = 2 + np.sum(shares * costs)
+        return 0.5 * (max(0, expected / target - 1) if target else expected / largest)
+
+    slope, exact = np.zeros((3, 4)), np.asarray(alpha, np.float64)
+    for index in np.ndindex(slope.shape):
+        one = np.zeros_like(slope)
+        one[index] = 1e-5
+        slope[index] = (term(exact + one) - term(exact - one)) / 2e-5
+    assert (np.abs(slope).max() > 1e-2) == (target < 1e3)
+    # Differences of float32 numbers of size 1.
+    np.testing.assert_allclose(alpha - after.alpha["cell"], gradient + slope, atol=2e-6)
 
 
 # Randomness
 
 
 def test_the_step_is_deterministic(small):
-    problem = small()
-    assert_equal(run(problem, *indices()), run(problem, *indices()))
+    # Would catch a random key that does not follow from seed and step.
+    experiment = small()
+    assert_equal(run(experiment, *indices()), run(experiment, *indices()))
 
 
 def test_several_steps_in_one_dispatch_are_the_same_steps(small):
-    problem = small()
+    # Would catch a scan that gives every step the first batch or the first key.
+    experiment = small()
     train, valid = indices(3)
-    program = problem.step_program(structure_of(problem), frozen=False)
-    together = program(start(problem), problem.reader.raw, train, valid)
-    # The same sums in a loop's body, where the compiler fuses them otherwise.
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-        together,
-        run(problem, train, valid),
-    )
+    program = experiment.step_program(spec_of(experiment), frozen=False)
+    together = program(begin(experiment), experiment.loader.raw, train, valid)
+    # The compiler fuses the same sums in another way in a loop's body.
+    assert_close(together, run(experiment, train, valid), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [pytest.param("tiny", marks=pytest.mark.slow), "small"])
-def test_one_program_for_both_passes_is_the_same_step(name, request):
-    problem = request.getfixturevalue(name)()
-    recipe = problem.recipe(structure_of(problem))
+class Sharpened(Distribution):
+    """The softmax of alpha, which depends on the role of the sample by a number or by an array."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def sample(self, alpha, cell, key, progress, role):
+        noise = jax.random.normal(key, alpha.shape)
+        return softmax(self.numbers[role] * alpha + 0.1 * noise, cell)
+
+    def mean(self, alpha, cell):
+        return softmax(alpha, cell)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        None,
+        Sharpened({"alpha": 1.0, "weights": 2.0}),
+        Sharpened({"alpha": np.full((3, 4), 1.0), "weights": np.full((3, 4), 2.0)}),
+    ],
+    ids=["gumbel", "a number by role", "an array by role"],
+)
+def test_one_program_for_both_passes_is_the_same_step(small, distribution):
+    # Would catch the loop that draws both samples as if they were for alpha.
+    check_one_program(small(), distribution)
+
+
+@pytest.mark.slow
+def test_one_program_for_both_passes_is_the_same_step_of_a_real_supernet(tiny):
+    # Would catch a kernel that skips a gradient which is read.
+    check_one_program(tiny(), None)
+
+
+def check_one_program(experiment, distribution):
+    config, before = experiment.step_config(spec_of(experiment)), begin(experiment)
+    config = dataclasses.replace(config, distribution=distribution or config.distribution)
     one, two = (
-        data_parallel(
+        call(
             functools.partial(
-                steps.search_step, dataclasses.replace(recipe, one_pass=one_pass), frozen=False
+                steps.search_step, dataclasses.replace(config, share_program=shared), frozen=False
             ),
-            make_mesh(jax.devices()[:1]),
-            (REPLICATED, SHARDED, SHARDED),
-        )(start(problem), batch(1), batch(2))
-        for one_pass in (True, False)
+            experiment.mesh,
+            before,
+            batch(1),
+            batch(2),
+        )
+        for shared in (True, False)
     )
-    before = start(problem)
     assert_differs((one.alpha, one.params), (before.alpha, before.params))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, two)
+    # Sums in another order.
+    assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
-def test_temperature_follows_the_whole_search(small):
-    problem = small()
-    recipe = problem.recipe(structure_of(problem))
-    assert recipe.total_steps == sum(problem.config.search.epochs) * problem.steps
-    told = recipe.distribution._replace(sample=lambda alpha, key, progress: 0 * alpha + progress)
-    recipe = dataclasses.replace(recipe, distribution=told)
-    mix = steps.sample(recipe, {"cell": jnp.ones((2, 3))}, "x", 0, recipe.total_steps // 4)
-    np.testing.assert_allclose(mix["cell"], 0.25, rtol=1e-6)
+def test_progress_is_that_of_the_whole_search(small):
+    # Would catch a temperature that starts again in each stage or epoch.
+    experiment = small()
+    config = experiment.step_config(spec_of(experiment))
+    assert config.total_steps == sum(experiment.config.search.epochs) * experiment.steps
+    state = begin(experiment).replace(step=jnp.int32(config.total_steps // 4))
+    seen = []
+
+    class Spy(Distribution):
+        def sample(self, alpha, cell, key, progress, role):
+            seen.append((float(progress), role))
+            return alpha
+
+    config = dataclasses.replace(config, distribution=Spy())
+    steps.sample(config, state, state.alpha, "weights")
+    assert seen == [(0.25, "weights")]
 
 
 def test_mean_logits_use_the_mean_and_the_batch_statistics(small):
-    problem = small()
-    recipe, state = problem.recipe(structure_of(problem)), start(problem)
+    # Would catch validation by a sample or by the running averages.
+    experiment = small()
+    config, state = experiment.step_config(spec_of(experiment)), begin(experiment)
     images = batch().images
     mix = {"cell": jax.nn.softmax(state.alpha["cell"])}  # the mean of the Gumbel softmax
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    expected, _ = recipe.supernet.apply(variables, images, mix, True, mutable=["batch_stats"])
-    np.testing.assert_allclose(steps.mean_logits(recipe, state, images), expected, rtol=1e-6)
+    variables = {"params": state.params, **state.variables}
+    expected, _ = config.supernet.apply(variables, images, mix, True, mutable=["batch_stats"])
+    logits = call(functools.partial(steps.mean_logits, config), experiment.mesh, state, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)

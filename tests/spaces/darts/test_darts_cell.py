@@ -1,4 +1,4 @@
-"""Every way of running a DARTS cell against the plain one: values, statistics, all gradients."""
+"""Every way of computing a DARTS cell against the plain one: values, statistics, all gradients."""
 
 import functools
 import itertools
@@ -8,44 +8,75 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from drnas_jax.nn import backend
-from drnas_jax.nn.banks import Mode
+from drnas_jax.nn import backend, weight_gradients
+from drnas_jax.nn.stacked_params import ApplyContext
+from drnas_jax.spaces.base import Cell, Edge
 from drnas_jax.spaces.darts import stacked
-from drnas_jax.spaces.darts.cell import Cell, run_cells
-from drnas_jax.spaces.darts.operations import INPUTS, NODES, PRIMITIVES, Edge
+from drnas_jax.spaces.darts.cell import MixedCell, run_cells
+from drnas_jax.spaces.darts.operations import INPUTS, NODES, PRIMITIVES
 
 CHANNELS = 4
-PAIRS = [(node, source) for node in range(NODES) for source in range(INPUTS + node)]
-WHOLE = tuple(Edge(*pair, PRIMITIVES) for pair in PAIRS)
-# Every edge keeps other operations, and no edge keeps max_pool_3x3.
-PRUNED = tuple(
-    Edge(*pair, tuple(name for i, name in enumerate(PRIMITIVES) if i and (i + e) % 3))
-    for e, pair in enumerate(PAIRS)
-)
-PRUNED = tuple(edge._replace(operations=edge.operations[:4]) for edge in PRUNED)
-NETWORK = tuple(
-    Edge(node, source, (PRIMITIVES[(3 * node + source) % 7],))
-    for node in range(NODES)
-    for source in (node, node + 1)
-)
-# One operation an edge, another one for every source.
-SINGLE = tuple(Edge(*pair, (PRIMITIVES[(2 + 3 * pair[1]) % 7],)) for pair in PAIRS)
-# For one run: optimisation would take longer than it saves.
+PAIRS = [(INPUTS + node, source) for node in range(NODES) for source in range(INPUTS + node)]
+
+
+def edges_of(pairs, primitives_of):
+    return tuple(
+        Edge(*pair, tuple(primitives_of(number, *pair))) for number, pair in enumerate(pairs)
+    )
+
+
+def unequal(number, target, source):
+    """Lists of 2 to 4 primitives, as in S1 to S4; neighbours keep others, and some keep `none`.
+
+    Every edge keeps avg_pool_3x3, and only one edge, which leaves a node, keeps dil_conv_3x3.
+    """
+    lists = (
+        ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3"),
+        ("max_pool_3x3", "avg_pool_3x3"),
+        ("avg_pool_3x3", "skip_connect", "dil_conv_5x5"),
+        ("sep_conv_5x5", "avg_pool_3x3"),
+        ("avg_pool_3x3", "none"),
+    )
+    return (*lists[number % 5], *(["dil_conv_3x3"] if (target, source) == (5, 3) else []))
+
+
+EDGES = {
+    "whole": edges_of(PAIRS, lambda *_: PRIMITIVES),
+    # Every edge keeps 4 operations, but not the same ones, and none keeps max_pool_3x3.
+    "pruned": edges_of(
+        PAIRS,
+        lambda number, *_: [name for i, name in enumerate(PRIMITIVES) if i and (i + number) % 3][
+            :4
+        ],
+    ),
+    "unequal": edges_of(PAIRS, unequal),
+    # One operation on each edge, another one for every source.
+    "single": edges_of(PAIRS, lambda number, target, source: [PRIMITIVES[(2 + 3 * source) % 7]]),
+    # The cell of a final network: two edges for each node.
+    "network": edges_of(
+        [(INPUTS + node, source) for node in range(NODES) for source in (node, node + 1)],
+        lambda number, target, source: [PRIMITIVES[(3 * (target - INPUTS) + source) % 7]],
+    ),
+}
+# Compiled for one run: optimisation would take longer than it saves.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
-EDGES = {"whole": WHOLE, "pruned": PRUNED, "single": SINGLE, "network": NETWORK}
 
 
-def arrays(cell, cells, inputs, halve, seed=0):
-    """Random arrays of a run of cells, as a model's banks would hand them over."""
+def mixed_cell(chosen, cell_type, kept, partial_channels, train=True):
+    context = ApplyContext(chosen, train)
+    return MixedCell(context, cell_type, EDGES[kept], CHANNELS, partial_channels)
+
+
+def random_arrays(cell, cells, inputs, halve, seed=0):
+    """Returns random arrays for a run of cells, named as a model would name them."""
     random = np.random.default_rng(seed)
     shapes = {}
-    for name, bank in cell.make_banks(cells, affine=False).items():
-        shapes[name] = {
-            leaf: (cells, bank.leading[1], *w.shape) for leaf, w in bank.weights.items()
-        }
+    for name, params in cell.make_params(cells, affine=False).items():
+        rows = params.leading[1]
+        shapes[name] = {leaf: (cells, rows, *w.shape) for leaf, w in params.weights.items()}
     for i, (width, half) in enumerate(zip(inputs, (halve, False), strict=True)):
-        parts = 2 if half else 1
-        shapes[f"squeeze_{i}"] = {"kernel": (cells, parts, width, CHANNELS // parts)}
+        pixels = 2 if half else 1
+        shapes[f"squeeze_{i}"] = {"kernel": (cells, pixels, width, CHANNELS // pixels)}
     return jax.tree.map(
         lambda shape: random.normal(size=shape).astype(np.float32),
         shapes,
@@ -53,19 +84,23 @@ def arrays(cell, cells, inputs, halve, seed=0):
     )
 
 
-def evaluate(own, kind, edges, partial_channels, runs, images, keep=None, learn=None):
-    """Outputs, moments, and gradients of all that runs through the cells."""
-    random = np.random.default_rng(5)
-    count = len(edges[0].operations)
-    mix = random.dirichlet(np.ones(count), len(edges)).astype(np.float32)
+def random_mix(edges):
+    """Returns mixing weights of which the padding at the end of short edges is 0."""
+    cell, random = Cell(edges, INPUTS), np.random.default_rng(5)
+    mix = random.dirichlet(np.ones(cell.shape[1]), len(edges))
+    return np.where(True if cell.mask is None else cell.mask, mix, 0).astype(np.float32)
+
+
+def evaluate(cell, runs, images, draw_factors=None, wanted=None):
+    """Returns outputs, moments, and the gradients of images, arrays and mixing weights."""
+    chosen = cell.context.backend
     keys = jnp.arange(sum(len(run["squeeze_0"]["kernel"]) for run in runs), dtype=jnp.float32)
 
     def function(images, runs, mix):
-        mode = Mode(own, True, None, None if learn is None else jnp.float32(learn))
-        cell = Cell(mode, kind, edges, CHANNELS, partial_channels)
-        inputs = tuple(map(own.transpose, images))
-        outputs, moments = run_cells(cell, inputs, runs, mix, keep, keys)
-        return tuple(map(own.transpose, outputs)), moments
+        inputs = tuple(map(chosen.transpose, images))
+        with weight_gradients.computed_if(None if wanted is None else jnp.float32(wanted)):
+            outputs, moments = run_cells(cell, inputs, runs, mix, draw_factors, keys)
+        return tuple(map(chosen.transpose, outputs)), moments
 
     @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
     def compute(*arguments):
@@ -73,7 +108,7 @@ def evaluate(own, kind, edges, partial_channels, runs, images, keep=None, learn=
         g = [np.random.default_rng(6).normal(size=y.shape).astype(y.dtype) for y in outputs]
         return outputs, moments, pull(tuple(map(jnp.asarray, g)))
 
-    return compute(images, runs, mix)
+    return compute(images, runs, random_mix(cell.edges))
 
 
 def assert_same(found, expected):
@@ -86,91 +121,86 @@ def assert_same(found, expected):
         np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=f"{path}")
 
 
-def images(*shapes):
+def random_images(*shapes):
     random = np.random.default_rng(1)
     return tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
+# Input 0 is twice as large as input 1, and their channels differ.
+IMAGES = random_images((3, 8, 12, 6), (3, 4, 6, 5))
+
+
 @functools.cache
-def one_cell(platform, kept, kind, partial_channels, learn=None):
-    edges = EDGES[kept]
-    plain = Cell(Mode(backend.PLAIN, True, None), kind, edges, CHANNELS, partial_channels)
-    runs = [arrays(plain, 1, (6, 5), halve=True)]
-    inputs = images((3, 8, 12, 6), (3, 4, 6, 5))
-    own = backend.for_platform(platform)
-    return evaluate(own, kind, edges, partial_channels, runs, inputs, learn=learn)
+def one_cell(platform, kept, cell_type, partial_channels, wanted=None):
+    """Returns what `evaluate` computes for a single cell."""
+    cell = mixed_cell(backend.for_platform(platform), cell_type, kept, partial_channels)
+    return evaluate(cell, [random_arrays(cell, 1, (6, 5), halve=True)], IMAGES, wanted=wanted)
 
 
-SLOW = {
-    ("whole", 1), ("pruned", 1),  # the same but for the shuffle
-    # Nothing that no other has.
-    ("whole", 2, "normal"), ("pruned", 2, "reduce"), ("single", 2), ("network", 1, "normal"),
-}  # fmt: skip
-CELLS = (("whole", 1), ("whole", 2), ("pruned", 1), ("pruned", 2), ("single", 2), ("network", 1))
+CELLS = (
+    *itertools.product(("whole", "pruned", "unequal"), (1, 2)),
+    ("single", 2),
+    ("network", 1),
+)
+# The others show what these show, or only the shuffle's part in it.
+FAST_CELLS = {("unequal", 2, "normal"), ("unequal", 2, "reduce"), ("network", 1, "reduce")}
 ONE_CELL = [
-    pytest.param(*case, kind, marks=pytest.mark.slow if SLOW & {case, (*case, kind)} else ())
-    for case in CELLS
-    for kind in ("normal", "reduce")
+    pytest.param(*case, marks=() if case in FAST_CELLS else pytest.mark.slow)
+    for case in ((*cell, cell_type) for cell in CELLS for cell_type in ("normal", "reduce"))
 ]
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("kept, partial_channels, kind", ONE_CELL)
-def test_one_cell(kept, partial_channels, kind, platform):
-    expected = one_cell("plain", kept, kind, partial_channels)
-    assert_same(one_cell(platform, kept, kind, partial_channels), expected)
+@pytest.mark.parametrize("kept, partial_channels, cell_type", ONE_CELL)
+def test_a_cell_is_the_plain_one(kept, partial_channels, cell_type, platform):
+    # Would catch an operation with the arrays or the mixing weight of another edge.
+    expected = one_cell("plain", kept, cell_type, partial_channels)
+    assert_same(one_cell(platform, kept, cell_type, partial_channels), expected)
 
 
 @pytest.mark.parametrize("kept", [pytest.param("whole", marks=pytest.mark.slow), "network"])
 def test_wide_rows_on_accelerators(monkeypatch, kept):
-    """With few lanes, these few channels are treated as wide ones are: not side by side."""
+    # Would catch a mistake that only networks of many channels would show: with few lanes, the
+    # few channels of this test count as many.
     monkeypatch.setattr(stacked, "_LANES", 4)
-    edges, partial_channels = EDGES[kept], 1
-    plain = Cell(Mode(backend.PLAIN, True, None), "reduce", edges, CHANNELS, partial_channels)
-    runs, inputs = [arrays(plain, 1, (6, 5), halve=True)], images((3, 8, 12, 6), (3, 4, 6, 5))
-    found = evaluate(backend.GPU, "reduce", edges, partial_channels, runs, inputs)
-    assert_same(found, one_cell("plain", kept, "reduce", partial_channels))
+    cell = mixed_cell(backend.GPU, "reduce", kept, 1)
+    found = evaluate(cell, [random_arrays(cell, 1, (6, 5), halve=True)], IMAGES)
+    assert_same(found, one_cell("plain", kept, "reduce", 1))
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_a_network_in_evaluation(platform):
-    """By running statistics, with scale and bias, as retrained networks are judged."""
-    edges, random = NETWORK, np.random.default_rng(2)
-    cell = Cell(Mode(backend.PLAIN, False, None), "reduce", edges, CHANNELS, 1)
-    own = arrays(cell, 1, (6, 5), halve=True)
-    for name, bank in cell.make_banks(1, affine=True).items():
-        for suffix, shape in bank.norms.items():
-            for leaf in ("mean", "var", "scale", "bias") if bank.affine else ("mean", "var"):
-                size = (1, bank.leading[1], *shape)
-                own[name][leaf + suffix] = random.uniform(0.5, 2, size).astype(np.float32)
+    # Would catch a scale, bias or running average that is read in one way of computing only.
+    random, cell = np.random.default_rng(2), mixed_cell(backend.PLAIN, "reduce", "network", 1)
+    arrays = random_arrays(cell, 1, (6, 5), halve=True)
+    for name, params in cell.make_params(1, affine=True).items():
+        for suffix, shape in params.norms.items():
+            for leaf in ("mean", "var", "scale", "bias") if params.affine else ("mean", "var"):
+                size = (1, params.leading[1], *shape)
+                arrays[name][leaf + suffix] = random.uniform(0.5, 2, size).astype(np.float32)
     for name in ("squeeze_0", "squeeze_1"):
         for leaf in ("mean", "var", "scale", "bias"):
-            own[name][leaf] = random.uniform(0.5, 2, (1, CHANNELS)).astype(np.float32)
-    inputs = images((3, 8, 12, 6), (3, 4, 6, 5))
+            arrays[name][leaf] = random.uniform(0.5, 2, (1, CHANNELS)).astype(np.float32)
 
     @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
     def outputs(chosen):
-        mode = Mode(chosen, False, None)
-        found, _ = run_cells(
-            Cell(mode, "reduce", edges, CHANNELS, 1),
-            tuple(map(chosen.transpose, inputs)),
-            [own],
-            jnp.ones((len(edges), 1)),
-            None,
-            jnp.arange(1.0),
-        )
+        cell = mixed_cell(chosen, "reduce", "network", 1, train=False)
+        inputs = tuple(map(chosen.transpose, IMAGES))
+        mix = jnp.ones((len(cell.edges), 1))
+        found, _ = run_cells(cell, inputs, [arrays], mix, None, jnp.arange(1.0))
         return chosen.transpose(found[1])
 
     assert_same(outputs(backend.for_platform(platform)), np.asarray(outputs(backend.PLAIN)))
 
 
-@pytest.mark.parametrize("learn", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["normal", pytest.param("reduce", marks=pytest.mark.slow)])
-def test_weights_get_a_gradient_where_they_learn(kind, learn):
-    found = one_cell("cpu", "pruned", kind, 2, learn)
-    outputs, moments, (d_images, d_runs, d_mix) = one_cell("cpu", "pruned", kind, 2)
-    d_runs = jax.tree.map(lambda gradient: learn * gradient, d_runs)
-    assert_same(found, (outputs, moments, (d_images, d_runs, d_mix)))
+@pytest.mark.parametrize("wanted", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cell_type", ["normal", pytest.param("reduce", marks=pytest.mark.slow)])
+def test_weights_have_a_gradient_only_if_it_is_wanted(cell_type, wanted):
+    # Would catch a loop whose backward pass does not know what is wanted.
+    found = one_cell("cpu", "unequal", cell_type, 2, wanted)
+    outputs, moments, (d_images, d_arrays, d_mix) = one_cell("cpu", "unequal", cell_type, 2)
+    d_arrays = jax.tree.map(lambda gradient: wanted * gradient, d_arrays)
+    assert_same(found, (outputs, moments, (d_images, d_arrays, d_mix)))
 
 
 FAST = {("cpu", "cells"), ("gpu", "none"), ("plain", "cells")}
@@ -181,26 +211,24 @@ IN_A_ROW = [
 
 
 @functools.cache
-def cells_in_a_row(own):
-    """A network's cells whose first inputs differ, with drop path."""
-    edges = NETWORK
-    plain = Cell(Mode(backend.PLAIN, True, None), "normal", edges, CHANNELS, 1)
-    width = NODES * CHANNELS
+def cells_in_a_row(chosen):
+    """Returns what `evaluate` computes for four cells of a network, with drop path."""
+    cell, width = mixed_cell(chosen, "normal", "network", 1), NODES * CHANNELS
     runs = [
-        arrays(plain, 1, (6, 5), halve=True, seed=1),
-        arrays(plain, 1, (5, width), halve=False, seed=2),
-        arrays(plain, 2, (width, width), halve=False, seed=3),
+        random_arrays(cell, 1, (6, 5), halve=True, seed=1),
+        random_arrays(cell, 1, (5, width), halve=False, seed=2),
+        random_arrays(cell, 2, (width, width), halve=False, seed=3),
     ]
-    inputs = images((3, 8, 12, 6), (3, 4, 6, 5))
 
-    def keep(key, x):  # another factor for every cell, example and edge
+    def draw_factors(key, x):  # another factor for every cell, example and edge
         del x
-        return 0.5 + (key + 1) * jnp.arange(3 * len(edges)).reshape(3, -1) / 50
+        return 0.5 + (key + 1) * jnp.arange(3 * len(cell.edges)).reshape(3, -1) / 50
 
-    return evaluate(own, "normal", edges, 1, runs, inputs, keep)
+    return evaluate(cell, runs, IMAGES, draw_factors)
 
 
 @pytest.mark.parametrize("platform, remat", IN_A_ROW)
 def test_cells_in_a_row_whose_first_inputs_differ(platform, remat):
-    own = backend.choose(platform, "cpu", remat)
-    assert_same(cells_in_a_row(own), cells_in_a_row(backend.PLAIN))
+    # Would catch padded inputs that are read, or a cell that gets the inputs of the next one.
+    chosen = backend.choose(platform, "cpu", remat)
+    assert_same(cells_in_a_row(chosen), cells_in_a_row(backend.PLAIN))

@@ -1,0 +1,1 @@
+"""Costs of operations, one module each; `base.Cost` describes their interface."""

@@ -1,0 +1,102 @@
+"""The interface of costs, and the expected cost of mixing weights.
+
+Shapes: `e` edges, `o` operations on the edge that has most.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drnas_jax.spaces.base import Cell, Mix, NetworkSpec, Space, SupernetSpec
+
+
+class CostTable(NamedTuple):
+    """The costs of a space's operations in a network of the final size.
+
+    Attributes:
+      constant: Cost of the layers that every network of the space has.
+      operations: Cost of each operation on each edge, by cell type, float32 [e, o].
+    """
+
+    constant: float
+    operations: Mapping[str, np.ndarray]
+
+
+class Cost(Protocol):
+    """A measure of networks, such as their multiply-adds or their latency.
+
+    A module that provides a cost has a function `create([options]) -> Cost`.
+
+    Attributes:
+      unit: Name of the unit, for example `multiply-adds` or `seconds`.
+    """
+
+    unit: str
+
+    def table(self, space: Space, spec: SupernetSpec, network: NetworkSpec) -> CostTable:
+        """Returns the costs of a supernet's remaining operations.
+
+        Args:
+          space: The search space.
+          spec: Spec of the supernet, whose cells list the operations in order.
+          network: Spec of the final network, of which the size counts but not the genotype.
+        """
+
+    def exact(self, space: Space, network: NetworkSpec) -> float:
+        """Returns the cost of a final network."""
+
+
+def expected_cost(table: CostTable, cells: Mapping[str, Cell], mix: Mix) -> jax.Array:
+    """Returns the expected cost of mixing weights, a scalar.
+
+    constant + sum over cell types, edges and operations of keep * mix * cost. `keep` is the number
+    of edges that a node keeps divided by the number of its rows that are not all 0, at most 1: a
+    node of DARTS keeps 2 of up to 5, so a plain sum would count 14 edges although a cell has 8. At
+    the one-hot mixing weights of a genotype this is the genotype's cost.
+
+    Args:
+      table: Costs of the operations.
+      cells: Cells of the supernet by cell type.
+      mix: Mixing weights by cell type [e, o].
+    """
+    total = jnp.asarray(table.constant, jnp.float32)
+    for cell_type, cell in cells.items():
+        keep = jnp.ones(len(cell.edges))
+        if cell.keep is not None:
+            targets = np.array([edge.target for edge in cell.edges])
+            in_use = jnp.any(mix[cell_type] != 0, axis=-1)
+            edges_of_node = (targets[:, None] == targets).astype(np.float32) @ in_use
+            keep = jnp.minimum(cell.keep / jnp.maximum(edges_of_node, 1), 1)
+        total += jnp.sum(keep[:, None] * mix[cell_type] * table.operations[cell_type])
+    return total
+
+
+def largest_cost(table: CostTable, cells: Mapping[str, Cell]) -> float:
+    """Returns an upper bound of the cost of a network: that of the most expensive operations."""
+    total = table.constant
+    for cell_type, cell in cells.items():
+        most_expensive = np.max(table.operations[cell_type], axis=1)
+        for target in {edge.target for edge in cell.edges}:
+            rows = [i for i, edge in enumerate(cell.edges) if edge.target == target]
+            total += float(np.sort(most_expensive[rows])[::-1][: cell.keep].sum())
+    return total
+
+
+def penalty(expected: jax.Array, weight: float, target: float, largest: float) -> jax.Array:
+    """Returns the cost's term in the loss of alpha, a scalar.
+
+    The term is weight * max(0, expected / target - 1), or weight * expected / largest if there is
+    no target.
+
+    Args:
+      expected: Expected cost, a scalar.
+      weight: Factor of the term.
+      target: Cost from which on the term is positive; 0 for no target.
+      largest: Upper bound of the cost, see `largest_cost`.
+    """
+    if target:
+        return weight * jnp.maximum(expected / target - 1, 0)
+    return weight * expected / largest

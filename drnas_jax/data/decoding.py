@@ -1,0 +1,195 @@
+"""The way from a source to a data set, which is decoded or left where it is stored."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from drnas_jax.config import DataConfig
+from drnas_jax.data.arrays import source_from_arrays
+from drnas_jax.data.dataset import Dataset, ImageDataset
+from drnas_jax.data.images import bring_to_shape, centre_crop, channel_statistics, decode
+from drnas_jax.data.sources import open_source
+from drnas_jax.data.sources.base import Source, UnreadableImage, check_labels
+from drnas_jax.data.stream import Stream
+from drnas_jax.data.threads import in_threads
+from drnas_jax.errors import UserError
+from drnas_jax.training.hosts import cores
+
+_CHUNK = 256  # examples that a thread decodes at a time
+_SAMPLE = 1024  # training images from which the statistics of a streamed data set are estimated
+
+
+def load(config: DataConfig) -> ImageDataset:
+    """Opens the data set that a config names, and decodes it if it fits in memory.
+
+    The result is the same every time and on every machine.
+
+    Args:
+      config: Names the source, see `open_source`. With `image_size`, the short side of each image
+        is resized to it and the middle is cut out. A data set larger than `memory_limit_mb` is
+        streamed, and so is any data set if `crop` is 'resized'.
+
+    Raises:
+      UserError: There is no such data set, it is not prepared, an image is unreadable, or images
+        differ in size.
+    """
+    source = open_source(config)
+    shape = _shape(config, source)
+    size = (len(source.train) + len(source.test)) * int(np.prod(shape))
+    if config.crop == "resized" or size > config.memory_limit_mb * 2**20:
+        return _streamed(config, source, shape)
+    return _in_memory(config.name, config, source, shape)
+
+
+def from_arrays(arrays: Mapping[str, Any], config: DataConfig) -> Dataset:
+    """Makes a data set of arrays, which takes the place of the one that a config names.
+
+    Args:
+      arrays: Images `x_train` and `x_test`, uint8 [n, h, w, c] with c = 1 (gray) or 3 (RGB), and
+        labels `y_train` and `y_test`, integers [n] from 0.
+      config: Its `image_size`, `mean`, `std` and `flip` apply as to any other data set; 'auto'
+        mirrors the images.
+
+    Raises:
+      UserError: The arrays are something else, or `config.crop` is 'resized'.
+    """
+    if config.crop == "resized":
+        raise UserError(
+            "data.crop is 'resized', but the data set is given as arrays, whose images are cropped "
+            "after padding: set data.crop to 'padded', or write a data source "
+            "(drnas_jax.data.source_from_arrays) for data.name"
+        )
+    source = source_from_arrays(arrays, title="given by dataset=")
+    return _in_memory(source.title, config, source, _shape(config, source))
+
+
+def _shape(config: DataConfig, source: Source) -> tuple[int, int, int]:
+    """Returns the shape of the images: that of the config, or of the first readable one."""
+    if config.image_size:
+        return config.image_size, config.image_size, source.channels
+    for i in range(len(source.train)):
+        try:
+            height, width = decode(source.train[i], source.channels).shape[:2]
+            return height, width, source.channels
+        except UnreadableImage:
+            if config.corrupt == "error":
+                raise
+    raise _nothing_readable(source, "train")
+
+
+def _flip(config: DataConfig, source: Source) -> bool:
+    return source.flip if config.flip == "auto" else config.flip == "yes"
+
+
+def _given_statistics(config: DataConfig, source: Source) -> tuple[np.ndarray, np.ndarray] | None:
+    if not config.mean and not config.std:
+        return None
+    for name in ("mean", "std"):
+        if len(getattr(config, name)) != source.channels:
+            raise UserError(
+                f"data.{name} is {getattr(config, name)}, but the images of {source.title} have "
+                f"{source.channels} channels: give one number for each, or () to measure them"
+            )
+    return np.array(config.mean, np.float32), np.array(config.std, np.float32)
+
+
+def _streamed(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> Stream:
+    statistics = _given_statistics(config, source)
+    mean, std = statistics or channel_statistics(_sample(config, source, shape))
+    return Stream(
+        name=config.name,
+        source=source,
+        shape=shape,
+        flip=_flip(config, source),
+        mean=mean,
+        std=std,
+        image_size=config.image_size,
+        crop=config.crop,
+        skip=config.corrupt == "skip",
+        workers=config.workers or cores(),
+    )
+
+
+def _in_memory(
+    name: str, config: DataConfig, source: Source, shape: tuple[int, int, int]
+) -> Dataset:
+    statistics = _given_statistics(config, source)
+    train, test = (_decode_split(config, source, split, shape) for split in ("train", "test"))
+    return Dataset(
+        name=name,
+        images=train[0],
+        labels=train[1],
+        test_images=test[0],
+        test_labels=test[1],
+        classes=source.classes,
+        flip=_flip(config, source),
+        statistics=statistics,
+        skipped=train[2] + test[2],
+        fingerprint=source.fingerprint,
+    )
+
+
+def _decode_split(
+    config: DataConfig, source: Source, name: str, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Decodes a split.
+
+    Returns:
+      All images, uint8 [n, h, w, c], their labels, int32 [n], and messages about unreadable images.
+    """
+    split = source.split(name)
+    size = len(split)
+    images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int32)
+    unreadable: dict[int, str] = {}
+
+    def fill(start: int) -> None:
+        for i in range(start, min(start + _CHUNK, size)):
+            try:
+                example = split[i]
+                image = decode(example, source.channels)
+            except UnreadableImage as error:
+                if config.corrupt == "error":
+                    raise
+                unreadable[i] = str(error)
+                continue
+            images[i] = bring_to_shape(image, config.image_size, shape, source.title)
+            labels[i] = example.label
+
+    list(in_threads(fill, range(0, size, _CHUNK)))
+    if unreadable:
+        readable = np.setdiff1d(np.arange(size), list(unreadable))
+        images, labels = images[readable], labels[readable]
+    if not len(labels):
+        raise _nothing_readable(source, name)
+    check_labels(labels, source, name)
+    return images, labels, tuple(unreadable[i] for i in sorted(unreadable))
+
+
+def _nothing_readable(source: Source, name: str) -> UserError:
+    return UserError(f"data set {source.title} has no readable image in its {name} split")
+
+
+def _sample(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> np.ndarray:
+    """Decodes some training images of a data set that will be streamed, uint8 [n, h, w, c]."""
+    count = min(_SAMPLE, len(source.train))
+    images = np.zeros((count, *shape), np.uint8)
+    readable = np.ones(count, bool)
+
+    def fill(i: int) -> None:
+        try:
+            example = source.train[i * len(source.train) // count]
+            if config.crop == "resized":
+                images[i] = centre_crop(example, shape[2], shape[0]).reshape(shape)
+            else:
+                image = decode(example, shape[2])
+                images[i] = bring_to_shape(image, config.image_size, shape, source.title)
+        except UnreadableImage:
+            if config.corrupt == "error":
+                raise
+            readable[i] = False
+
+    list(in_threads(fill, range(count)))
+    if not readable.any():
+        raise _nothing_readable(source, "train")
+    return images[readable]

@@ -1,0 +1,1 @@
+"""Penalties on architecture parameters, one module each; see `base.Penalty` for their interface."""

@@ -1,0 +1,1 @@
+"""Retraining of the derived network: its inputs, its step, and the phase that runs it."""

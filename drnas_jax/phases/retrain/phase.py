@@ -1,0 +1,158 @@
+"""The retraining phase: trains the derived network from scratch on the whole training set."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from drnas_jax import spaces
+from drnas_jax.config import Config
+from drnas_jax.errors import UserError
+from drnas_jax.genotype import from_json, to_json
+from drnas_jax.nn.counting import count_parameters
+from drnas_jax.phases import loop
+from drnas_jax.phases.retrain.retraining import Retraining, RetrainMetadata, choose_genotype
+from drnas_jax.phases.retrain.step import RetrainState
+from drnas_jax.phases.setup import Run, open_run
+from drnas_jax.training import devices
+from drnas_jax.training.hosts import from_primary
+from drnas_jax.training.metrics import Display
+from drnas_jax.workdir import alone
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrainResult:
+    """The length of a retraining.
+
+    Attributes:
+      steps: Number of updates of the weights.
+      seconds: Duration in seconds, including compilation and earlier runs that were interrupted.
+    """
+
+    steps: int
+    seconds: float
+
+
+def retrain(
+    config: Config | Mapping[str, Any],
+    workdir: str | os.PathLike[str],
+    dataset: Mapping[str, np.ndarray] | None = None,
+    display: Display | None = None,
+) -> RetrainResult:
+    """Trains the network of a genotype, or resumes a retraining that was interrupted.
+
+    The genotype is `config.genotype` (a file or a published name), or the result of the search in
+    this workdir. Writes retrain/history.jsonl and retrain/checkpoints.
+
+    Args:
+      config: Config of the run, a Config or a ConfigDict.
+      workdir: Directory of the run.
+      dataset: Arrays that replace the config's data set, see `drnas_jax.data.from_arrays`.
+      display: Messages and progress for the user; by default on standard error.
+
+    Raises:
+      UserError: The config or the data is invalid, there is no genotype, or the loss is not finite.
+      Interrupted: A signal stopped the run, after a checkpoint was written.
+    """
+    return run_retrain(open_run(config, workdir, dataset, display))
+
+
+def run_retrain(run: Run) -> RetrainResult:
+    """Runs the retraining phase; see `retrain`."""
+    directory = run.workdir / "retrain"
+
+    def chosen() -> dict[str, Any]:
+        return to_json(choose_genotype(run.config, run.space, run.workdir))
+
+    genotype = from_json(from_primary(chosen), "the genotype")
+    retraining = Retraining(run.config, genotype, run.dataset, run.mesh)
+    retraining.check()
+    phase = RetrainPhase(retraining, run.display)
+    with alone(directory):
+        state, progress = loop.run(phase, directory)
+    return RetrainResult(int(state.step), progress.seconds)
+
+
+def check_retrain(run: Run) -> None:
+    """Raises UserError if retraining cannot begin, whatever genotype the search will return.
+
+    A retraining that has already begun is not checked.
+    """
+    if not (run.workdir / "retrain").exists():
+        genotype = spaces.random_genotype(run.space, 0)
+        Retraining(run.config, genotype, run.dataset, run.mesh).check()
+
+
+class RetrainPhase:
+    """The retraining phase, see `loop.Phase`."""
+
+    name = "retrain"
+    finished = False
+
+    def __init__(self, retraining: Retraining, display: Display):
+        self.retraining, self.display = retraining, display
+        config = retraining.config
+        self.epochs, self.steps = config.retrain.epochs, retraining.steps
+        self.checkpoint_steps = config.checkpoint_steps
+        self.loader, self.mesh = retraining.loader, retraining.mesh
+        self.program: Callable[..., Any] | None = None
+        display.message(f"retrain: {retraining.space.describe(retraining.genotype)}")
+        if limit := config.retrain.max_macs:
+            display.message(
+                f"retrain: C {retraining.channels} is the widest within retrain.max_macs = "
+                f"{limit:,.0f}"
+            )
+
+    def start(self) -> RetrainState:
+        """Returns a fresh state on the devices."""
+        return devices.run_once(self.retraining.init, self.mesh, self.retraining.config.seed)
+
+    def state_shapes(self, metadata: Mapping[str, Any]) -> RetrainState:
+        """Returns the shapes of the state, and checks that the checkpoint has the same genotype."""
+        if RetrainMetadata.from_json(metadata).genotype != self.retraining.genotype:
+            raise UserError(
+                "the retraining in this workdir was begun with another genotype: set that "
+                "genotype again, or use a new --workdir"
+            )
+        return jax.eval_shape(self.retraining.init, 0)
+
+    def resume(self, metadata: Mapping[str, Any]) -> None:
+        """Does nothing, since only the state changes during retraining."""
+
+    def begin_epoch(self, state: RetrainState, epoch: int) -> tuple[RetrainState, Any]:
+        """Returns the state and the step, which is compiled before the first epoch."""
+        if self.program is None:
+            began = time.monotonic()
+            batches = self.loader.abstract_batches(epoch)
+            lowered = self.retraining.step_program().lower(state, self.loader.raw, *batches)
+            self.program = lowered.compile()
+            self.display.message(
+                f"retrain: {count_parameters(state.params):,} parameters, step compiled in "
+                f"{time.monotonic() - began:.1f} s"
+            )
+        return state, self.program
+
+    def end_epoch(
+        self, state: RetrainState, epoch: int, train: Mapping[str, float]
+    ) -> tuple[RetrainState, dict[str, Any]]:
+        """Returns the state, and the epoch's line of the history."""
+        return state, {
+            "epoch": epoch + 1,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns the `RetrainMetadata` of a checkpoint as JSON values."""
+        retraining = self.retraining
+        return RetrainMetadata(
+            retraining.genotype,
+            retraining.config.space,
+            retraining.channels,
+            retraining.config.retrain.cells,
+            retraining.dataset.num_classes,
+        ).to_json()

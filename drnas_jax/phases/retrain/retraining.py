@@ -1,0 +1,208 @@
+"""The inputs of a retraining and everything derived from them, such as its compiled step."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from drnas_jax import data, spaces
+from drnas_jax.config import Config
+from drnas_jax.data import (
+    Batch,
+    ImageDataset,
+    Images,
+    Loader,
+    Schedule,
+    Subset,
+    preprocessing_of,
+)
+from drnas_jax.errors import UserError
+from drnas_jax.genotype import Genotype, from_json, load, to_json
+from drnas_jax.nn import backend
+from drnas_jax.nn.backend import Backend
+from drnas_jax.nn.counting import count_macs, widest_channels
+from drnas_jax.phases.retrain.step import RetrainState, StepConfig, init_state, retrain_step
+from drnas_jax.spaces import NetworkSpec, Space
+from drnas_jax.training import devices, optimisers
+from drnas_jax.training.programs import step_program
+
+
+def choose_genotype(config: Config, space: Space, workdir: Path) -> Genotype:
+    """Returns the genotype that the config names, or the result of the search in this workdir.
+
+    Args:
+      config: Config of the run. `genotype` may be a file, a published name, or `random` for one
+        that the seed determines.
+      space: Search space.
+      workdir: Directory of the run.
+
+    Raises:
+      UserError: There is no genotype, or it cannot be read.
+    """
+    if config.genotype == "random":
+        return spaces.random_genotype(space, config.seed)
+    if config.genotype:
+        return spaces.load_genotype(config.genotype)
+    file = workdir / "search" / "genotype.json"
+    if not file.exists():
+        raise UserError(
+            f"there is no genotype to retrain: {file} does not exist; run the search phase first, "
+            "or set a genotype with --config.genotype=FILE_OR_NAME"
+        )
+    return load(file)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Retraining:
+    """The inputs of a retraining, from which everything else is derived (see also `Experiment`).
+
+    Attributes:
+      config: Config of the run.
+      genotype: Genotype of the network.
+      dataset: Images and labels.
+      mesh: Device mesh with the single axis `data`.
+    """
+
+    config: Config
+    genotype: Genotype
+    dataset: ImageDataset
+    mesh: Mesh
+
+    @functools.cached_property
+    def space(self) -> Space:
+        """Search space of the config."""
+        return spaces.create(self.config.space, self.config.space_options)
+
+    def check(self) -> None:
+        """Raises UserError if the retraining cannot begin; builds nothing on the devices."""
+        devices.check_batch(self.config.retrain.batch_size, self.mesh, "retrain.batch_size")
+        spaces.check_genotype(self.genotype, self.space)
+        self.space.check(self.spec(self.config.retrain.channels))
+        _ = self.steps  # raises if there is less than one batch
+
+    def spec(self, channels: int) -> NetworkSpec:
+        """Returns the spec of the network with C channels."""
+        config, dataset = self.config.retrain, self.dataset
+        return NetworkSpec(
+            self.genotype,
+            channels,
+            config.cells,
+            dataset.num_classes,
+            dataset.shape,
+            config.auxiliary_weight > 0,
+            config.drop_path,
+        )
+
+    @functools.cached_property
+    def channels(self) -> int:
+        """Number of channels C: the config's, or the largest even one within `retrain.max_macs`."""
+        config, shape = self.config.retrain, self.dataset.shape
+        if not config.max_macs:
+            return config.channels
+
+        def macs(channels: int) -> int:
+            spec = dataclasses.replace(self.spec(channels), auxiliary=False)
+            return count_macs(self.space.network(spec, backend.PLAIN), shape)
+
+        return widest_channels(macs, config.max_macs, config.channels)
+
+    @functools.cached_property
+    def steps(self) -> int:
+        """Number of steps in an epoch."""
+        batch_size = self.config.retrain.batch_size
+        return data.steps_per_epoch(self.dataset.count, batch_size, "the training set")
+
+    @functools.cached_property
+    def loader(self) -> Loader:
+        """Loader of the batches."""
+        config = self.config.retrain
+        numbers = np.arange(self.dataset.count, dtype=np.int32)
+        schedule = Schedule(
+            batch_size=config.batch_size,
+            seed=self.config.seed,
+            subsets=(Subset("retrain/order", numbers),),
+            epochs=config.epochs,
+            steps=self.steps,
+        )
+        return Loader(self.dataset, schedule, self.mesh)
+
+    def step_config(self, chosen: Backend | None = None) -> StepConfig:
+        """Returns the static inputs of the step.
+
+        Args:
+          chosen: Backend to use instead of the config's.
+        """
+        config, compute = self.config.retrain, self.config.compute
+        axis_name = devices.AXIS if config.sync_batchnorm else None
+        platform = devices.platform(self.mesh)
+        chosen = chosen or backend.choose(compute.kernels, platform, compute.remat, axis_name)
+        return StepConfig(
+            network=self.space.network(self.spec(self.channels), chosen),
+            optimiser=optimisers.weight_optimiser(
+                config, self.steps, config.epochs, config.nesterov
+            ),
+            total_steps=self.steps * config.epochs,
+            label_smoothing=config.label_smoothing,
+            drop_path=config.drop_path,
+            auxiliary_weight=config.auxiliary_weight,
+        )
+
+    def init(self, seed: jax.Array | int) -> RetrainState:
+        """Returns the state at the start of retraining."""
+        config = self.step_config()
+        return init_state(config.network, config.optimiser, self.dataset.shape, seed)
+
+    def step_program(self, chosen: Backend | None = None) -> Any:
+        """Returns the jitted function (state, raw, batch [steps, b]) -> state.
+
+        Args:
+          chosen: Backend to use instead of the config's.
+        """
+        config, step_config = self.config, self.step_config(chosen)
+        preprocessing = preprocessing_of(
+            self.dataset,
+            crop_padding=config.data.crop_padding,
+            cutout=config.retrain.cutout,
+            dtype=config.compute.dtype,
+            jitter=config.retrain.color_jitter,
+        )
+
+        def step(state: RetrainState, raw: Images | None, batch: Batch) -> RetrainState:
+            augmented = preprocessing.augment(raw, batch, "retrain/augment", state.seed, state.step)
+            return retrain_step(step_config, state, augmented)
+
+        return step_program(step, self.mesh, batches=1, donate=config.compute.donate)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrainMetadata:
+    """The facts about a retraining that evaluation needs, stored in each checkpoint.
+
+    Attributes:
+      genotype: Genotype of the network.
+      space: Value of `config.space`.
+      channels: Number of channels C of the first cell.
+      depth: Number of cells, see NetworkSpec.
+      classes: Number of outputs.
+    """
+
+    genotype: Genotype
+    space: str
+    channels: int
+    depth: int
+    classes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Converts to JSON values."""
+        return {**dataclasses.asdict(self), "genotype": to_json(self.genotype)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RetrainMetadata":
+        """Converts back what `to_json` returned."""
+        genotype = from_json(values["genotype"], "the checkpoint's genotype")
+        return cls(**{**values, "genotype": genotype})

@@ -1,0 +1,340 @@
+"""The inputs of a search and everything derived from them, such as the programs of a stage."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from drnas_jax import components, data, distributions, spaces
+from drnas_jax.config import Config
+from drnas_jax.costs import base as costs
+from drnas_jax.data import (
+    Batch,
+    ImageDataset,
+    Images,
+    Loader,
+    Preprocessing,
+    Schedule,
+    Subset,
+    preprocessing_of,
+)
+from drnas_jax.distributions import Distribution
+from drnas_jax.files import write_array
+from drnas_jax.nn import backend
+from drnas_jax.nn.backend import Backend
+from drnas_jax.penalties.base import Penalty
+from drnas_jax.phases.search.stages import (
+    advance,
+    columns_to_keep,
+    first_spec,
+    resized_spec,
+    stage_at,
+)
+from drnas_jax.phases.search.state import SearchState, init_state, with_fixed
+from drnas_jax.phases.search.step import Alpha, Mix, StepConfig, mean_logits, search_step
+from drnas_jax.spaces import NetworkSpec, Space, SupernetSpec
+from drnas_jax.training import devices, losses, optimisers
+from drnas_jax.training.hosts import from_primary, total
+from drnas_jax.training.programs import step_program, sum_program
+
+STREAMS = ("search/train", "search/valid")  # batches for the weights, and for alpha
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """The inputs of a search, from which everything else is derived.
+
+    Derived values are never passed in: after `dataclasses.replace` of an input, for example of the
+    mesh, all of them are derived again.
+
+    Attributes:
+      config: Config of the run.
+      dataset: Images and labels.
+      mesh: Device mesh with the single axis `data`.
+      labels_file: File that stores the labels of a streamed data set after they were first read;
+        None to read them again each time.
+    """
+
+    config: Config
+    dataset: ImageDataset
+    mesh: Mesh
+    labels_file: Path | None = None
+
+    @functools.cached_property
+    def space(self) -> Space:
+        """Search space of the config."""
+        return spaces.create(self.config.space, self.config.space_options)
+
+    @functools.cached_property
+    def distribution(self) -> Distribution:
+        """Mixing distribution of the config."""
+        return distributions.create(self.config.arch.name, self.config.arch.options)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs of all stages together."""
+        return sum(self.config.search.epochs)
+
+    @functools.cached_property
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the training images for the weights and of those for alpha, int32 [n]."""
+        config = self.config.search
+        labels = _labels(self.dataset, config.split_by_class, self.labels_file)
+        return data.search_split(
+            labels,
+            config.train_fraction,
+            config.alpha_fraction,
+            config.split_by_class,
+            self.config.seed,
+        )
+
+    @functools.cached_property
+    def steps(self) -> int:
+        """Number of steps in an epoch."""
+        batch_size, what = self.config.search.batch_size, "the search's training split"
+        return data.steps_per_epoch(len(self.split[0]), batch_size, what)
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """Sequence of all batches."""
+        config, (train, valid) = self.config.search, self.split
+        frozen = (epoch for epoch in range(self.epochs) if stage_at(config.stages, epoch)[1])
+        return Schedule(
+            batch_size=config.batch_size,
+            seed=self.config.seed,
+            subsets=(Subset(STREAMS[0], train), Subset(STREAMS[1], valid, idle=frozenset(frozen))),
+            epochs=self.epochs,
+            steps=self.steps,
+            evaluated=valid,
+        )
+
+    @functools.cached_property
+    def loader(self) -> Loader:
+        """Loader of the batches."""
+        return Loader(self.dataset, self.schedule, self.mesh)
+
+    @functools.cached_property
+    def preprocessing(self) -> Preprocessing:
+        """Preprocessing of the images, such as their augmentation."""
+        config = self.config
+        padding, dtype = config.data.crop_padding, config.compute.dtype
+        return preprocessing_of(self.dataset, crop_padding=padding, dtype=dtype)
+
+    @functools.cached_property
+    def optimisers(self) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+        """Optimisers of the weights and of alpha."""
+        config = self.config
+        return (
+            optimisers.weight_optimiser(config.search, self.steps, self.epochs),
+            optimisers.alpha_optimiser(config.arch),
+        )
+
+    def first_spec(self) -> SupernetSpec:
+        """Returns the spec of the first stage's supernet."""
+        dataset = self.dataset
+        return first_spec(self.space, self.config.search, dataset.num_classes, dataset.shape)
+
+    def check(self) -> None:
+        """Raises UserError if the search cannot begin; builds nothing on the devices."""
+        devices.check_batch(self.config.search.batch_size, self.mesh, "search.batch_size")
+        spec = self.first_spec()
+        self.space.check(spec)
+        _ = self.steps  # raises if the split has less than one batch
+        jax.eval_shape(lambda: self._penalty_of(self.init(spec, 0).alpha, spec=spec))
+
+    def backend(self, name: str | None = None) -> Backend:
+        """Returns the backend that the config names, or another one.
+
+        Args:
+          name: Name of the other backend, as in `config.compute.kernels`.
+        """
+        config, platform = self.config.compute, devices.platform(self.mesh)
+        axis_name = devices.AXIS if self.config.search.sync_batchnorm else None
+        return backend.choose(name or config.kernels, platform, config.remat, axis_name)
+
+    def step_config(self, spec: SupernetSpec, chosen: Backend | None = None) -> StepConfig:
+        """Returns the static inputs of the steps of a stage.
+
+        Args:
+          spec: Spec of the supernet.
+          chosen: Backend to use instead of the config's.
+        """
+        chosen = chosen or self.backend()
+        weight_optimiser, alpha_optimiser = self.optimisers
+        return StepConfig(
+            spec=spec,
+            supernet=self.space.supernet(spec, chosen),
+            share_program=chosen.share_program,
+            distribution=self.distribution,
+            penalty=functools.partial(self._penalty_of, spec=spec),
+            cost=self._cost_term(spec),
+            weight_optimiser=weight_optimiser,
+            alpha_optimiser=alpha_optimiser,
+            alpha_clip=self.config.arch.clip,
+            total_steps=self.epochs * self.steps,
+            sample_per_device=self.config.search.sample_per_device,
+        )
+
+    @functools.cached_property
+    def _penalty(self) -> Penalty | None:
+        config = self.config.arch
+        if config.regulariser == "none":
+            return None
+        field = "arch.regulariser"
+        return components.create(
+            "penalty", config.regulariser, config.regulariser_options, field=field
+        )
+
+    def _penalty_of(
+        self, alpha: Alpha, progress: jax.Array | float = 0.0, *, spec: SupernetSpec
+    ) -> jax.Array:
+        if self._penalty is None:
+            return jnp.zeros(())
+        penalty = self._penalty(alpha, dict(spec.cells), self.distribution, jnp.asarray(progress))
+        return self.config.arch.strength * penalty
+
+    def cost_table(self, spec: SupernetSpec) -> costs.CostTable | None:
+        """Returns the costs of a supernet's operations, or None if the config names no cost."""
+        config = self.config
+        if not config.cost.name:
+            return None
+        cost = components.create("cost", config.cost.name, config.cost.options, field="cost.name")
+        return cost.table(self.space, spec, self.network_spec())
+
+    def network_spec(self) -> NetworkSpec:
+        """Returns the spec of the final network, with an arbitrary genotype."""
+        config, dataset = self.config.retrain, self.dataset
+        return NetworkSpec(
+            spaces.random_genotype(self.space, 0),
+            config.channels,
+            config.cells,
+            dataset.num_classes,
+            dataset.shape,
+        )
+
+    def _cost_term(self, spec: SupernetSpec) -> Callable[[Mix], jax.Array] | None:
+        table, config, cells = self.cost_table(spec), self.config.cost, dict(spec.cells)
+        if table is None or not config.weight:
+            return None
+        largest = costs.largest_cost(table, cells)
+
+        def term(mix: Mix) -> jax.Array:
+            expected = costs.expected_cost(table, cells, mix)
+            return costs.penalty(expected, config.weight, config.target, largest)
+
+        return term
+
+    def advance(
+        self, old: SupernetSpec, state: SearchState, stage: int
+    ) -> tuple[SupernetSpec, SearchState]:
+        """Takes a supernet and its state from the end of a stage to the start of the next.
+
+        Args:
+          old: Spec of the supernet before.
+          state: State before, of NumPy arrays.
+          stage: Number of the next stage, from 0.
+        """
+        target = self.config.search.stages[stage]
+        scores = {
+            name: self.distribution.scores(state.alpha[name], cell) for name, cell in old.cells
+        }
+        ranks = {name: np.asarray(r) for name, r in with_fixed(scores, state.fixed).items()}
+        columns = columns_to_keep(ranks, old, target.operations)
+        new = resized_spec(old, columns, target.partial_channels)
+        like = jax.eval_shape(lambda: self.init(new, 0))
+        seed = self.config.seed + stage
+        state = advance(self.space, state, old, new, columns, like, self.optimisers, seed)
+        return new, state
+
+    def init(self, spec: SupernetSpec, seed: jax.Array | int) -> SearchState:
+        """Returns the state at the start of a search, see `init_state`."""
+        supernet = self.space.supernet(spec, self.backend())
+        return init_state(spec, supernet, self.distribution, *self.optimisers, seed)
+
+    def step_program(self, spec: SupernetSpec, frozen: bool, chosen: Backend | None = None) -> Any:
+        """Returns the jitted step (state, raw, train [steps, b], valid [steps, b]) -> state.
+
+        Args:
+          spec: Spec of the supernet.
+          frozen: Whether alpha does not change; the argument `valid` is then missing.
+          chosen: Backend to use instead of the config's.
+        """
+        config = self.step_config(spec, chosen)
+
+        def step(state: SearchState, raw: Images | None, *batches: Batch) -> SearchState:
+            augmented = (
+                self.preprocessing.augment(raw, batch, name, state.seed, state.step)
+                for name, batch in zip(STREAMS, batches, strict=not frozen)
+            )
+            return search_step(config, state, *augmented, frozen=frozen)
+
+        batches, donate = 1 if frozen else 2, self.config.compute.donate
+        return step_program(step, self.mesh, batches, donate)
+
+    def validation_program(self, spec: SupernetSpec) -> Callable[..., Any]:
+        """Returns the jitted function (state, raw, batch [b], weight [b]) -> totals at the mean."""
+        config = self.step_config(spec)
+
+        def totals(
+            state: SearchState, raw: Images | None, batch: Batch, weight: jax.Array
+        ) -> losses.Totals:
+            images, labels = self.preprocessing.normalise(raw, batch)
+            return losses.totals(mean_logits(config, state, images), labels, weight)
+
+        return sum_program(totals, self.mesh)
+
+
+def state_at(
+    experiment: Experiment, stage: int, random_alpha: bool = False
+) -> tuple[SupernetSpec, SearchState]:
+    """Returns the spec and the state with which a stage would begin, for measurements.
+
+    Args:
+      experiment: Inputs of the search.
+      stage: Number of the stage, from 1; a later one is pruned and widened.
+      random_alpha: Whether to skip the initialisation: all arrays are then 0, except the
+        architecture parameters, which are N(0, 1).
+    """
+    spec, seed = experiment.first_spec(), experiment.config.seed
+    init = functools.partial(experiment.init, spec)
+    if random_alpha:
+        random, shapes = np.random.default_rng(seed), jax.eval_shape(init, seed)
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        alpha = jax.tree.map(lambda leaf: random.normal(size=leaf.shape), state.alpha)
+        state = state.replace(alpha=jax.tree.map(np.float32, alpha))
+    else:
+        state = jax.tree.map(np.asarray, devices.run_once(init, experiment.mesh, seed))
+    for number in range(1, stage):
+        spec, state = experiment.advance(spec, state, number)
+    return spec, state
+
+
+def _labels(dataset: ImageDataset, needed: bool, file: Path | None) -> np.ndarray:
+    """Returns the training labels, int [n], or zeros if reading them is costly and not needed."""
+    if dataset.labels is not None:
+        return dataset.labels
+    if not needed:
+        return np.zeros(dataset.count, np.int32)
+    if file is not None:
+        file = file.with_stem(f"{file.stem}-{dataset.fingerprint:08x}")
+    if file is not None and from_primary(lambda: _holds(file, dataset.count)):
+        return np.load(file)
+    labels = total(dataset.read_labels(jax.process_index(), jax.process_count()))
+    if file is not None:
+        from_primary(lambda: write_array(file, labels))
+    return labels
+
+
+def _holds(file: Path, count: int) -> bool:
+    """Returns whether a file holds the labels of `count` images."""
+    try:
+        return np.load(file).shape == (count,)
+    except (OSError, ValueError, EOFError):
+        return False

@@ -1,0 +1,90 @@
+"""The inputs that all phases of a run share; a command makes them once."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from drnas_jax import data, spaces
+from drnas_jax.config import Config, freeze
+from drnas_jax.data import ImageDataset
+from drnas_jax.spaces import Space
+from drnas_jax.training import devices
+from drnas_jax.training.hosts import is_primary
+from drnas_jax.training.metrics import Display
+from drnas_jax.workdir import open_workdir
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """The inputs of a run, from which everything else is derived.
+
+    Attributes:
+      config: Config of the run.
+      workdir: Directory of the run, already opened for this config.
+      display: Messages and progress for the user.
+      load: Function that opens the data set, and decodes it if it fits in memory.
+    """
+
+    config: Config
+    workdir: Path
+    display: Display
+    load: Callable[[], ImageDataset]
+
+    @functools.cached_property
+    def dataset(self) -> ImageDataset:
+        """Images and labels, loaded at first use."""
+        return self.load()
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """Mesh of all devices."""
+        return devices.make_mesh()
+
+    @functools.cached_property
+    def space(self) -> Space:
+        """Search space of the config."""
+        return spaces.create(self.config.space, self.config.space_options)
+
+
+def open_run(
+    config: Config | Mapping[str, Any],
+    workdir: str | os.PathLike[str],
+    dataset: Mapping[str, np.ndarray] | None = None,
+    display: Display | None = None,
+) -> Run:
+    """Opens a workdir for a config.
+
+    Args:
+      config: Config of the run, a Config or a ConfigDict.
+      workdir: Directory of the run.
+      dataset: Arrays that replace the config's data set: `x_train`, `y_train`, `x_test`, `y_test`,
+        uint8 [n, h, w, c] and integers [n]. `data.name` is then recorded as `arrays`.
+      display: Messages and progress for the user; by default on standard error.
+
+    Raises:
+      UserError: The config or the arrays are invalid, or the workdir belongs to another config.
+    """
+    config = freeze(config)
+    arrays = None
+    if dataset is not None:
+        named = dataclasses.replace(config.data, name="arrays", dir="")
+        config = dataclasses.replace(config, data=named)
+        arrays = data.from_arrays(
+            dataset, named
+        )  # before the workdir is made, in case of a mistake
+    shown = display or Display(quiet=not is_primary())
+    return Run(
+        config, open_workdir(workdir, config), shown, lambda: arrays or data.load(config.data)
+    )
+
+
+def split_variables(variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Splits the variables of a module into its parameters and its other collections by name."""
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+    return variables["params"], rest

@@ -1,0 +1,80 @@
+"""How far a phase is, as a value that its checkpoints carry."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from drnas_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a phase is, and what it runs on.
+
+    Attributes:
+      epochs_done: Number of finished epochs.
+      seconds: Running time of the phase in seconds, compilation and earlier, killed runs included.
+      devices: Number of devices.
+      jax: Version of JAX.
+      images: Number of training images.
+      fingerprint: Number that differs between data sets with different examples.
+      steps: Number of steps in an epoch.
+    """
+
+    epochs_done: int
+    seconds: float
+    devices: int
+    jax: str
+    images: int
+    fingerprint: int
+    steps: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Converts to JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Progress":
+        """Converts back what `to_json` returned."""
+        return cls(**values)
+
+
+def check_resume(before: Progress, now: Progress, phase: str) -> list[str]:
+    """Checks that a phase can be resumed, and lists what changed but does not forbid it.
+
+    Args:
+      before: Progress from the checkpoint.
+      now: Progress of the resumed run.
+      phase: Name of the phase, for the messages.
+
+    Returns:
+      Messages for the user, one for each change that may alter the result.
+
+    Raises:
+      UserError: If the training images are not those that the phase was started with.
+    """
+    if (before.images, before.steps) != (now.images, now.steps):
+        raise UserError(
+            f"{phase} was started with {before.images} training images and {before.steps} steps "
+            f"per epoch, but the data set now has {now.images} and {now.steps}: restore the "
+            "original images, or start in a new workdir"
+        )
+    if before.fingerprint != now.fingerprint:
+        raise UserError(
+            f"{phase} was started with other images, although as many: files were renamed or "
+            "exchanged, or data.dir has changed; restore the original images, or start in a new "
+            "workdir"
+        )
+    messages = []
+    if before.devices != now.devices:
+        messages.append(
+            f"{phase} was started on {before.devices} devices and continues on {now.devices}: the "
+            "result may differ by rounding, and by more if batch statistics or samples are per "
+            "device"
+        )
+    if before.jax != now.jax:
+        messages.append(
+            f"{phase} was started with jax {before.jax} and continues with {now.jax}: the result "
+            "may differ by rounding"
+        )
+    return messages

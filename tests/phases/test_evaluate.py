@@ -1,0 +1,45 @@
+"""Evaluation of a final network on the test images."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drnas_jax import data
+from drnas_jax.config import defaults, from_config_dict
+from drnas_jax.nn.counting import count_network
+from drnas_jax.phases.evaluate import score
+from drnas_jax.training.devices import make_mesh
+from drnas_jax.training.metrics import Display
+
+
+class Noisy(nn.Module):
+    """A network with a random operation: its logits are the mean pixel and noise."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        noise = jax.random.normal(self.make_rng("noise"), (len(x), 3))
+        return nn.Dense(3)(jnp.mean(x, axis=(1, 2, 3))[:, None] + noise)
+
+
+def test_a_network_with_random_operations_is_counted_and_evaluated_the_same_each_time():
+    # Would catch an evaluation without the random stream `noise`, which spaces may rely on.
+    arrays = {
+        "x_train": np.arange(48, dtype=np.uint8).reshape(12, 2, 2, 1),
+        "y_train": np.arange(12) % 3,
+        "x_test": np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1),
+        "y_test": np.arange(10) % 3,
+    }
+    config = defaults()
+    config.retrain.batch_size = 4
+    config = from_config_dict(config)
+    dataset = data.from_arrays(arrays, config.data)
+    network = Noisy()
+    assert count_network(network, dataset.shape) == (3 * 3 + 3, 3 * 3)
+    variables = network.init(jax.random.key(0), jnp.zeros((1, *dataset.shape)), False)
+    mesh = make_mesh(jax.devices()[:2])
+    scores = [
+        score(network, variables, dataset, config, mesh, Display(quiet=True)) for _ in range(2)
+    ]
+    assert scores[0] == scores[1]
+    assert 0 <= scores[0]["accuracy"] <= 1
