@@ -230,6 +230,11 @@ def resize(
       seed: Seed of the copies.
     """
 
+    def fit_rows(array: Any, kept: np.ndarray, labels: Mapping[int, str], path: str) -> Any:
+        if isinstance(array, optax.MaskedNode):
+            return array
+        return _lengthen(np.asarray(array)[:, kept], labels, partial_channels, seed, path)
+
     def fit(tree: Any, cell_type: str, path: str) -> Any:
         if not isinstance(tree, Mapping):
             return tree
@@ -240,17 +245,9 @@ def resize(
                 kept = np.array(rows(cell_type, key), int)
                 if not len(kept):
                     continue
-                if isinstance(value, Mapping):
+                if not isinstance(value, optax.MaskedNode):
                     value = {
-                        leaf: array
-                        if isinstance(array, optax.MaskedNode)
-                        else _lengthen(
-                            np.asarray(array)[:, kept],
-                            channel_axes[key][leaf],
-                            partial_channels,
-                            seed,
-                            inside,
-                        )
+                        leaf: fit_rows(array, kept, channel_axes[key][leaf], inside)
                         for leaf, array in value.items()
                     }
             else:

@@ -12,6 +12,8 @@ from drnas_jax.nn import backend, weight_gradients
 
 # 1x1 and thin images are all border; odd and non-square ones tell rows from columns.
 SHAPES = [(2, 8, 8, 4), (3, 5, 7, 3), (1, 4, 9, 2), (2, 1, 1, 3), (2, 1, 6, 2), (1, 2, 2, 5)]
+# Compiled for one run: optimisation would take longer than it saves.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 PLATFORMS = ("cpu", "gpu", "tpu")
 
 
@@ -46,7 +48,7 @@ def results(platform, name, shape, filters=None, static=(), ties=False, wanted=N
     chosen, x = backend.for_platform(platform), normal(0, shape)
     arrays = [np.round(x) if ties else x, *([normal(1, filters)] if filters else [])]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
     def compute(arrays, wanted):
         def run(x, *rest):
             kernel = getattr(chosen, name)
