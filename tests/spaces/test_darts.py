@@ -3,6 +3,7 @@
 tests/tools/test_torch_import.py compares what it computes with the reference in PyTorch.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from drnas_jax.nn.backend import CPU, GPU, PLAIN
 from drnas_jax.nn.blocks import AuxiliaryHead
 from drnas_jax.nn.stacked_params import ApplyContext
 from drnas_jax.phases.search.stages import columns_to_keep, keep_columns, resized_spec
-from drnas_jax.spaces.base import Edge, NetworkSpec, SupernetSpec
+from drnas_jax.spaces.base import Cell, Edge, NetworkSpec, SupernetSpec
 from drnas_jax.spaces.darts import CHANNEL_AXES, PAIRS, PUBLISHED, Options, genotype_edges
 from drnas_jax.spaces.darts.cell import MixedCell
 from drnas_jax.spaces.darts.model import cell_runs, draw_path_factors
@@ -172,6 +173,31 @@ def test_pruning_keeps_what_the_reference_keeps():
             assert edge.primitives == tuple(np.array(PRIMITIVES)[mask[number]])
         kept = keep_columns(alpha[cell_type], SPEC.cell(cell_type), columns[cell_type])
         np.testing.assert_array_equal(kept, expected[mask].reshape(14, count))
+
+
+LISTS = (("none", "skip_connect", "sep_conv_3x3"), ("max_pool_3x3", "avg_pool_3x3"))
+
+
+def test_edges_may_have_other_primitives_each_and_none():
+    # Would catch arrays for `none`, or a space that reads the list of another edge (S1 to S4).
+    space = spaces.create("darts")
+    edges = tuple(Edge(*pair, LISTS[number % 2]) for number, pair in enumerate(PAIRS))
+    space.cells = {cell_type: Cell(edges, 2, keep=2) for cell_type in SPACE.cells}
+    old = dataclasses.replace(SPEC, cells=tuple(space.cells.items()))
+    scores = {cell_type: np.tile([3.0, 2.0, 1.0], (14, 1)) for cell_type in space.cells}
+    new = resized_spec(old, columns_to_keep(scores, old, 2), 2)
+    assert [edge.primitives for edge in new.cell("normal").edges[:2]] == [LISTS[0][:2], LISTS[1]]
+    values = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes(old))
+    resized = {
+        name: space.resize(tree, shapes(new)[name], old, new, seed=1)
+        for name, tree in values.items()
+    }
+    assert jax.tree.map(np.shape, resized) == jax.tree.map(lambda leaf: leaf.shape, shapes(new))
+    assert set(values["params"]["model"]["normal_0"]) == {"sep_conv_3x3", "squeeze_0", "squeeze_1"}
+    # In a network `none` never wins, although its scores are the largest.
+    genotype = space.derive(scores, old)
+    assert genotype.cell("normal")[0] == (("skip_connect", 0), ("max_pool_3x3", 1))
+    space.check(NetworkSpec(genotype, 8, 5, 10, (16, 16, 3)))
 
 
 # Genotypes
