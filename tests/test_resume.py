@@ -4,7 +4,7 @@ import signal
 
 import pytest
 from resuming import Crashing, Listener, Stopper, assert_same_bits, checkpoint, history
-from small_run import FIELDS
+from small_run import FIELDS, ROOT
 
 from drnas_jax import evaluate, retrain, search
 from drnas_jax.configs import digits
@@ -15,12 +15,13 @@ from drnas_jax.phases.retrain.retraining import Retraining
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.training.signals import Interrupted
 
+UNEVEN = str(ROOT / "tests" / "uneven_space.py")  # it compiles in no time
 STEPS = 11  # in an epoch of digits: 718 training images in batches of 64
 
 
 @pytest.fixture
-def config(quick_compilation, monkeypatch):
-    """The config of a small run on digits; displays hear of every step."""
+def make_config(quick_compilation, monkeypatch):
+    """Returns the function from a space to a small run on digits; displays hear of every step."""
     monkeypatch.setattr(loop, "_REPORT_EVERY", 0.0)
     # Traced once for all the calls below; test_end_to_end.py resumes in a new process.
     for owner, name in (
@@ -29,9 +30,16 @@ def config(quick_compilation, monkeypatch):
         (Retraining, "step_program"),
     ):
         monkeypatch.setattr(owner, name, once(getattr(owner, name)))
-    config = digits.get_config()
-    config.update_from_flattened_dict(FIELDS)
-    return config
+
+    def make(space):
+        config = digits.get_config()
+        config.update_from_flattened_dict(FIELDS)
+        config.space = space
+        if space == UNEVEN:
+            config.search.operations = (3, 2)
+        return config
+
+    return make
 
 
 def once(method):
@@ -48,11 +56,18 @@ def once(method):
 
 
 @pytest.mark.parametrize(
-    "devices", [1, pytest.param(8, marks=pytest.mark.slow)], ids="{} devices".format
+    ("space", "devices"),
+    [
+        (UNEVEN, 1),
+        pytest.param("nasbench201", 1, marks=pytest.mark.slow),
+        pytest.param("nasbench201", 8, marks=pytest.mark.slow),
+    ],
+    ids=["uneven", "nasbench201", "nasbench201 on 8 devices"],
 )
-def test_a_run_that_is_stopped_and_resumed(config, on_devices, devices, tmp_path):
+def test_a_run_that_is_stopped_and_resumed(make_config, on_devices, space, devices, tmp_path):
     # Would catch anything that a checkpoint forgets, in whatever epoch a run is stopped.
     on_devices(devices)
+    config = make_config(space)
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     expected = search(config, whole, display=Listener()).genotype
     # In the middle of stage 1; at its very end, so that the next process prunes; in the warm-up of

@@ -26,6 +26,7 @@ def cifar10(shared_tfds):
     return load(config("cifar10", dir=shared_tfds))
 
 
+@pytest.mark.slow
 def test_cifar10_is_complete_and_has_its_known_statistics(cifar10):
     # Catches lost records, and statistics of other pixels.
     assert cifar10.images.shape == (50_000, 32, 32, 3)

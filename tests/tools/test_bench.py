@@ -102,6 +102,7 @@ def test_times_of_other_kernels(capsys, one_device, cell):
     assert other["step_s"] > 0
 
 
+@pytest.mark.slow
 def test_work_is_that_of_one_step(capsys, monkeypatch, one_device, tmp_path):
     # Would catch the work of a whole dispatch, which on accelerators has several steps.
     flags = [*TINY, cell_of(tmp_path, "nor_conv_1x1"), "--config.retrain.channels=32"]

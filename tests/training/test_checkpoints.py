@@ -30,7 +30,7 @@ PROGRESS = Progress(
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def collect():
     yield
     gc.collect()  # here, not in another file's test

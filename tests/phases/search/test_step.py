@@ -131,7 +131,7 @@ def assert_moved_alike(one, other, before):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-3 * moved)
 
 
-@pytest.mark.parametrize("kind", ["small", "tiny"])
+@pytest.mark.parametrize("kind", ["small", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_eight_devices_do_the_same_as_one(kind, request):
     # Would catch a gradient or a statistic that is summed over the devices and not averaged.
     make = request.getfixturevalue(kind)

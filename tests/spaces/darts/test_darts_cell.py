@@ -143,7 +143,7 @@ CELLS = (
     ("network", 1),
 )
 # The others show what these show, or only the shuffle's part in it.
-FAST_CELLS = {("unequal", 2, "normal"), ("unequal", 2, "reduce"), ("network", 1, "reduce")}
+FAST_CELLS = {("unequal", 2, "reduce"), ("network", 1, "reduce")}
 ONE_CELL = [
     pytest.param(*case, marks=() if case in FAST_CELLS else pytest.mark.slow)
     for case in ((*cell, cell_type) for cell in CELLS for cell_type in ("normal", "reduce"))
@@ -203,7 +203,7 @@ def test_weights_have_a_gradient_only_if_it_is_wanted(cell_type, wanted):
     assert_same(found, (outputs, moments, (d_images, d_arrays, d_mix)))
 
 
-FAST = {("cpu", "cells"), ("gpu", "none"), ("plain", "cells")}
+FAST = {("cpu", "cells"), ("gpu", "none")}
 IN_A_ROW = [
     pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
     for case in itertools.product(("cpu", "gpu", "plain"), ("none", "cells", "convolutions"))
