@@ -52,7 +52,7 @@ def test_files_of_a_run(whole):
         [sum(value is not None for value in edge) for edge in line["concentration"]["cell"]]
         for line in lines
     ]
-    assert kept == [[5] * 6, [3] * 6, [3] * 6]
+    assert kept == [[5] * 6, [2] * 6, [2] * 6]
     assert [line["epoch"] for line in read_history(whole / "retrain/history.jsonl")] == [1, 2]
 
     result = json.loads((whole / "result.json").read_text())

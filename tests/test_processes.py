@@ -84,9 +84,10 @@ def found(workdir):
 def test_two_processes(tmp_path):
     # Would catch a file, or a line on the terminal, that every process writes.
     one_program = {
+        "space": "tests/uneven_space.py",  # it compiles in no time, and is a user's own
         "search.epochs": "(1,)",
         "search.warmup_epochs": "(1,)",
-        "search.operations": "(5,)",
+        "search.operations": "(3,)",
         "search.partial_channels": "(4,)",
     }
     printed = run(tmp_path, 2, 1, STEPS | one_program)

@@ -35,6 +35,7 @@ def make_config(quick_compilation, monkeypatch):
         config = digits.get_config()
         config.update_from_flattened_dict(FIELDS)
         config.space = space
+        config.search.warmup_epochs = (0, 1)
         if space == UNEVEN:
             config.search.operations = (3, 2)
         return config

@@ -42,6 +42,7 @@ def test_cifar10_is_complete_and_has_its_known_statistics(cifar10):
     np.testing.assert_allclose(cifar10.std, [0.2470, 0.2435, 0.2616], atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_cifar10_equals_what_tfds_decodes(cifar10, shared_tfds, split):
     # Catches an error at the borders of the chunks that threads decode.

@@ -81,7 +81,8 @@ def limits(monkeypatch, request):
 
 
 # Would catch a second stage that is timed with the supernet of the first.
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
 def test_step(capsys, one_device, stage):
     # Would catch fractions of the config that leave no synthetic image, or a warm-up being timed.
     flags = ("train_fraction=0.01", "alpha_fraction=0.01", "warmup_epochs=(2,2)")

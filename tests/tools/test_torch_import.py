@@ -58,7 +58,7 @@ def assert_close(name: str, found: np.ndarray, expected: np.ndarray, flips: bool
     ("name", "flips"),
     [
         pytest.param("nb201_search_k1", False, marks=pytest.mark.slow),
-        ("nb201_search_k4", False),
+        pytest.param("nb201_search_k4", False, marks=pytest.mark.slow),
         pytest.param("nb201_search_pruned", False, marks=pytest.mark.slow),
         pytest.param("darts_search_k1", False, marks=pytest.mark.slow),
         pytest.param("darts_search_k4", False, marks=pytest.mark.slow),
