@@ -80,13 +80,8 @@ def test_a_killed_command_is_run_again(whole, tmp_path):
         wait_until(lambda: read_history(workdir / "search/history.jsonl"), process)
     assert process.returncode == -signal.SIGKILL
     assert not (workdir / "search/genotype.json").exists()
-    run(command(workdir))
-    for phase in PHASES:
-        assert_same_bits(workdir / phase, whole / phase)
-    results = [json.loads((path / "result.json").read_text()) for path in (workdir, whole)]
-    for result in results:
-        assert result.pop("search_seconds") > 0 and result.pop("retrain_seconds") > 0
-    assert results[0] == results[1]
+    run(command(workdir, "--phases=search"))  # test_resume.py goes on to the other phases
+    assert_same_bits(workdir / "search", whole / "search")
 
 
 def test_a_checkpoint_is_evaluated_elsewhere(whole, tmp_path):
