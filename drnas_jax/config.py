@@ -434,6 +434,8 @@ OPTIONS: dict[str, str] = {
 # Fields that may change between the phases of a run: where things are stored and how the work is
 # done, which leaves the result as it is, and what else is evaluated in the same workdir.
 FREE = ("data.dir", "data.workers", "table.file", "checkpoint", "checkpoint_steps")
+# The fields that only one phase reads, by their beginnings: they may change until it begins.
+OF_PHASE = {"search": ("search.", "arch.", "cost."), "retrain": ("retrain.", "genotype")}
 
 
 def defaults() -> ConfigDict:
@@ -509,13 +511,28 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + name, value
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], begun: Iterable[str] = tuple(OF_PHASE)
+) -> dict[str, str]:
     """Compares two configs, as `to_dict` gives them.
+
+    Args:
+      old: One config.
+      new: Another config.
+      begun: Phases that have begun; fields that only other phases read are not compared.
 
     Returns:
       The fields that change the result of a run, each with a text that states both values.
     """
     old_fields, new_fields = dict(leaves(old)), dict(leaves(new))
+    begun = set(begun)
+    if "search" in begun and (old_fields.get("cost.name") or new_fields.get("cost.name")):
+        shared = {"retrain.channels", "retrain.cells"}  # the cost is that of the final network
+    else:
+        shared = set()
+    unread = tuple(
+        prefix for phase, names in OF_PHASE.items() if phase not in begun for prefix in names
+    )
 
     def state(fields: Mapping[str, Any], name: str) -> str:
         return repr(fields[name]) if name in fields else "not set"
@@ -524,6 +541,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
         name: f"{name} was {state(old_fields, name)} and is {state(new_fields, name)}"
         for name in sorted({*old_fields, *new_fields} - set(FREE))
         if state(old_fields, name) != state(new_fields, name)
+        and (name in shared or not name.startswith(unread))
     }
 
 

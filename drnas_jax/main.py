@@ -71,6 +71,8 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
         run = Run(seed_config, directory, display, load)
         if {"search", "retrain"} <= set(phases):
             check_retrain(run)  # before the search, which takes long
+        if "evaluate" in phases:
+            tables.open_table(seed_config)  # the file may be damaged
         for phase in phases:
             PHASES[phase](run)
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from drnas_jax import components
-from drnas_jax.config import COMPONENTS, Config, differences, to_dict
+from drnas_jax.config import COMPONENTS, OF_PHASE, Config, differences, to_dict
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_json, write_json
 from drnas_jax.training.hosts import from_primary
@@ -23,8 +23,9 @@ def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
     """Creates a workdir for a config, or checks that what was done in it was done with the same.
 
     Writes `config.json`: the resolved config, the file and the hash of each module of the user,
-    versions and devices. Fields that may change (`config.FREE`) are written again, and so is the
-    path of a module that was moved. All processes call this.
+    versions and devices. Fields that may change (`config.FREE`, and those of phases that have not
+    begun) are written again, and so is the path of a module that was moved. All processes call
+    this.
 
     Raises:
       UserError: The workdir was made with another config or with another version of a module of
@@ -55,8 +56,9 @@ def _open(directory: Path, config: Config) -> None:
             write_json(file, {**now, **_machine()})
             return
         before = _read(file)
-        error = _conflict(directory, before, now)
-        if error and _begun(directory):
+        begun = _begun(directory)
+        error = _conflict(directory, before, now, begun)
+        if error and begun:
             raise error
         if error:
             write_json(file, {**now, **_machine()})
@@ -67,10 +69,10 @@ def _open(directory: Path, config: Config) -> None:
 
 
 def _conflict(
-    directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]
+    directory: Path, before: Mapping[str, Any], now: Mapping[str, Any], begun: set[str]
 ) -> UserError | None:
-    """Returns the error if a workdir's run would be another one now."""
-    changed = differences(before["config"], now["config"])
+    """Returns the error if the phases that have begun in a workdir would be others now."""
+    changed = differences(before["config"], now["config"], begun)
     old_sources = before.get("components", {})
     for field, new in now["components"].items():
         old = old_sources.get(field)
@@ -111,12 +113,31 @@ def of_seed(workdir: Path, seed: int) -> Path:
     return workdir / f"seed{seed}"
 
 
-def _begun(directory: Path) -> bool:
-    """Returns whether anything was done in a workdir, or in those of its seeds."""
-    names = ("search", "retrain", "result.json")
-    return any((directory / name).exists() for name in names) or any(
-        _begun(seed) for seed in directory.glob("seed*")
-    )
+def _begun(directory: Path) -> set[str]:
+    """Returns the phases that have results in a workdir, or in those of its seeds, or that run."""
+    begun = {phase for phase in OF_PHASE if has_work(directory / phase)}
+    if (directory / "result.json").exists():
+        begun.add("evaluate")
+    return begun.union(*map(_begun, directory.glob("seed*")))
+
+
+def has_work(directory: Path) -> bool:
+    """Returns whether a phase has left something in its directory, or works in it now."""
+    if any((directory / name).exists() for name in ("history.jsonl", "genotype.json")):
+        return True
+    checkpoints = directory / "checkpoints"
+    return (checkpoints.is_dir() and any(checkpoints.iterdir())) or _is_locked(directory)
+
+
+def _is_locked(directory: Path) -> bool:
+    try:
+        with open(directory / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file, or the storage knows no locks
+        return False
+    return False
 
 
 @contextlib.contextmanager

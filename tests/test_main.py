@@ -16,6 +16,12 @@ from drnas_jax.training.checkpoints import Checkpoints
 from drnas_jax.training.progress import Progress
 
 DIGITS = "--config=configs/digits.py:smoke"
+DARTS = [
+    DIGITS,
+    "--config.space=darts",
+    "--config.search.operations=(7,4)",
+    "--config.retrain.cells=3",
+]
 PROGRESS = Progress(1, 1.0, devices=1, jax="0.10", images=718, fingerprint=1, steps=11)
 CELL = Genotype(
     "nasbench201",
@@ -82,6 +88,10 @@ def refused(capsys, *argv):
         ([DIGITS, "--config.checkpoint=x", "--phases=retrain"], ["'x'", "--phases=evaluate"]),
         ([DIGITS, "--config.retrain.drop_path=0.3"], ["drop_path", "nasbench201", "to 0"]),
         ([DIGITS, "--config.retrain.auxiliary_weight=0.4"], ["auxiliary_weight", "to 0"]),
+        ([DIGITS, "--config.retrain.batch_size=2000"], ["1438 images", "2000"]),
+        ([DIGITS, "--config.retrain.batch_size=12"], ["retrain.batch_size = 12", "8 devices"]),
+        ([DIGITS, "--config.retrain.max_macs=10"], ["max_macs is 10", "of 2 channels"]),
+        ([*DARTS, "--config.retrain.auxiliary_weight=0.4"], ["8 pixels a side"]),
         ([DIGITS, "--config.search.lr_warmup_epochs=4"], ["lr_warmup_epochs is 4", "4 epochs"]),
         ([DIGITS, "--config.genotype=no/such.json", "--phases=retrain"], ["no/such.json"]),
         ([DIGITS, "--config.genotype=drnas_cifar10", "--phases=retrain"], ["'darts'"]),
@@ -111,6 +121,7 @@ def test_workdir_of_another_config(capsys, tmp_path):
     argv = [DIGITS, f"--workdir={tmp_path}", "--phases=retrain"]
     refused(capsys, *argv)  # no genotype yet, but the workdir has its config now
     (tmp_path / "search").mkdir()
+    (tmp_path / "search/history.jsonl").touch()
     before = files(tmp_path)
     line = refused(capsys, *argv, "--config.search.lr=0.5")
     assert "search.lr was 0.025 and is 0.5" in line

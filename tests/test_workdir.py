@@ -36,6 +36,12 @@ def forget_modules():
         del sys.modules[name]
 
 
+def begin(workdir, phase="search"):
+    """Does what a phase does first, as far as the workdir sees it."""
+    (workdir / phase / "checkpoints").mkdir(parents=True)
+    (workdir / phase / "checkpoints" / "1").mkdir()
+
+
 def test_a_bucket_is_no_workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="'gs://bucket/run', .* mount the bucket"):
@@ -73,12 +79,12 @@ def test_a_field_that_may_change_is_written_again(tmp_path):
     ("fields", "message"),
     [
         (dict(seed=1), "seed was 0 and is 1: take a new --workdir"),
-        (dict(seed=1, genotype="darts_v2"), r"genotype was '' .* \(and 1 more fields\)"),
+        (dict(seed=1, space="darts"), r"seed was 0 and is 1 \(and 2 more fields\)"),
     ],
 )
 def test_another_config_is_refused(tmp_path, fields, message):
     file = open_workdir(tmp_path, config()) / "config.json"
-    (tmp_path / "search").mkdir()
+    begin(tmp_path)
     before = file.read_bytes()
     with pytest.raises(UserError, match=message) as caught:
         open_workdir(tmp_path, config(**fields))
@@ -93,9 +99,47 @@ def test_a_workdir_in_which_nothing_was_done_takes_another_config(tmp_path):
         open_workdir(tmp_path / f"seed{seed}", config(seed=seed))
         written = json.loads((tmp_path / "config.json").read_text())
         assert written["config"]["seed"] == seed
-    (tmp_path / "seed2" / "search").mkdir()
+    begin(tmp_path / "seed2")
     with pytest.raises(UserError, match="seed was 2 and is 3"):
         open_workdir(tmp_path, config(seed=3, seeds=3))
+
+
+def test_fields_of_a_phase_may_change_until_it_begins(tmp_path):
+    # Would catch a mistake in `retrain` that is found after the search, which then is lost.
+    values = defaults()
+    file = open_workdir(tmp_path, from_config_dict(values)) / "config.json"
+    begin(tmp_path)
+    values.retrain.batch_size, values.genotype = 32, "random"
+    open_workdir(tmp_path, from_config_dict(values))
+    assert read_json(file)["config"]["retrain"]["batch_size"] == 32
+    values.search.lr = 0.5
+    with pytest.raises(UserError, match=r"search.lr was 0.025 and is 0.5: take"):
+        open_workdir(tmp_path, from_config_dict(values))
+    values.search.lr = 0.025
+    begin(tmp_path, "retrain")
+    values.retrain.batch_size = 16
+    with pytest.raises(UserError, match="retrain.batch_size was 32 and is 16"):
+        open_workdir(tmp_path, from_config_dict(values))
+
+
+def test_the_size_of_the_network_belongs_to_a_search_with_a_cost(tmp_path):
+    # Would catch a search whose expected cost is that of another network when it is resumed.
+    values = defaults()
+    values.cost.name = str(write_module(tmp_path / "own.py"))
+    open_workdir(tmp_path / "run", from_config_dict(values))
+    begin(tmp_path / "run")
+    values.retrain.channels = 8
+    with pytest.raises(UserError, match="retrain.channels was 16 and is 8"):
+        open_workdir(tmp_path / "run", from_config_dict(values))
+
+
+def test_a_phase_without_a_checkpoint_has_not_begun_unless_it_runs(tmp_path):
+    # Would catch a workdir that is useless after its first step ran out of memory, and a second
+    # command that changes the config under a run.
+    open_workdir(tmp_path, config())
+    with alone(tmp_path / "search"), pytest.raises(UserError, match="seed was 0 and is 1"):
+        open_workdir(tmp_path, config(seed=1))
+    open_workdir(tmp_path, config(seed=1))
 
 
 def test_a_config_of_an_older_version_is_refused(tmp_path):
@@ -104,7 +148,7 @@ def test_a_config_of_an_older_version_is_refused(tmp_path):
     del values["config"]["seed"]
     values["config"]["search"]["gone"] = 3
     file.write_text(json.dumps(values))
-    (tmp_path / "search").mkdir()
+    begin(tmp_path)
     with pytest.raises(UserError, match="search.gone was 3 and is not set"):
         open_workdir(tmp_path, config())
 
@@ -129,7 +173,7 @@ def test_a_changed_module_is_refused_by_name_once_something_was_done(tmp_path):
     with_other = read_json(open_workdir(run, config(space=str(file))) / "config.json")
     assert with_other["components"] != json.loads(written)["components"]  # nothing was done yet
 
-    (run / "search").mkdir()
+    begin(run)
     written = (run / "config.json").read_bytes()
     forget_modules()
     write_module(file, number=333)
@@ -148,7 +192,7 @@ def test_a_module_that_was_moved_is_accepted(tmp_path):
     # Would catch a comparison of paths in place of contents, on another machine for instance.
     run = tmp_path / "run"
     open_workdir(run, config(space=str(write_module(tmp_path / "here" / "own.py"))))
-    (run / "search").mkdir()
+    begin(run)
     moved = write_module(tmp_path / "there" / "own.py")
     written = read_json(open_workdir(run, config(space=str(moved))) / "config.json")
     assert written["config"]["space"] == written["components"]["space"]["file"] == str(moved)
@@ -157,7 +201,7 @@ def test_a_module_that_was_moved_is_accepted(tmp_path):
 def test_another_module_is_refused_as_another_config(tmp_path):
     run, own = tmp_path / "run", write_module(tmp_path / "own.py")
     open_workdir(run, config(space=str(own)))
-    (run / "search").mkdir()
+    begin(run)
     same_name = write_module(tmp_path / "there" / "own.py", number=2)
     same_content = write_module(tmp_path / "renamed.py")  # genotype.json has the module's name
     for other in (str(same_name), str(same_content), "nasbench201"):

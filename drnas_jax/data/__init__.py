@@ -3,6 +3,7 @@
 from drnas_jax.data.arrays import source_from_arrays
 from drnas_jax.data.dataset import Dataset, ImageDataset
 from drnas_jax.data.decoding import from_arrays, load
+from drnas_jax.data.description import TrainingData
 from drnas_jax.data.loader import Loader
 from drnas_jax.data.preprocess import Batch, Images, Preprocessing, preprocessing_of
 from drnas_jax.data.schedule import Request, Schedule, Subset
@@ -25,6 +26,7 @@ __all__ = [
     "Split",
     "Stream",
     "Subset",
+    "TrainingData",
     "UnreadableImage",
     "fingerprint_of",
     "from_arrays",

@@ -10,6 +10,8 @@ from flax import linen as nn
 
 from drnas_jax.errors import UserError
 
+MIN_CHANNELS = 2  # of the narrowest network that `retrain.max_macs` may lead to
+
 
 def count_parameters(params: Any) -> int:
     """Counts the numbers in a pytree of arrays.
@@ -66,19 +68,20 @@ def widest_channels(macs: Callable[[int], int], limit: float, start: int) -> int
       start: Number of channels from which the first guess is made.
 
     Raises:
-      UserError: If the network with 2 channels exceeds the limit.
+      UserError: If the network with MIN_CHANNELS channels exceeds the limit.
     """
     macs = functools.cache(macs)
     guess = start * math.sqrt(limit / macs(start))
-    channels = max(2 * round(guess / 2), 2)
-    while channels > 2 and macs(channels) > limit:
+    channels = max(2 * round(guess / 2), MIN_CHANNELS)
+    while channels > MIN_CHANNELS and macs(channels) > limit:
         channels -= 2
     while macs(channels + 2) <= limit:
         channels += 2
     if macs(channels) > limit:
         raise UserError(
-            f"retrain.max_macs is {limit:,.0f}, but even a network of 2 channels needs {macs(2):,} "
-            "multiply-adds: raise it, or lower retrain.cells or data.image_size"
+            f"retrain.max_macs is {limit:,.0f}, but even a network of {MIN_CHANNELS} channels "
+            f"needs {macs(channels):,} multiply-adds: raise it, or lower retrain.cells or "
+            "data.image_size"
         )
     return channels
 

@@ -16,7 +16,15 @@ from jax.sharding import Mesh
 
 from drnas_jax import spaces, tables
 from drnas_jax.config import Config
-from drnas_jax.data import Batch, ImageDataset, Images, Loader, Schedule, preprocessing_of
+from drnas_jax.data import (
+    Batch,
+    ImageDataset,
+    Images,
+    Loader,
+    Preprocessing,
+    Schedule,
+    TrainingData,
+)
 from drnas_jax.errors import UserError
 from drnas_jax.files import write_json
 from drnas_jax.genotype import Genotype, search_seconds, to_json
@@ -25,7 +33,6 @@ from drnas_jax.nn.counting import count_network
 from drnas_jax.phases import loop
 from drnas_jax.phases.retrain.retraining import RetrainMetadata
 from drnas_jax.phases.setup import Run, open_run
-from drnas_jax.spaces import NetworkSpec
 from drnas_jax.training import devices, losses
 from drnas_jax.training.checkpoints import CheckpointInfo, Checkpoints
 from drnas_jax.training.hosts import from_primary
@@ -111,7 +118,8 @@ def run_evaluate(run: Run) -> EvaluateResult:
     with Checkpoints(directory, cleanup=False) as checkpoints:
         saved = _latest(checkpoints, directory, config, dataset)
         metadata = RetrainMetadata.from_json(saved.phase)
-        spec = _network_spec(metadata, dataset)
+        metadata.data.outputs(dataset)  # raises if they do not belong together
+        spec = metadata.spec
         spaces.check_genotype(metadata.genotype, run.space)
         run.space.check(spec)
         chosen = backend.choose(config.compute.kernels, devices.platform(mesh))
@@ -126,7 +134,7 @@ def run_evaluate(run: Run) -> EvaluateResult:
         loaded = checkpoints.load(saved, {**params, "variables": variables}, mesh)
     counts = count_network(run.space.network(spec, backend.PLAIN), dataset.shape)
     variables = {"params": loaded["params"], **loaded["variables"]}
-    test = score(network, variables, dataset, config, mesh, run.display)
+    test = score(network, variables, metadata.data, dataset, config, mesh, run.display)
     searched = workdir / "search" / "genotype.json"
     searched_here = not (config.genotype or config.checkpoint)
     result = EvaluateResult(
@@ -173,6 +181,7 @@ def _latest(
 def score(
     network: nn.Module,
     variables: Any,
+    trained: TrainingData,
     dataset: ImageDataset,
     config: Config,
     mesh: Mesh,
@@ -183,12 +192,14 @@ def score(
     Args:
       network: Module of the final network.
       variables: Parameters and other collections of the network.
-      dataset: Images and labels.
+      trained: Training images of the network, whose mean and standard deviation are used.
+      dataset: Images and labels; their classes may be in another order.
       config: Config of the run.
       mesh: Device mesh with the single axis `data`.
       display: Messages for the user, such as about unreadable images.
     """
-    preprocessing = preprocessing_of(dataset)
+    preprocessing = Preprocessing(trained.mean, trained.std)
+    outputs = trained.outputs(dataset)
 
     def totals(
         variables: Any, raw: Images | None, batch: Batch, weight: jax.Array
@@ -196,7 +207,7 @@ def score(
         images, labels = preprocessing.normalise(raw, batch)
         streams = module_streams(config.seed, "evaluate", 0, lax.axis_index(devices.AXIS))
         logits = cast(jax.Array, network.apply(variables, images, False, rngs=streams))
-        return losses.totals(logits, labels, weight)
+        return losses.totals(logits, jnp.asarray(outputs)[labels], weight)
 
     program = sum_program(totals, mesh)
     schedule = Schedule(
@@ -209,18 +220,6 @@ def score(
         scores = loop.evaluate(program, variables, loader.raw, loader.evaluation())
         loop.report_skipped(loader, display)
     return scores
-
-
-def _network_spec(metadata: RetrainMetadata, dataset: ImageDataset) -> NetworkSpec:
-    """Returns the spec of a checkpoint's network, without an auxiliary head."""
-    if metadata.classes != dataset.num_classes:
-        raise UserError(
-            f"the checkpoint's network has {metadata.classes} classes, and {dataset.name} has "
-            f"{dataset.num_classes}: set data.name to the data set it was trained on"
-        )
-    return NetworkSpec(
-        metadata.genotype, metadata.channels, metadata.depth, metadata.classes, dataset.shape
-    )
 
 
 def _show(display: Display, result: EvaluateResult, file: Path, table: str) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "load_genotype",
     "published",
     "random_genotype",
+    "uniform_genotypes",
 ]
 
 
@@ -83,6 +84,19 @@ def check_genotype(genotype: Genotype, space: Space) -> None:
         raise UserError(
             f"the genotype has the cells {types}: the space {space.name} has {expected}"
         )
+
+
+def uniform_genotypes(space: Space) -> list[Genotype]:
+    """Returns for each position in the lists of primitives the genotype with it on every edge."""
+    spec = SupernetSpec(tuple(space.cells.items()), 1, 1, 1, (1, 1, 1))
+    longest = max(cell.shape[1] for cell in space.cells.values())
+    columns = np.eye(longest, dtype=np.float32)
+    return [
+        space.derive(
+            {name: np.tile(column[: c.shape[1]], (c.shape[0], 1)) for name, c in spec.cells}, spec
+        )
+        for column in columns
+    ]
 
 
 def random_genotype(space: Space, seed: int) -> Genotype:

@@ -34,6 +34,7 @@ from drnas_jax.nn.counting import count_work
 from drnas_jax.phases.search.experiment import Experiment, state_at
 from drnas_jax.training import devices
 from drnas_jax.training.devices import REPLICATED
+from drnas_jax.training.memory import needed
 
 
 class Chip(NamedTuple):
@@ -233,14 +234,7 @@ def _compile(experiment: Experiment, rate: float, stage: int, lowered: _Lowered)
             raise
         memory = float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1)
         return Plan(*first, memory, False, None, "memory", time.monotonic() - began)
-    analysis = compiled.memory_analysis()
-    memory = (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes
-        + analysis.temp_size_in_bytes
-        + analysis.generated_code_size_in_bytes
-    )
+    memory = needed(compiled)
     times = {
         "matrix units": lowered.flops / mesh.size / chip.flops,
         "memory traffic": lowered.bytes / mesh.size / chip.bandwidth,

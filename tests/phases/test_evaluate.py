@@ -7,10 +7,13 @@ import numpy as np
 
 from drnas_jax import data
 from drnas_jax.config import defaults, from_config_dict
+from drnas_jax.data import TrainingData
 from drnas_jax.nn.counting import count_network
 from drnas_jax.phases.evaluate import score
 from drnas_jax.training.devices import make_mesh
 from drnas_jax.training.metrics import Display
+
+QUIET = Display(quiet=True)
 
 
 class Noisy(nn.Module):
@@ -39,7 +42,41 @@ def test_a_network_with_random_operations_is_counted_and_evaluated_the_same_each
     variables = network.init(jax.random.key(0), jnp.zeros((1, *dataset.shape)), False)
     mesh = make_mesh(jax.devices()[:2])
     scores = [
-        score(network, variables, dataset, config, mesh, Display(quiet=True)) for _ in range(2)
+        score(network, variables, TrainingData.of(dataset), dataset, config, mesh, QUIET)
+        for _ in range(2)
     ]
     assert scores[0] == scores[1]
     assert 0 <= scores[0]["accuracy"] <= 1
+
+
+class Brightness(nn.Module):
+    """A network that sees three classes in the brightness: dark, middle and bright."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        level = jnp.mean(x, axis=(1, 2, 3))[:, None]
+        return -jnp.abs(level - jnp.array([-1.0, 0.0, 1.0]))
+
+
+def test_another_data_set_is_evaluated_as_the_network_was_trained():
+    # Would catch the mean of the other set's training images, and labels matched by number.
+    config = defaults()
+    config.retrain.batch_size = 4
+    config = from_config_dict(config)
+
+    def dataset(bright, classes, order):
+        # The same test images, but the training images are brighter in one of the sets.
+        levels = np.array([0, 100, 200], np.uint8)
+        test, train = np.tile(levels, 4), np.tile(levels, 4) + bright
+        labels = np.tile(np.array(order), 4)
+        fields = [np.broadcast_to(x[:, None, None, None], (12, 2, 2, 1)) for x in (train, test)]
+        return data.Dataset("arrays", fields[0], labels, fields[1], labels, classes, flip=False)
+
+    trained = dataset(np.uint8(0), ("dark", "middle", "bright"), [0, 1, 2])
+    other = dataset(np.uint8(50), ("bright", "dark", "middle"), [1, 2, 0])
+    mesh = make_mesh(jax.devices()[:2])
+    scores = [
+        score(Brightness(), {}, TrainingData.of(trained), images, config, mesh, QUIET)
+        for images in (trained, other)
+    ]
+    assert scores[0]["accuracy"] == scores[1]["accuracy"] == 1

@@ -11,17 +11,18 @@ import numpy as np
 
 from drnas_jax import spaces
 from drnas_jax.config import Config
+from drnas_jax.data import TrainingData
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import from_json, to_json
-from drnas_jax.nn.counting import count_parameters
+from drnas_jax.nn.counting import MIN_CHANNELS, count_parameters
 from drnas_jax.phases import loop
 from drnas_jax.phases.retrain.retraining import Retraining, RetrainMetadata, choose_genotype
 from drnas_jax.phases.retrain.step import RetrainState
 from drnas_jax.phases.setup import Run, open_run
-from drnas_jax.training import devices
+from drnas_jax.training import devices, memory
 from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
-from drnas_jax.workdir import alone
+from drnas_jax.workdir import alone, has_work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +83,23 @@ def check_retrain(run: Run) -> None:
 
     A retraining that has already begun is not checked.
     """
-    if not (run.workdir / "retrain").exists():
-        genotype = spaces.random_genotype(run.space, 0)
-        Retraining(run.config, genotype, run.dataset, run.mesh).check()
+    if has_work(run.workdir / "retrain"):
+        return
+    genotype = spaces.random_genotype(run.space, 0)
+    retraining = Retraining(run.config, genotype, run.dataset, run.mesh)
+    retraining.check()
+    limit, cells = run.config.retrain.max_macs, run.space.cells.values()
+    if limit and all(cell.mask is None for cell in cells):  # then a uniform genotype is cheapest
+        least = min(
+            dataclasses.replace(retraining, genotype=one).macs(MIN_CHANNELS)
+            for one in spaces.uniform_genotypes(run.space)
+        )
+        if least > limit:
+            raise UserError(
+                f"retrain.max_macs is {limit:,.0f}, but every network of {MIN_CHANNELS} channels "
+                f"needs {least:,} multiply-adds or more: raise it, or lower retrain.cells or "
+                "data.image_size"
+            )
 
 
 class RetrainPhase:
@@ -129,12 +144,19 @@ class RetrainPhase:
             began = time.monotonic()
             batches = self.loader.abstract_batches(epoch)
             lowered = self.retraining.step_program().lower(state, self.loader.raw, *batches)
-            self.program = lowered.compile()
+            self.program = memory.compile_within(lowered, self.mesh, "retraining", self._advice)
             self.display.message(
                 f"retrain: {count_parameters(state.params):,} parameters, step compiled in "
                 f"{time.monotonic() - began:.1f} s"
             )
         return state, self.program
+
+    def _advice(self) -> str:
+        config = self.retraining.config
+        return (
+            f"lower retrain.batch_size ({config.retrain.batch_size}), or set compute.remat "
+            f"('{config.compute.remat}') to 'cells'"
+        )
 
     def end_epoch(
         self, state: RetrainState, epoch: int, train: Mapping[str, float]
@@ -154,5 +176,5 @@ class RetrainPhase:
             retraining.config.space,
             retraining.channels,
             retraining.config.retrain.cells,
-            retraining.dataset.num_classes,
+            TrainingData.of(retraining.dataset),
         ).to_json()

@@ -19,6 +19,7 @@ from drnas_jax.data import (
     Loader,
     Schedule,
     Subset,
+    TrainingData,
     preprocessing_of,
 )
 from drnas_jax.errors import UserError
@@ -101,15 +102,15 @@ class Retraining:
     @functools.cached_property
     def channels(self) -> int:
         """Number of channels C: the config's, or the largest even one within `retrain.max_macs`."""
-        config, shape = self.config.retrain, self.dataset.shape
+        config = self.config.retrain
         if not config.max_macs:
             return config.channels
+        return widest_channels(self.macs, config.max_macs, config.channels)
 
-        def macs(channels: int) -> int:
-            spec = dataclasses.replace(self.spec(channels), auxiliary=False)
-            return count_macs(self.space.network(spec, backend.PLAIN), shape)
-
-        return widest_channels(macs, config.max_macs, config.channels)
+    def macs(self, channels: int) -> int:
+        """Returns the number of multiply-adds of the network with C channels, for one image."""
+        spec = dataclasses.replace(self.spec(channels), auxiliary=False)
+        return count_macs(self.space.network(spec, backend.PLAIN), self.dataset.shape)
 
     @functools.cached_property
     def steps(self) -> int:
@@ -188,14 +189,20 @@ class RetrainMetadata:
       space: Value of `config.space`.
       channels: Number of channels C of the first cell.
       depth: Number of cells, see NetworkSpec.
-      classes: Number of outputs.
+      data: Training images.
     """
 
     genotype: Genotype
     space: str
     channels: int
     depth: int
-    classes: int
+    data: TrainingData
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """Spec of the network, without an auxiliary head."""
+        classes = len(self.data.classes)
+        return NetworkSpec(self.genotype, self.channels, self.depth, classes, self.data.shape)
 
     def to_json(self) -> dict[str, Any]:
         """Converts to JSON values."""
@@ -205,4 +212,5 @@ class RetrainMetadata:
     def from_json(cls, values: Mapping[str, Any]) -> "RetrainMetadata":
         """Converts back what `to_json` returned."""
         genotype = from_json(values["genotype"], "the checkpoint's genotype")
-        return cls(**{**values, "genotype": genotype})
+        data = TrainingData.from_json(values["data"])
+        return cls(**{**values, "genotype": genotype, "data": data})

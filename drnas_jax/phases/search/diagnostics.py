@@ -40,8 +40,8 @@ class Diagnostics:
     ) -> float:
         """Returns the validation accuracy, in 0..1, at given mixing weights.
 
-        The supernet is not trained further, and BatchNorm uses the statistics of each batch. With
-        partial channels (K > 1) single cells differ only in 1/K of the channels.
+        The supernet is not trained further, and BatchNorm uses the statistics of each batch over
+        all devices. With partial channels (K > 1) single cells differ only in 1/K of the channels.
 
         Args:
           state: State of the search.
@@ -85,7 +85,7 @@ class Diagnostics:
 
     @functools.cached_property
     def _accuracy_program(self) -> Callable[..., losses.Totals]:
-        experiment, config = self._experiment, self._experiment.step_config(self._spec)
+        experiment, config = self._experiment, self._experiment.measuring_config(self._spec)
 
         def totals(
             given: tuple[SearchState, Mix], raw: Images | None, batch: Batch, weight: jax.Array
@@ -99,7 +99,7 @@ class Diagnostics:
     def _hessian_program(self) -> Callable[..., Any]:
         experiment = self._experiment
         # The other kernels define custom gradients, which cannot be differentiated again.
-        config = experiment.step_config(self._spec, backend.PLAIN)
+        config = experiment.measuring_config(self._spec, backend.PLAIN)
 
         def product(
             given: tuple[SearchState, Alpha], raw: Images | None, batch: Batch, weight: jax.Array

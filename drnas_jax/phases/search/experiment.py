@@ -145,7 +145,11 @@ class Experiment:
         """Raises UserError if the search cannot begin; builds nothing on the devices."""
         devices.check_batch(self.config.search.batch_size, self.mesh, "search.batch_size")
         spec = self.first_spec()
-        self.space.check(spec)
+        for stage in self.config.search.stages:
+            kept = columns_to_keep(
+                {name: np.zeros(cell.shape) for name, cell in spec.cells}, spec, stage.operations
+            )
+            self.space.check(resized_spec(spec, kept, stage.partial_channels))
         _ = self.steps  # raises if the split has less than one batch
         jax.eval_shape(lambda: self._penalty_of(self.init(spec, 0).alpha, spec=spec))
 
@@ -181,6 +185,18 @@ class Experiment:
             total_steps=self.epochs * self.steps,
             sample_per_device=self.config.search.sample_per_device,
         )
+
+    def measuring_config(self, spec: SupernetSpec, chosen: Backend | None = None) -> StepConfig:
+        """Returns the static inputs of measurements, such as the validation.
+
+        Batch statistics are those of the whole batch, whatever `search.sync_batchnorm` says of the
+        training: otherwise the number of devices would decide which cell is selected.
+
+        Args:
+          spec: Spec of the supernet.
+          chosen: Backend to use instead of the config's.
+        """
+        return self.step_config(spec, (chosen or self.backend())._replace(axis_name=devices.AXIS))
 
     @functools.cached_property
     def _penalty(self) -> Penalty | None:
@@ -280,7 +296,7 @@ class Experiment:
 
     def validation_program(self, spec: SupernetSpec) -> Callable[..., Any]:
         """Returns the jitted function (state, raw, batch [b], weight [b]) -> totals at the mean."""
-        config = self.step_config(spec)
+        config = self.measuring_config(spec)
 
         def totals(
             state: SearchState, raw: Images | None, batch: Batch, weight: jax.Array

@@ -28,6 +28,7 @@ from drnas_jax.phases import loop
 from drnas_jax.phases.search.diagnostics import Diagnostics
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.phases.search.history import all_columns, draw_genotypes, entropy
+from drnas_jax.phases.search.memory_check import check_later_stages, compile_step
 from drnas_jax.phases.search.metadata import FixedEdges, SearchMetadata
 from drnas_jax.phases.search.stages import stage_at
 from drnas_jax.phases.search.state import SearchState, mean_mix, with_fixed
@@ -36,6 +37,7 @@ from drnas_jax.picture import to_svg
 from drnas_jax.rules.base import Fix, Rule, Stop, View
 from drnas_jax.spaces import SupernetSpec
 from drnas_jax.spaces.base import one_hot
+from drnas_jax.training import memory
 from drnas_jax.training.devices import replicate, run_once
 from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
@@ -120,6 +122,7 @@ class SearchPhase:
         self.memory: dict[str, dict[str, Any]] = {kind: {} for kind in self.rules}
         self.fixed: FixedEdges = ()
         self.decision: Stop | None = None
+        self.fits = False  # whether the memory of all stages has been checked
         self._enter(0, experiment.first_spec())
 
     @property
@@ -183,9 +186,18 @@ class SearchPhase:
             state = self._advance(state, stage)
         if not self.programs:
             self._describe_stage(state)
+        if not self.fits:
+            self._check_memory(state)
         if frozen not in self.programs:
-            self.programs[frozen] = self._compile(state, epoch, frozen)
+            self.programs[frozen] = self._compile(state, frozen)
         return state, self.programs[frozen]
+
+    def _check_memory(self, state: SearchState) -> None:
+        """Raises UserError if the devices lack the memory for a step of this or a later stage."""
+        if memory.available(self.mesh) is not None:  # the heaviest program, which is needed later
+            self.programs[False] = step = self._compile(state, frozen=False)
+            check_later_stages(self.experiment, self.stage, self.spec, step)
+        self.fits = True
 
     def _advance(self, state: SearchState, stage: int) -> SearchState:
         host_state = jax.tree.map(np.asarray, state)
@@ -204,11 +216,9 @@ class SearchPhase:
             f"{count_parameters(state.params):,} parameters"
         )
 
-    def _compile(self, state: SearchState, epoch: int, frozen: bool) -> Callable[..., Any]:
+    def _compile(self, state: SearchState, frozen: bool) -> Callable[..., Any]:
         began = time.monotonic()
-        program = self.experiment.step_program(self.spec, frozen)
-        batches = self.loader.abstract_batches(epoch)
-        compiled = program.lower(state, self.loader.raw, *batches).compile()
+        compiled = compile_step(self.experiment, self.spec, state, frozen)
         trained = "weights only, alpha frozen" if frozen else "alpha and weights"
         self.display.message(f"step ({trained}) compiled in {time.monotonic() - began:.1f} s")
         return compiled

@@ -7,6 +7,7 @@ import pytest
 from small_space import Small, start
 
 from drnas_jax.distributions.base import draw_by_share, draw_genotype
+from drnas_jax.phases import loop
 from drnas_jax.phases.search.diagnostics import Diagnostics
 from drnas_jax.spaces.base import one_hot
 from drnas_jax.training.losses import cross_entropy
@@ -28,7 +29,8 @@ def logits_of(state, images, mix):
 
 @pytest.mark.parametrize("devices, batches", [(1, 1), (2, 2)])
 def test_curvature_is_the_largest_eigenvalue(small, devices, batches):
-    # Would catch a Hessian that is summed and not averaged over batches or devices.
+    # Would catch a Hessian that is summed and not averaged over batches or devices, and batch
+    # statistics of a device in place of those of the batch.
     experiment = small(devices)
     spec = experiment.first_spec()
     state = start(experiment, spec)
@@ -38,8 +40,8 @@ def test_curvature_is_the_largest_eigenvalue(small, devices, batches):
     def loss(alpha):
         mix = {"cell": jax.nn.softmax(alpha.reshape(here.alpha["cell"].shape))}
         parts = []
-        for at in range(0, len(images), 16 // devices):  # batch statistics of each device
-            part = slice(at, at + 16 // devices)
+        for at in range(0, len(images), 16):
+            part = slice(at, at + 16)
             logits = logits_of(here, images[part], mix)
             parts.append(jnp.mean(cross_entropy(logits, labels[part])))
         return jnp.mean(jnp.stack(parts))
@@ -50,9 +52,11 @@ def test_curvature_is_the_largest_eigenvalue(small, devices, batches):
     assert abs(found) > 1e-3
 
 
-def test_accuracy_is_that_of_the_supernet_at_these_mixing_weights(small):
-    # Would catch running averages in place of the batch's statistics, or other images.
-    experiment, rng = small(), np.random.default_rng(3)
+@pytest.mark.parametrize("devices", [1, 8])
+def test_accuracy_is_that_of_the_supernet_at_these_mixing_weights(small, devices):
+    # Would catch running averages in place of the batch's statistics, or other images, and cells
+    # that are selected on the statistics of each device's two images.
+    experiment, rng = small(devices), np.random.default_rng(3)
     spec = experiment.first_spec()
     state, diagnostics = start(experiment, spec), Diagnostics(experiment, spec)
     flat = {"cell": np.ones(spec.cell("cell").shape)}
@@ -70,3 +74,15 @@ def test_accuracy_is_that_of_the_supernet_at_these_mixing_weights(small):
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert len(set(found)) > 1
     assert diagnostics.accuracy(state, mix, 0, None) == pytest.approx(found[-1])  # there are two
+
+
+def test_validation_does_not_depend_on_the_number_of_devices(small):
+    # Would catch batch statistics of a device: with 8 devices these are of two images.
+    totals = []
+    for devices in (1, 8):
+        experiment = small(devices)
+        spec = experiment.first_spec()
+        program, raw = experiment.validation_program(spec), experiment.loader.raw
+        state = start(experiment, spec)
+        totals.append(loop.evaluate(program, state, raw, experiment.loader.evaluation(0)))
+    assert totals[0] == pytest.approx(totals[1], rel=1e-5)

@@ -1,0 +1,102 @@
+"""What a checkpoint says about the images that its network was trained on."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from drnas_jax.data.dataset import ImageDataset
+from drnas_jax.errors import UserError
+
+_LISTED = 5  # names of classes in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The facts about the training images on which every later evaluation depends.
+
+    Attributes:
+      name: Value of `data.name`.
+      classes: Names of the classes, in the order of the network's outputs.
+      shape: Height, width and channels of an image.
+      mean: Mean of each channel, of pixels in 0..1.
+      std: Standard deviation of each channel.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, dataset: ImageDataset) -> "TrainingData":
+        """Describes the training images of a data set."""
+        height, width, channels = map(int, dataset.shape)
+        mean, std = (tuple(map(float, values)) for values in (dataset.mean, dataset.std))
+        return cls(dataset.name, tuple(dataset.classes), (height, width, channels), mean, std)
+
+    def to_json(self) -> dict[str, Any]:
+        """Converts to JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainingData":
+        """Converts back what `to_json` returned, also after a round trip through a file."""
+        return cls(**{key: tuple(v) if key != "name" else v for key, v in values.items()})
+
+    def outputs(self, dataset: ImageDataset) -> np.ndarray:
+        """Returns for each class of another data set the network's output of the same name.
+
+        Args:
+          dataset: Images to evaluate the network on.
+
+        Returns:
+          Number of the output for each label, int32 [classes].
+
+        Raises:
+          UserError: The images have other channels or another size than the training images, or
+            the classes have other names.
+        """
+        self._check_shape(dataset)
+        if set(dataset.classes) != set(self.classes):
+            raise UserError(
+                f"the network was trained on the classes of {self.name}, and data set "
+                f"{dataset.name} has others: {_difference(self.classes, dataset.classes)}; "
+                "evaluate it on images of the same classes, under the same names"
+            )
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        return np.array([numbers[name] for name in dataset.classes], np.int32)
+
+    def _check_shape(self, dataset: ImageDataset) -> None:
+        *size, channels = self.shape
+        *other_size, other_channels = dataset.shape
+        kinds = {1: "gray", 3: "RGB"}
+        if channels != other_channels:
+            raise UserError(
+                f"the network was trained on {kinds[channels]} images, and those of data set "
+                f"{dataset.name} are {kinds[other_channels]}: convert them, or evaluate a network "
+                "that was trained on such images"
+            )
+        if size != other_size:
+            (height, width), (other_height, other_width) = size, other_size
+            what = f"set data.image_size={height}" if height == width else "resize them"
+            raise UserError(
+                f"the network was trained on images of {height}x{width} pixels, and those of data "
+                f"set {dataset.name} have {other_height}x{other_width}: {what}"
+            )
+
+
+def _difference(trained: tuple[str, ...], given: tuple[str, ...]) -> str:
+    """Lists the names that are in only one of two lists, in a form that shows every character."""
+    sides = (
+        ("only the network has", [name for name in trained if name not in given]),
+        ("only the data set has", [name for name in given if name not in trained]),
+    )
+    return ", ".join(f"{what} {_listed(names)}" for what, names in sides if names)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(map(ascii, names[:_LISTED]))
+    return f"{shown} and {len(names) - _LISTED} more" if len(names) > _LISTED else shown

@@ -1,0 +1,118 @@
+"""Checks before the first step of a search that the devices have the memory of every stage.
+
+A later stage has fewer operations but a smaller K, and may need more memory than the first one: in
+the paper's CIFAR-10 search a quarter more.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from drnas_jax.nn.counting import count_parameters
+from drnas_jax.phases.search.experiment import Experiment
+from drnas_jax.phases.search.stages import columns_to_keep, resized_spec
+from drnas_jax.spaces import SupernetSpec
+from drnas_jax.training import memory
+from drnas_jax.training.devices import REPLICATED
+
+# A later stage is compiled for the check only if an estimate comes as near to the limit as this.
+_NEAR = 0.5
+
+
+def compile_step(experiment: Experiment, spec: SupernetSpec, state: Any, frozen: bool) -> Any:
+    """Compiles the step of a stage.
+
+    Args:
+      experiment: Inputs of the search.
+      spec: Spec of the stage's supernet.
+      state: State at this stage, or its shapes.
+      frozen: Whether alpha does not change.
+
+    Raises:
+      UserError: The devices do not have the memory.
+    """
+    program, loader = experiment.step_program(spec, frozen), experiment.loader
+    batches = (loader.abstract_batch,) * (1 if frozen else 2)
+    lowered = program.lower(state, loader.abstract_raw, *batches)
+    config = experiment.config
+    what = f"the search with K = {spec.partial_channels}"
+
+    def advice() -> str:
+        return (
+            f"lower search.batch_size ({config.search.batch_size}), raise search.partial_channels "
+            f"{config.search.partial_channels}, or set compute.remat ('{config.compute.remat}') "
+            "to 'cells'"
+        )
+
+    return memory.compile_within(lowered, experiment.mesh, what, advice)
+
+
+def check_later_stages(experiment: Experiment, stage: int, spec: SupernetSpec, step: Any) -> None:
+    """Raises UserError if a later stage needs more memory than the devices have.
+
+    Which operations remain is not known yet: the heaviest ones are assumed. Devices that do not
+    state their memory, such as CPUs, are not checked, and neither is a stage that is far from the
+    limit, because compiling it takes as long as the first step.
+
+    Args:
+      experiment: Inputs of the search.
+      stage: Number of the current stage, from 0.
+      spec: Spec of the current stage's supernet.
+      step: Compiled step of the current stage, in which alpha changes.
+    """
+    limit, stages = memory.available(experiment.mesh), experiment.config.search.stages
+    if limit is None:
+        return
+    for later in stages[stage + 1 :]:
+        growth = spec.partial_channels / later.partial_channels
+        if memory.needed(step) * max(1.0, growth) < _NEAR * limit:
+            continue
+        heavy = heaviest(experiment, spec, later.operations, later.partial_channels)
+        compile_step(experiment, heavy, _shapes(experiment, heavy), frozen=False)
+
+
+def heaviest(
+    experiment: Experiment, spec: SupernetSpec, operations: int, partial_channels: int
+) -> SupernetSpec:
+    """Returns the spec of a later stage that keeps the operations with the most parameters.
+
+    Args:
+      experiment: Inputs of the search.
+      spec: Spec of the current stage's supernet.
+      operations: Largest number of operations that the later stage keeps on an edge.
+      partial_channels: K of the later stage.
+    """
+
+    def parameters(columns: Any) -> int:
+        smaller = resized_spec(spec, columns, spec.partial_channels)
+        return count_parameters(jax.eval_shape(lambda: experiment.init(smaller, 0)).params)
+
+    def columns_without(name: str | None) -> dict[str, list[np.ndarray]]:
+        return {
+            cell_type: [
+                np.array([i for i, other in enumerate(edge.primitives) if other != name] or [0])
+                for edge in cell.edges
+            ]
+            for cell_type, cell in spec.cells
+        }
+
+    edges = [edge for _, cell in spec.cells for edge in cell.edges if len(edge.primitives) > 1]
+    whole, weights = parameters(columns_without(None)), {}
+    for name in {name: None for edge in edges for name in edge.primitives}:
+        lost = whole - parameters(columns_without(name))
+        weights[name] = lost / sum(name in edge.primitives for edge in edges)
+    scores = {name: np.zeros(cell.shape) for name, cell in spec.cells}
+    for cell_type, cell in spec.cells:
+        for row, edge in zip(scores[cell_type], cell.edges, strict=True):
+            row[: len(edge.primitives)] = [weights.get(name, 0) for name in edge.primitives]
+    return resized_spec(spec, columns_to_keep(scores, spec, operations), partial_channels)
+
+
+def _shapes(experiment: Experiment, spec: SupernetSpec) -> Any:
+    sharding = NamedSharding(experiment.mesh, REPLICATED)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda: experiment.init(spec, 0)),
+    )

@@ -1,0 +1,55 @@
+"""The memory that a compiled program needs, and that a device has."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from drnas_jax.errors import UserError
+
+
+def needed(compiled: Any) -> int:
+    """Returns the bytes that a compiled program needs on each device, its arguments included."""
+    analysis = compiled.memory_analysis()
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.generated_code_size_in_bytes
+    )
+
+
+def available(mesh: Mesh) -> int | None:
+    """Returns the bytes that JAX may use on each device, or None if the devices do not say."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices]
+    return min(limits) if all(limits) else None
+
+
+def compile_within(lowered: Any, mesh: Mesh, what: str, advice: Callable[[], str]) -> Any:
+    """Compiles a program whose memory the devices have.
+
+    Args:
+      lowered: Lowered program.
+      mesh: Device mesh with the single axis `data`.
+      what: Name of the program in the message.
+      advice: Function that returns what the user can do if the memory does not suffice.
+
+    Raises:
+      UserError: The program needs more memory than a device has.
+    """
+    limit = available(mesh)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{what} does not fit in memory ({reason}): {advice()}") from error
+    if limit is not None and needed(compiled) > limit:
+        raise UserError(
+            f"{what} needs {needed(compiled) / 2**30:.2f} GiB of memory on each device, and JAX "
+            f"may use {limit / 2**30:.2f} GiB: {advice()}"
+        )
+    return compiled

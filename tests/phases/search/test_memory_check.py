@@ -1,0 +1,90 @@
+"""A stage that does not fit in memory is found before the first step."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from resuming import Listener
+from small_run import ROOT
+
+from drnas_jax.errors import UserError
+from drnas_jax.phases import loop
+from drnas_jax.phases.search.memory_check import compile_step, heaviest
+from drnas_jax.phases.search.phase import SearchPhase
+from drnas_jax.training import memory
+from drnas_jax.training.devices import make_mesh
+
+ADVICE = "lower it"
+
+
+def fake_program(size):
+    """Returns what is lowered to a program that needs so many bytes."""
+    names = ("argument", "output", "alias", "temp", "generated_code")
+    sizes = dict.fromkeys((f"{name}_size_in_bytes" for name in names), 0)
+    sizes["temp_size_in_bytes"] = size
+    compiled = SimpleNamespace(memory_analysis=lambda: SimpleNamespace(**sizes))
+    return SimpleNamespace(compile=lambda: compiled)
+
+
+@pytest.mark.parametrize("limit", [None, 3 * 2**30])
+def test_a_program_that_fits_is_compiled(monkeypatch, limit):
+    # Would catch devices that do not state their memory, as CPUs do not, being refused.
+    monkeypatch.setattr(memory, "available", lambda mesh: limit)
+    compiled = memory.compile_within(fake_program(2 * 2**30), make_mesh(), "it", lambda: ADVICE)
+    assert memory.needed(compiled) == 2 * 2**30
+
+
+def test_a_program_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda mesh: 2**30)
+    with pytest.raises(UserError, match=r"it needs 2.00 GiB .* may use 1.00 GiB: lower it"):
+        memory.compile_within(fake_program(2 * 2**30), make_mesh(), "it", lambda: ADVICE)
+
+
+def test_a_compiler_that_runs_out_of_memory_is_one_line():
+    def compile_it():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 16G hbm\nmore")
+
+    with pytest.raises(UserError, match="does not fit in memory .*16G hbm.: lower it"):
+        memory.compile_within(
+            SimpleNamespace(compile=compile_it), make_mesh(), "it", lambda: ADVICE
+        )
+
+
+@pytest.fixture
+def experiment(tiny, quick_compilation):
+    """A search whose second stage needs more memory than its first."""
+    return tiny(
+        space=str(ROOT / "tests" / "uneven_space.py"),
+        arch__name="softmax",
+        search__channels=64,
+        search__partial_channels=(8, 1),
+        search__operations=(3, 2),
+        search__epochs=(1, 1),
+        search__warmup_epochs=(1, 0),
+    )
+
+
+def test_a_later_stage_is_checked_before_the_first_step(experiment, monkeypatch, tmp_path):
+    # Would catch a search that runs out of memory hours later, when it enters its second stage.
+    spec = experiment.first_spec()
+    later = heaviest(experiment, spec, 2, 1)
+    assert [edge.primitives for edge in later.cells[0][1].edges] == [
+        ("times_1", "times_2"), ("times_1",), ("times_2", "skip"),
+    ]  # fmt: skip
+    first, second = (
+        memory.needed(
+            compile_step(experiment, s, jax.eval_shape(lambda s=s: experiment.init(s, 0)), False)
+        )
+        for s in (spec, later)
+    )
+    assert first < second
+    monkeypatch.setattr(memory, "available", lambda mesh: (first + second) // 2)
+    with pytest.raises(UserError) as caught:
+        loop.run(SearchPhase(experiment, Listener()), tmp_path)
+    message = str(caught.value)
+    assert all(word in message for word in ("K = 1", "batch_size (16)", "(8, 1)", "'auto'"))
+    assert not (tmp_path / "history.jsonl").exists()
+    assert not list((tmp_path / "checkpoints").iterdir())
+    monkeypatch.setattr(memory, "available", lambda mesh: 2 * second)
+    assert np.isfinite(loop.run(SearchPhase(experiment, Listener()), tmp_path)[1].seconds)
