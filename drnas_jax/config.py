@@ -126,6 +126,12 @@ class DataConfig:
     memory_limit_mb: int = field(
         4096, "Decoded size in MB above which a data set is streamed.", at_least(0)
     )
+    max_value: int = field(
+        0,
+        "Value of white in images of 16 bits, such as 4095 for 12 bits; 0: 65535, the full range.",
+        at_least(0),
+        at_most(2**16 - 1),
+    )
     workers: int = field(
         0, "Processes that decode a streamed data set; 0: one for each core.", at_least(0)
     )

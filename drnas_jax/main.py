@@ -1,6 +1,5 @@
 """Searches, retrains and evaluates: `python -m drnas_jax.main --config=FILE --workdir=DIR`."""
 
-import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,14 +9,14 @@ from typing import Any
 import jax
 from absl import flags, logging
 
-from drnas_jax import data, tables
+from drnas_jax import tables
 from drnas_jax.config import Config
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
 from drnas_jax.phases.evaluate import run_evaluate
 from drnas_jax.phases.retrain.phase import check_retrain, run_retrain
 from drnas_jax.phases.search.phase import run_search
-from drnas_jax.phases.setup import Run
+from drnas_jax.phases.setup import Run, loader
 from drnas_jax.training import hosts
 from drnas_jax.training.hosts import cores, from_primary, is_primary
 from drnas_jax.training.metrics import Display
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display) -> None:
     """Runs the phases and writes a report; with several seeds, each has a separate workdir."""
     configs = config.of_each_seed()
-    load = functools.cache(functools.partial(data.load, config.data))  # once for all seeds
+    load = loader(config.data, display)  # once for all seeds
     for seed_config in configs:
         directory = workdir
         if len(configs) > 1:

@@ -75,8 +75,16 @@ class ImageDataset(Protocol):
         """Whether training batches hold random crops, so that they are not cropped again."""
 
     @property
+    def max_value(self) -> int:
+        """Value of `data.max_value`, by which images of 16 bits are scaled; 0 is the full range."""
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         """Messages about the unreadable images that were left out while loading."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user about what was read, see `Source`."""
 
     @property
     def workers(self) -> int:
@@ -125,6 +133,8 @@ class Dataset:
         them from the training images.
       skipped: Messages about the unreadable images that were left out.
       fingerprint: Number that changes if the examples or their order change, see `Source`.
+      max_value: Value of `data.max_value`, by which images of 16 bits were scaled.
+      notes: Lines for the user about what was read, see `Source`.
     """
 
     name: str
@@ -137,6 +147,8 @@ class Dataset:
     statistics: tuple[np.ndarray, np.ndarray] | None = None
     skipped: tuple[str, ...] = ()
     fingerprint: int = 0
+    max_value: int = 0
+    notes: tuple[str, ...] = ()
     already_cropped = False
     workers = 0
 

@@ -7,8 +7,22 @@ import numpy as np
 
 from drnas_jax.config import DataConfig
 from drnas_jax.data.arrays import source_from_arrays
+from drnas_jax.data.checks import (
+    check_depth,
+    check_each_class,
+    largest_deep_value,
+    no_readable_image,
+    unreadable_classes,
+)
 from drnas_jax.data.dataset import Dataset, ImageDataset
-from drnas_jax.data.images import bring_to_shape, centre_crop, channel_statistics, decode
+from drnas_jax.data.images import (
+    bring_to_shape,
+    centre_crop,
+    channel_statistics,
+    decode,
+    read_pixels,
+    to_8_bits,
+)
 from drnas_jax.data.sources import open_source
 from drnas_jax.data.sources.base import Source, UnreadableImage, check_labels
 from drnas_jax.data.stream import Stream
@@ -31,8 +45,10 @@ def load(config: DataConfig) -> ImageDataset:
         streamed, and so is any data set if `crop` is 'resized'.
 
     Raises:
-      UserError: There is no such data set, it is not prepared, an image is unreadable, or images
-        differ in size.
+      UserError: There is no such data set, it is not prepared, an image is unreadable, images
+        differ in size, a class has no readable image (if `corrupt` is 'skip'), or images of 16 bits
+        use so little of their range that `max_value` must be set. The last two are looked for in
+        all images that are decoded here, and in some of those that are streamed.
     """
     source = open_source(config)
     shape = _shape(config, source)
@@ -70,12 +86,12 @@ def _shape(config: DataConfig, source: Source) -> tuple[int, int, int]:
         return config.image_size, config.image_size, source.channels
     for i in range(len(source.train)):
         try:
-            height, width = decode(source.train[i], source.channels).shape[:2]
+            height, width = read_pixels(source.train[i], source.channels).shape[:2]
             return height, width, source.channels
         except UnreadableImage:
             if config.corrupt == "error":
                 raise
-    raise _nothing_readable(source, "train")
+    raise no_readable_image(source, "train")
 
 
 def _flip(config: DataConfig, source: Source) -> bool:
@@ -96,6 +112,10 @@ def _given_statistics(config: DataConfig, source: Source) -> tuple[np.ndarray, n
 
 def _streamed(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> Stream:
     statistics = _given_statistics(config, source)
+    if not config.max_value:
+        check_depth(largest_deep_value(source, _SAMPLE), source)
+    if config.corrupt == "skip":
+        check_each_class(source)
     mean, std = statistics or channel_statistics(_sample(config, source, shape))
     return Stream(
         name=config.name,
@@ -108,6 +128,7 @@ def _streamed(config: DataConfig, source: Source, shape: tuple[int, int, int]) -
         crop=config.crop,
         skip=config.corrupt == "skip",
         workers=config.workers or cores(),
+        max_value=config.max_value,
     )
 
 
@@ -116,6 +137,8 @@ def _in_memory(
 ) -> Dataset:
     statistics = _given_statistics(config, source)
     train, test = (_decode_split(config, source, split, shape) for split in ("train", "test"))
+    if not config.max_value:
+        check_depth(max(train[3], test[3]), source)
     return Dataset(
         name=name,
         images=train[0],
@@ -127,47 +150,59 @@ def _in_memory(
         statistics=statistics,
         skipped=train[2] + test[2],
         fingerprint=source.fingerprint,
+        max_value=config.max_value,
+        notes=source.notes,
     )
 
 
 def _decode_split(
     config: DataConfig, source: Source, name: str, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], int]:
     """Decodes a split.
 
     Returns:
-      All images, uint8 [n, h, w, c], their labels, int32 [n], and messages about unreadable images.
+      All images, uint8 [n, h, w, c], their labels, int32 [n], messages about unreadable images, and
+      the largest value of those that have 16 bits.
     """
     split = source.split(name)
     size = len(split)
-    images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int32)
+    images, labels = np.empty((size, *shape), np.uint8), np.full(size, -1, np.int32)
+    if split.labels is not None:
+        labels[:] = split.labels
+    largest = np.zeros(size, np.uint16)
     unreadable: dict[int, str] = {}
 
     def fill(start: int) -> None:
         for i in range(start, min(start + _CHUNK, size)):
             try:
                 example = split[i]
-                image = decode(example, source.channels)
+                labels[i] = example.label
+                pixels = read_pixels(example, source.channels)
             except UnreadableImage as error:
                 if config.corrupt == "error":
                     raise
                 unreadable[i] = str(error)
                 continue
+            if pixels.dtype == np.uint16:
+                largest[i] = pixels.max()
+            image = to_8_bits(pixels, config.max_value, example.name)
             images[i] = bring_to_shape(image, config.image_size, shape, source.title)
-            labels[i] = example.label
 
     list(in_threads(fill, range(0, size, _CHUNK)))
     if unreadable:
-        readable = np.setdiff1d(np.arange(size), list(unreadable))
+        lost = np.array(sorted(unreadable))
+        readable = np.setdiff1d(np.arange(size), lost)
+        if not len(readable):
+            raise no_readable_image(source, name)
+        known = lost[labels[lost] >= 0]  # -1: the label was not read either
+        if classes := np.setdiff1d(labels[known], labels[readable]).tolist():
+            raise unreadable_classes(source, name, classes)
         images, labels = images[readable], labels[readable]
-    if not len(labels):
-        raise _nothing_readable(source, name)
+    if not size:
+        raise no_readable_image(source, name)
     check_labels(labels, source, name)
-    return images, labels, tuple(unreadable[i] for i in sorted(unreadable))
-
-
-def _nothing_readable(source: Source, name: str) -> UserError:
-    return UserError(f"data set {source.title} has no readable image in its {name} split")
+    messages = tuple(unreadable[i] for i in sorted(unreadable))
+    return images, labels, messages, int(largest.max(initial=0))
 
 
 def _sample(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> np.ndarray:
@@ -180,9 +215,11 @@ def _sample(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> 
         try:
             example = source.train[i * len(source.train) // count]
             if config.crop == "resized":
-                images[i] = centre_crop(example, shape[2], shape[0]).reshape(shape)
+                images[i] = centre_crop(example, shape[2], shape[0], config.max_value).reshape(
+                    shape
+                )
             else:
-                image = decode(example, shape[2])
+                image = decode(example, shape[2], max_value=config.max_value)
                 images[i] = bring_to_shape(image, config.image_size, shape, source.title)
         except UnreadableImage:
             if config.corrupt == "error":
@@ -191,5 +228,5 @@ def _sample(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> 
 
     list(in_threads(fill, range(count)))
     if not readable.any():
-        raise _nothing_readable(source, "train")
+        raise no_readable_image(source, "train")
     return images[readable]

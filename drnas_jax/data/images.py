@@ -15,10 +15,12 @@ DRAWS = (_TRIES, 4)  # shape of the uniform numbers that one random crop needs
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of a frame with its size
 _MARGIN = 256 / 224  # size of the resized image over that of the centre that is cut out of it
 _PIXELS_AT_ONCE = 2**20
-# JPEG decodes at a half, a quarter or an eighth in a fraction of the time.
-_REDUCED = {
+FULL_RANGE = 2**16 - 1  # of an image of 16 bits
+# JPEG decodes at a half, a quarter or an eighth in a fraction of the time. The order of colours is
+# OpenCV's, BGR: with the flag for RGB, OpenCV 5.0 reads TIFF files of 16 bits wrongly.
+_FLAGS = {
     3: {
-        1: cv2.IMREAD_COLOR_RGB,
+        1: cv2.IMREAD_COLOR,
         2: cv2.IMREAD_REDUCED_COLOR_2,
         4: cv2.IMREAD_REDUCED_COLOR_4,
         8: cv2.IMREAD_REDUCED_COLOR_8,
@@ -32,7 +34,7 @@ _REDUCED = {
 }
 
 
-def decode(example: Example, channels: int, reduction: int = 1) -> np.ndarray:
+def decode(example: Example, channels: int, reduction: int = 1, max_value: int = 0) -> np.ndarray:
     """Decodes an example to pixels.
 
     Args:
@@ -40,20 +42,78 @@ def decode(example: Example, channels: int, reduction: int = 1) -> np.ndarray:
       channels: 1 for gray, 3 for RGB.
       reduction: 1, 2, 4 or 8, to decode at this fraction of the height and width. Ignored if the
         example holds pixels.
+      max_value: Value of white in images of 16 bits, see `to_8_bits`.
 
     Returns:
       Pixels, uint8 [h, w] or, in RGB, [h, w, 3].
 
     Raises:
-      UnreadableImage: OpenCV cannot read the image.
-      UserError: The example holds pixels of another type or shape.
+      UnreadableImage: OpenCV cannot read the image, or it has neither 8 nor 16 bits.
+      UserError: The example holds pixels of another type or shape, or exceeds `max_value`.
     """
+    return to_8_bits(read_pixels(example, channels, reduction), max_value, example.name)
+
+
+def read_pixels(example: Example, channels: int, reduction: int = 1) -> np.ndarray:
+    """Does what `decode` does, except that an image of 16 bits keeps its depth, as uint16."""
     if isinstance(example.image, np.ndarray):
         return _checked_pixels(example.image, channels, example.name)
-    image = _decode(example.image, _REDUCED[channels][reduction], example.name)
-    if channels == 3 and reduction > 1:  # OpenCV has no flag for RGB at a fraction
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return image
+    flag = _FLAGS[channels][reduction] | cv2.IMREAD_ANYDEPTH
+    image = _decode(example.image, flag, example.name)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise UnreadableImage(
+            f"{example.name} has pixels of type {image.dtype}: convert it to 8 or 16 bits, or set "
+            "data.corrupt to 'skip'"
+        )
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image
+
+
+def to_8_bits(image: np.ndarray, max_value: int, name: str) -> np.ndarray:
+    """Scales pixels of 16 bits so that `max_value` becomes 255; pixels of 8 bits stay as they are.
+
+    Args:
+      image: Pixels, uint8 or uint16, of any shape.
+      max_value: Value of `data.max_value`; 0 for the full range, 65535.
+      name: Name of the image for the error message.
+
+    Returns:
+      Pixels, uint8, rounded to the nearest level.
+
+    Raises:
+      UserError: A pixel is larger than `max_value`.
+    """
+    if image.dtype == np.uint8:
+        return image
+    white = max_value or FULL_RANGE
+    if (largest := int(image.max())) > white:
+        raise UserError(
+            f"{name} has the value {largest}, but data.max_value is {white}: set it to the largest "
+            f"value that an image can have, such as {next_range(largest)}"
+        )
+    return ((image.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def next_range(value: int) -> int:
+    """Returns the largest value of the smallest number of bits, at least 8, that holds a value."""
+    return max(255, (1 << value.bit_length()) - 1)
+
+
+def may_be_deep(data: bytes | np.ndarray) -> bool:
+    """Returns False if it is clear without decoding that an image has 8 bits or fewer."""
+    if isinstance(data, np.ndarray) or data[:2] == b"\xff\xd8":  # JPEG
+        return False
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return data[24:25] == b"\x10"  # the depth in its header
+    return True
+
+
+def check_readable(example: Example, channels: int) -> None:
+    """Decodes an image in the cheapest way.
+
+    Raises:
+      UnreadableImage: OpenCV cannot read the image, or it has neither 8 nor 16 bits.
+    """
+    read_pixels(example, channels, _reduction(min(_dimensions(example)), 1))
 
 
 def has_colours(example: Example) -> bool:
@@ -161,13 +221,14 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
-def centre_crop(example: Example, channels: int, size: int) -> np.ndarray:
+def centre_crop(example: Example, channels: int, size: int, max_value: int = 0) -> np.ndarray:
     """Decodes an image for evaluation: resizes its short side to 256 / 224 of `size`, cuts `size`.
 
     Args:
       example: Example of any size.
       channels: 1 for gray, 3 for RGB.
       size: Side of the result in pixels.
+      max_value: Value of white in images of 16 bits, see `to_8_bits`.
 
     Returns:
       Pixels, uint8 [size, size] or [size, size, c].
@@ -175,11 +236,11 @@ def centre_crop(example: Example, channels: int, size: int) -> np.ndarray:
     side = round(size * _MARGIN)
     height, width = _dimensions(example)
     reduction = _reduction(min(height, width), side)
-    return fit(decode(example, channels, reduction), size, side)
+    return fit(decode(example, channels, reduction, max_value), size, side)
 
 
 def random_resized_crop(
-    example: Example, channels: int, size: int, draws: np.ndarray
+    example: Example, channels: int, size: int, draws: np.ndarray, max_value: int = 0
 ) -> np.ndarray:
     """Decodes a random part of an image, of random shape, and resizes it (Szegedy et al., 2015).
 
@@ -188,6 +249,7 @@ def random_resized_crop(
       channels: 1 for gray, 3 for RGB.
       size: Side of the result in pixels.
       draws: Uniform numbers in [0, 1), of shape DRAWS.
+      max_value: Value of white in images of 16 bits, see `to_8_bits`.
 
     Returns:
       Pixels, uint8 [size, size] or [size, size, c].
@@ -196,7 +258,7 @@ def random_resized_crop(
     reduction = _reduction(min(_box(*dimensions, draws)[2:]), size)
     if reduction > 1:  # the decoder may turn a photo, by a field that the header's size ignores
         reduction = min(reduction, _reduction(min(_box(*dimensions[::-1], draws)[2:]), size))
-    image = decode(example, channels, reduction)
+    image = decode(example, channels, reduction, max_value)
     top, left, height, width = _box(image.shape[0], image.shape[1], draws)
     box = image[top : top + height, left : left + width]
     return cv2.resize(box, (size, size), interpolation=cv2.INTER_LINEAR)

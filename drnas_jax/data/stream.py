@@ -46,6 +46,7 @@ class Stream:
       crop: 'resized' for random parts of the images, resized, or 'padded' for whole images.
       skip: Whether unreadable images are replaced; otherwise they are errors.
       workers: Number of processes that decode.
+      max_value: Value of `data.max_value`, by which images of 16 bits are scaled.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Stream:
     crop: str
     skip: bool
     workers: int
+    max_value: int = 0
     skipped = ()
 
     @property
@@ -69,6 +71,11 @@ class Stream:
     def fingerprint(self) -> int:
         """Number that changes if the examples or their order change, see `Source`."""
         return self.source.fingerprint
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user about what was read."""
+        return self.source.notes
 
     @property
     def num_classes(self) -> int:
@@ -110,7 +117,7 @@ class Stream:
         labels = np.zeros(len(split), np.int32)
         if self.labels is not None:
             return self.labels if share == 0 else labels
-        chunks = _Labels(split, share, shares)
+        chunks = _Labels(split, share, shares, self.skip)
         workers = min(self.workers, len(chunks))
         for start, values in read_in_workers(chunks, workers):
             labels[start : start + len(values)] = values
@@ -227,11 +234,11 @@ def _check_label(example: Example, classes: int) -> None:
 def _pixels(stream: Stream, example: Example, draws: np.ndarray | None) -> np.ndarray:
     channels, size = stream.shape[2], stream.shape[0]
     if stream.crop == "padded":
-        image = decode(example, channels)
+        image = decode(example, channels, max_value=stream.max_value)
         return bring_to_shape(image, stream.image_size, stream.shape, stream.source.title)
     if draws is None:
-        return centre_crop(example, channels, size)
-    return random_resized_crop(example, channels, size, draws)
+        return centre_crop(example, channels, size, stream.max_value)
+    return random_resized_crop(example, channels, size, draws, stream.max_value)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -271,11 +278,16 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Labels:
-    """A share of a split's labels, a thousand at a time, for worker processes."""
+    """A share of a split's labels, a thousand at a time, for worker processes.
+
+    If `skip` is set, an example that cannot be read has the label 0: none is known, and it is
+    replaced by another example whenever it is asked for.
+    """
 
     split: Split
     share: int
     shares: int
+    skip: bool = False
 
     def __len__(self) -> int:
         chunks = -(-len(self.split) // _LABELS)
@@ -285,4 +297,12 @@ class _Labels:
         """Returns the index of the first example, and the labels from there, int32."""
         start = (self.share + k * self.shares) * _LABELS
         indices = range(start, min(start + _LABELS, len(self.split)))
-        return start, np.array([self.split[i].label for i in indices], np.int32)
+        return start, np.array([self._label(i) for i in indices], np.int32)
+
+    def _label(self, index: int) -> int:
+        try:
+            return self.split[index].label
+        except UnreadableImage:
+            if not self.skip:
+                raise
+            return 0

@@ -48,9 +48,9 @@ def read_in_workers(chunks: Chunks, workers: int) -> Generator[Any, None, None]:
         if "terminated unexpectedly" not in str(error):  # what Grain says if a worker was killed
             raise
         reason = str(error).partition(". ")[0]
+        advice = f"set data.workers below {workers}" if workers > 1 else "free some of it"
         raise ChildProcessError(
-            f"an input worker was killed ({reason}); if memory ran out, set data.workers below "
-            f"{workers}"
+            f"an input worker was killed ({reason}); if memory ran out, {advice}"
         ) from error
     finally:
         iterator.close()

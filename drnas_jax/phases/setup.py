@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from drnas_jax import data, spaces
-from drnas_jax.config import Config, freeze
+from drnas_jax.config import Config, DataConfig, freeze
 from drnas_jax.data import ImageDataset
 from drnas_jax.spaces import Space
 from drnas_jax.training import devices
@@ -52,6 +52,24 @@ class Run:
         return spaces.create(self.config.space, self.config.space_options)
 
 
+def loader(config: DataConfig, display: Display) -> Callable[[], ImageDataset]:
+    """Returns a function that loads a data set once, and prints what was read.
+
+    Args:
+      config: Names the data set.
+      display: Messages for the user.
+    """
+
+    @functools.cache
+    def load() -> ImageDataset:
+        dataset = data.load(config)
+        for note in dataset.notes:
+            display.message(note)
+        return dataset
+
+    return load
+
+
 def open_run(
     config: Config | Mapping[str, Any],
     workdir: str | os.PathLike[str],
@@ -79,9 +97,8 @@ def open_run(
             dataset, named
         )  # before the workdir is made, in case of a mistake
     shown = display or Display(quiet=not is_primary())
-    return Run(
-        config, open_workdir(workdir, config), shown, lambda: arrays or data.load(config.data)
-    )
+    load = loader(config.data, shown) if arrays is None else lambda: arrays
+    return Run(config, open_workdir(workdir, config), shown, load)
 
 
 def split_variables(variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

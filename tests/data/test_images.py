@@ -22,6 +22,7 @@ from drnas_jax.data.images import (
     random_resized_crop,
 )
 from drnas_jax.data.sources.base import Example, UnreadableImage
+from drnas_jax.errors import UserError
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -84,13 +85,36 @@ def test_decode_equals_pillow(mode, kind, channels):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_decode_keeps_the_high_byte_of_16_bits(channels):
-    # Catches images of 16 bits that are clipped to white.
-    image = np.random.default_rng(0).integers(0, 2**16, (5, 7), np.uint16)
+@pytest.mark.parametrize("max_value", [0, 4095, 1000])
+def test_decode_rounds_16_bits(channels, max_value):
+    # Catches images of 16 bits that are clipped to white, or cut to their high byte.
+    white = max_value or 65535
+    image = np.random.default_rng(0).integers(0, white + 1, (50, 70), np.uint16)
+    image[0, :2] = 0, white
     file = cv2.imencode(".png", image)[1].tobytes()
-    result = decode(Example(file, 0, "deep"), channels)
-    expected = (image >> 8).astype(int) if channels == 1 else np.stack([image >> 8] * 3, -1)
-    np.testing.assert_allclose(result.astype(int), expected.astype(int), atol=1)  # one rounding
+    result = decode(Example(file, 0, "deep"), channels, max_value=max_value)
+    expected = image if channels == 1 else np.stack([image] * 3, -1)
+    assert result.dtype == np.uint8
+    np.testing.assert_allclose(result, expected * 255.0 / white, atol=0.5)
+    with pytest.raises(UserError, match=f"deep has the value {white}, but data.max_value is 999"):
+        decode(Example(file, 0, "deep"), channels, max_value=999)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_other_depths_are_refused(dtype):
+    # Catches negative values that become white, and fractions that become black.
+    file = cv2.imencode(".tiff", np.full((4, 4), -0.5 if dtype == np.float32 else -5, dtype))[1]
+    with pytest.raises(UnreadableImage, match=f"deep has pixels of type {np.dtype(dtype)}"):
+        decode(Example(file.tobytes(), 0, "deep"), 1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_what_may_be_deep_is_seen_in_the_header(kind):
+    # Catches a deep image that is passed over.
+    assert images.may_be_deep(encoded(Image.fromarray(picture()), kind).image) == (kind == "TIFF")
+    for suffix in (".png", ".tiff", ".pgm"):
+        file = cv2.imencode(suffix, np.zeros((4, 4), np.uint16))[1].tobytes()
+        assert images.may_be_deep(file)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -328,7 +352,7 @@ def test_random_resized_crop_gives_the_size(height, width, size, seed):
 def test_decoding_at_a_fraction_changes_little(crop, channels, monkeypatch):
     # Catches a box that is not scaled with the image.
     example, used = encoded(Image.fromarray(picture(600, 800)), "JPEG", quality=95), []
-    monkeypatch.setattr(images, "decode", lambda *args: used.append(args[-1]) or decode(*args))
+    monkeypatch.setattr(images, "decode", lambda *args: used.append(args[2]) or decode(*args))
     fast = crop(example, channels, 24).astype(float)
     monkeypatch.setattr(images, "_reduction", lambda side, wanted: 1)
     full = crop(example, channels, 24)

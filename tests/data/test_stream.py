@@ -36,6 +36,10 @@ def streamed(folder, **changes):
     return load(config("folder", dir=str(folder), memory_limit_mb=0, **GIVEN, **changes))
 
 
+def file_of(split, index):
+    return Path(split.path(index))
+
+
 def scheduled(stream, batch_size, epochs=2, steps=2, seed=3):
     """Returns a schedule of one subset and an evaluation of the last examples, as in a search."""
     index = np.arange(stream.count, dtype=np.int32)
@@ -154,7 +158,7 @@ def train_request(stream, indices):
 def test_an_unreadable_file_is_named(folder):
     # Catches an error that leaves the user to look for the file among millions.
     stream = streamed(folder)
-    file = stream.source.train.files[4]
+    file = file_of(stream.source.train, 4)
     for damage in (lambda: file.write_bytes(b"no image"), file.unlink):
         damage()
         with pytest.raises(UnreadableImage, match=f"{file}"):
@@ -184,11 +188,11 @@ def test_an_unreadable_image_is_replaced_and_does_not_count(folder, crop):
     good = read_rows(stream, request, np.arange(8), 0)
     bad = [int(request.indices[row]) for row in (2, 3, 7)]
     for i in bad:
-        stream.source.train.files[i].write_bytes(b"no image")
+        file_of(stream.source.train, i).write_bytes(b"no image")
     replaced = read_rows(stream, request, np.arange(8), 0)
     np.testing.assert_array_equal(replaced.weight, [1, 1, 0, 0, 1, 1, 1, 0])
-    files = stream.source.train.files
-    assert all(str(files[i]) in text for i, text in zip(bad, replaced.skipped, strict=True))
+    split = stream.source.train
+    assert all(split.path(i) in text for i, text in zip(bad, replaced.skipped, strict=True))
     stand_in = [0, 1, 4, 4, 4, 5, 6, 0]  # the next in the batch, the first after the last
     np.testing.assert_array_equal(replaced.labels, good.labels[stand_in])
     counted = replaced.weight == 1
@@ -204,7 +208,7 @@ def test_an_unreadable_image_is_replaced_and_does_not_count(folder, crop):
 def test_an_unreadable_image_that_only_fills_a_batch_is_counted_once(folder):
     # Catches a report that counts the copy which pads the last batch.
     stream = streamed(folder, corrupt="skip")
-    stream.source.test.files[0].write_bytes(b"no image")
+    file_of(stream.source.test, 0).write_bytes(b"no image")
     schedule = Schedule(3, 0, evaluated=np.arange(4, dtype=np.int32), split="test")
     batches = here(stream, schedule, np.arange(3))
     assert [len(batch.skipped) for batch in batches] == [1, 0]
@@ -214,8 +218,8 @@ def test_an_unreadable_image_that_only_fills_a_batch_is_counted_once(folder):
 def test_a_batch_of_nothing_readable_is_an_error(folder):
     # Catches an endless search for a replacement.
     stream = streamed(folder, corrupt="skip")
-    for file in stream.source.test.files:
-        file.write_bytes(b"no image")
+    for i in range(stream.test_count):
+        file_of(stream.source.test, i).write_bytes(b"no image")
     schedule = Schedule(3, 0, evaluated=np.arange(4, dtype=np.int32), split="test")
     for k, row in ((0, 0), (1, 2)):
         with pytest.raises(UserError, match=r"a whole batch of 'folder' .* is unreadable: .*png"):
@@ -226,14 +230,14 @@ def test_an_image_without_a_label_is_an_error(folder):
     # Catches training on TFDS's label of secret test sets, -1.
     stream = streamed(folder)
     stream.source.train.labels[5] = -1
-    with pytest.raises(UserError, match=rf"{stream.source.train.files[5]} has no label"):
+    with pytest.raises(UserError, match=rf"{stream.source.train.path(5)} has no label"):
         read_rows(stream, train_request(stream, range(8)), np.arange(8), 0)
 
 
 def test_an_image_of_another_size_is_an_error(folder):
     # Catches a shape error deep inside a worker.
     stream = streamed(folder)
-    cv2.imwrite(str(stream.source.train.files[5]), np.zeros((4, 5, 3), np.uint8))
+    cv2.imwrite(stream.source.train.path(5), np.zeros((4, 5, 3), np.uint8))
     with pytest.raises(UserError, match=r"differ in size \(9x11 and 4x5\): set data.image_size"):
         read_rows(stream, train_request(stream, range(8)), np.arange(8), 0)
 

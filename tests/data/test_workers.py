@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from loading import write_folder
 
+from drnas_jax.data import workers
+
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
@@ -99,6 +101,28 @@ def test_a_killed_worker_is_an_error_and_leaves_nothing_behind(folder):
     assert printed.startswith("an input worker was killed")
     assert "exit code -9" in printed
     assert "data.workers below 2" in printed
+
+
+class Killed:
+    """Stands in for a data set of Grain whose worker is killed at once."""
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. Maybe")
+
+
+@pytest.mark.parametrize(("count", "advice"), [(1, "free some of it"), (2, "workers below 2")])
+def test_the_advice_after_a_killed_worker_can_be_followed(monkeypatch, count, advice):
+    # Catches the advice to have fewer workers than one.
+    monkeypatch.setattr(workers.grain.MapDataset, "source", lambda chunks: Killed())
+    with pytest.raises(ChildProcessError) as raised:
+        next(workers.read_in_workers([], count))
+    assert str(raised.value).endswith(advice)
 
 
 def running(pid):

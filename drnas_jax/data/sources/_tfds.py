@@ -92,7 +92,10 @@ def open_tfds(name: str, directory: str, others: Iterable[str]) -> Source:
             f"it has {', '.join(sorted(features))}"
         )
 
+    files: list[str] = []
+
     def split(stored: str) -> _Records:
+        files.extend(map(str, builder.info.splits[stored].filepaths))
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         source = builder.as_data_source(stored, deserialize_method=raw)
         return _Records(source, image_key, label_key, f"{title}, split {stored}")
@@ -105,18 +108,18 @@ def open_tfds(name: str, directory: str, others: Iterable[str]) -> Source:
             f"TFDS data set {title} needs images in a split 'train' and in one of 'test' "
             f"and 'validation', but has {listed}"
         )
-    test = split(test_names[0])
+    train, test = split("train"), split(test_names[0])
     if len(test_names) == 2 and test[0].label < 0:
         test = split("validation")  # ImageNet's test split has no labels
     classes, content = tuple(label.names), [builder.info.full_name, str(sizes)]
     return Source(
         title,
-        split("train"),
+        train,
         test,
         classes,
         channels=1 if image.shape[-1] == 1 else 3,
         flip=not builder.name.startswith(_CHARACTERS),
-        fingerprint=fingerprint_of([*content, *classes]),
+        fingerprint=fingerprint_of([*content, *classes], files),
     )
 
 

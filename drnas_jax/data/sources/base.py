@@ -10,7 +10,7 @@ split, a path and a label in each line:
 
     import numpy as np
 
-    from drnas_jax.data import Example, Source
+    from drnas_jax.data import Example, Source, fingerprint_of
 
 
     class Files:
@@ -30,7 +30,8 @@ split, a path and a label in each line:
         with open(f"{directory}/images.csv") as file:
             rows = [(split, path, int(label)) for split, path, label in csv.reader(file)]
         train, test = (Files([row for row in rows if row[0] == name]) for name in ("train", "test"))
-        return Source("my images", train, test, classes=("cat", "dog"), channels=3)
+        fingerprint = fingerprint_of(map(str, rows), files=[path for _, path, _ in rows])
+        return Source("my images", train, test, ("cat", "dog"), 3, fingerprint=fingerprint)
 
 Images that are already arrays need no such class: see `drnas_jax.data.source_from_arrays`. If a
 module has settings, they are a frozen dataclass `Options`, which `create` takes as its second
@@ -41,15 +42,22 @@ caching in memory and streaming by worker processes are the same for all sources
 get a pickled copy of a split, so it should hold paths rather than open files.
 """
 
+import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from drnas_jax.data.threads import in_threads
 from drnas_jax.errors import UserError
 
+# What the fingerprint of files reads of their contents: everything up to these limits, and beyond
+# them a few blocks of a few files.
+_ALL_FILES, _ALL_BYTES = 10_000, 2**30
+_FILES, _BLOCKS, _BLOCK = 1000, 4, 2**14
+_AT_ONCE = 512  # files that a thread looks at
 _TEST_FRACTION = 0.2  # share of each class that a source without a test split holds out
 
 
@@ -110,6 +118,8 @@ class Source:
         may mirror images if `data.flip` is 'auto'.
       fingerprint: Number that changes if the examples or their order change. A run refuses to
         resume on a data set with another one. See `fingerprint_of`.
+      notes: Lines for the user about what was read, such as what was left out and why. A run prints
+        each once.
     """
 
     title: str
@@ -119,6 +129,7 @@ class Source:
     channels: int
     flip: bool = True
     fingerprint: int = 0
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
         """Returns the split named 'train' or 'test'."""
@@ -224,9 +235,56 @@ def hold_out(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def fingerprint_of(names: Iterable[str]) -> int:
-    """Returns a number that changes if any of the names changes, for example those of files."""
-    return zlib.crc32("\0".join(names).encode(errors="surrogateescape"))
+def fingerprint_of(names: Iterable[str], files: Sequence[str | os.PathLike[str]] = ()) -> int:
+    """Returns a number that changes if names change, or the sizes or contents of files.
+
+    The sizes of all files count. Up to 10,000 files of together 1 GiB their whole contents count.
+    Of a larger set a sample does, always the same: 1,000 files, evenly spaced, and of each up to
+    four blocks of 16 KiB. So some files of a large set may change unnoticed if their sizes stay.
+
+    Args:
+      names: Names in order, for example those of images with their classes.
+      files: Paths of files in order. A file that cannot be read counts as one of the size -1.
+    """
+    paths = [os.fspath(file) for file in files]
+    starts = range(0, len(paths), _AT_ONCE)
+    chunks = in_threads(lambda start: list(map(_size, paths[start : start + _AT_ONCE])), starts)
+    sizes = [size for chunk in chunks for size in chunk]
+    everything = len(paths) <= _ALL_FILES and sum(sizes) <= _ALL_BYTES
+    count = len(paths) if everything else min(_FILES, len(paths))
+    sample = [i * len(paths) // count for i in range(count)]
+
+    def checksum(start: int) -> list[str]:
+        chosen = sample[start : start + _AT_ONCE]
+        return [str(_checksum(paths[i], sizes[i], everything)) for i in chosen]
+
+    contents = in_threads(checksum, range(0, count, _AT_ONCE)) if count else ()
+    listed = [*names, *map(str, sizes), *(line for chunk in contents for line in chunk)]
+    return zlib.crc32("\0".join(listed).encode(errors="surrogateescape"))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _checksum(path: str, size: int, everything: bool) -> int:
+    """Returns the CRC-32 of a file, or of evenly spaced blocks of it."""
+    checksum = 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            if everything or size <= _BLOCKS * _BLOCK:
+                while data := file.read(2**20):
+                    checksum = zlib.crc32(data, checksum)
+                return checksum
+            for i in range(_BLOCKS):
+                file.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
+                checksum = zlib.crc32(file.read(_BLOCK), checksum)
+    except OSError:
+        return -1
+    return checksum
 
 
 def title_of(name: str, directory: str) -> str:

@@ -1,49 +1,64 @@
 """A folder of image files: one sub-folder for each class, or train/ and test/ with these.
 
-Without train/ and test/, a fifth of each class is held out for the test, a choice that no seed
-changes. Files whose names begin with a dot are ignored.
+Without test images, a fifth of each class is held out for the test, a choice that no seed changes.
+See `drnas_jax.data.layout` for what else is read.
 """
 
 import contextlib
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from drnas_jax.data.images import has_colours
+from drnas_jax.data.layout import layout_of
+from drnas_jax.data.listing import scan
 from drnas_jax.data.sources.base import (
     Example,
     Source,
     Split,
     UnreadableImage,
     fingerprint_of,
-    hold_out,
     title_of,
 )
 from drnas_jax.data.threads import in_threads
 from drnas_jax.errors import UserError
 
 _CHUNK = 256  # examples that a thread reads at a time
-_SPLITS = {"train", "test", "val", "valid", "validation"}
 
 
 @dataclass(frozen=True, eq=False)
 class _Files:
-    """A split with one file for each image."""
+    """A split with one file for each image.
 
-    files: tuple[Path, ...]
+    Attributes:
+      root: Path of the folder.
+      names: Paths of the files below it.
+      labels: Labels, int32 [n].
+    """
+
+    root: str
+    names: tuple[str, ...]
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        file = self.files[index]
+        path = self.path(index)
         try:
-            data = file.read_bytes()
+            with open(path, "rb") as file:
+                data = file.read()
         except OSError as error:
-            raise UnreadableImage(f"cannot read image {file}: {error.strerror}") from error
-        return Example(data, int(self.labels[index]), str(file))
+            raise UnreadableImage(
+                f"cannot read image {path} ({error.strerror}): fix or remove it, or set "
+                "data.corrupt to 'skip'"
+            ) from error
+        return Example(data, int(self.labels[index]), path)
+
+    def path(self, index: int) -> str:
+        """Returns the path of a file."""
+        return f"{self.root}/{self.names[index]}"
 
 
 def create(directory: str) -> Source:
@@ -53,65 +68,42 @@ def create(directory: str) -> Source:
       directory: Path of the folder.
 
     Raises:
-      UserError: There is no such folder, or its sub-folders are not those of classes.
+      UserError: There is no such folder, or it is not clear which of its folders are classes.
     """
-    root = Path(directory).expanduser()
-    if not directory or not root.is_dir():
+    root = os.path.expanduser(directory)
+    if not directory or not os.path.isdir(root):
         raise UserError(
             f"data.dir is {directory!r}, which is no directory: data.name 'folder' needs one that "
             "holds a sub-folder of images for each class, or train/ and test/ with these"
         )
-    names = {path.name for path in _folders(root)}
-    if _folders(root / "train"):
-        classes, train, test = _given_splits(root)
-    elif names and names <= _SPLITS:
-        raise UserError(
-            f"{root} has folders {', '.join(sorted(names))}, but there is no folder for each class "
-            "in its train/: put the images into train/CLASS/ and test/CLASS/"
-        )
-    else:
-        classes, train, test = _held_out(root)
+
+    def read(name: str) -> str:
+        with open(os.path.join(root, name), encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+
+    root = os.path.normpath(root)
+    layout = layout_of(scan(root), root, read)
+    train, test = (
+        _Files(root, layout.files[name], layout.labels[name]) for name in ("train", "test")
+    )
     listed = [
-        f"{name} {file.relative_to(root)}"
-        for name, split in (("train", train), ("test", test))
-        for file in split.files
+        f"{split_name} {layout.classes[label]} {name}"
+        for split_name, split in (("train", train), ("test", test))
+        for name, label in zip(split.names, split.labels.tolist(), strict=True)
     ]
+    title = title_of("folder", directory)
     return Source(
-        title_of("folder", directory),
+        title,
         train,
         test,
-        classes,
+        layout.classes,
         _channels(train, test),
         flip=True,
-        fingerprint=fingerprint_of(listed),
+        fingerprint=fingerprint_of(
+            listed, [split.path(i) for split in (train, test) for i in range(len(split))]
+        ),
+        notes=(f"data set {title}: {layout.summary}",),
     )
-
-
-def _given_splits(root: Path) -> tuple[tuple[str, ...], _Files, _Files]:
-    """Lists the classes and both splits of a folder that has train/ and test/."""
-    classes, files, labels = _list_images(root / "train")
-    test_classes, test_files, test_labels = _list_images(root / "test")
-    if different := set(classes) ^ set(test_classes):
-        raise UserError(
-            f"train/ and test/ in {root} need the same class folders, but only one of them "
-            f"has {', '.join(sorted(different))}"
-        )
-    return classes, _Files(tuple(files), labels), _Files(tuple(test_files), test_labels)
-
-
-def _held_out(root: Path) -> tuple[tuple[str, ...], _Files, _Files]:
-    """Lists the classes of a folder, and splits its images."""
-    classes, files, labels = _list_images(root)
-    for name, count in zip(classes, np.bincount(labels), strict=True):
-        if count < 2:
-            raise UserError(
-                f"class folder {root / name} has 1 image: a fifth of each class is held out "
-                "for the test, so at least 2 are needed"
-            )
-    train, test = (
-        _Files(tuple(files[i] for i in index), labels[index]) for index in hold_out(labels)
-    )
-    return classes, train, test
 
 
 def _channels(*splits: Split) -> int:
@@ -128,21 +120,3 @@ def _channels(*splits: Split) -> int:
         if any(in_threads(coloured, range(0, len(split), _CHUNK))):
             return 3
     return 1
-
-
-def _folders(root: Path) -> list[Path]:
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-
-
-def _list_images(root: Path) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
-    """Returns the class names, and all files in their folders with labels int32 [n], sorted."""
-    files, labels = [], []
-    for label, folder in enumerate(_folders(root)):
-        inside = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-        if not inside:
-            raise UserError(f"class folder {folder} has no images: add some, or remove it")
-        files += inside
-        labels += [label] * len(inside)
-    return tuple(path.name for path in _folders(root)), files, np.array(labels, np.int32)

@@ -1,11 +1,16 @@
 """Folders of images: what is read and resized, and every error a user can cause."""
 
+import dataclasses
+import os
+
 import cv2
 import numpy as np
 import pytest
 from loading import config, error
 
-from drnas_jax.data import Dataset, Stream, load
+from drnas_jax.data import Dataset, Schedule, Stream, UnreadableImage, load
+from drnas_jax.data.sources import base
+from drnas_jax.data.stream import read_rows
 
 
 def write(path, image):
@@ -80,9 +85,8 @@ def test_folder_with_its_own_test_split(tmp_path):
     np.testing.assert_array_equal(data.test_labels, [0, 0, 1, 1])
 
     (tmp_path / "test" / "dog").rename(tmp_path / "test" / "wolf")
-    assert "only one of them has dog, wolf" in error("folder", dir=str(tmp_path))
-    (tmp_path / "test").rename(tmp_path / "valid")
-    assert "only one of them has cat, dog" in error("folder", dir=str(tmp_path))
+    message = error("folder", dir=str(tmp_path))
+    assert "only train/ has dog" in message and "only test/ has wolf" in message
 
 
 def test_folder_converts_depth_and_alpha(tmp_path):
@@ -91,7 +95,7 @@ def test_folder_converts_depth_and_alpha(tmp_path):
         write(tmp_path / "alpha" / f"{i}.png", np.full((3, 3, 4), (30, 20, 10, 0), np.uint8))
         write(tmp_path / "deep" / f"{i}.png", np.full((3, 3, 3), (7710, 5140, 2570), np.uint16))
         write(tmp_path / "gray" / f"{i}.png", np.full((3, 3), 99, np.uint8))
-    data = load(config("folder", dir=str(tmp_path)))
+    data = load(config("folder", dir=str(tmp_path), max_value=65535))
     assert data.images.dtype == np.uint8
     np.testing.assert_array_equal(data.images[:, 1, 1], [(10, 20, 30), (10, 20, 30), (99, 99, 99)])
 
@@ -137,10 +141,136 @@ def test_folder_with_an_unreadable_image(folder, content):
     assert data.count + data.test_count == without.count + without.test_count
 
 
-def test_folder_with_a_nested_folder(folder):
-    # Catches a folder that is read as an image.
-    (folder / "dog" / "more").mkdir()
-    assert str(folder / "dog" / "more") in error("folder", dir=str(folder))
+def test_what_was_read_is_said_in_one_line(folder):
+    # Catches files that are left out without a word.
+    (folder / "dog" / "more" / "empty").mkdir(parents=True)
+    (folder / "dog" / "0.png").rename(folder / "dog" / "more" / "0.png")
+    (folder / "cat" / "Thumbs.db").write_text("no image")
+    (folder / "__MACOSX" / "cat").mkdir(parents=True)
+    (folder / "__MACOSX" / "cat" / "._0.png").write_text("no image")
+    os.mkfifo(folder / "cat" / "pipe")  # whoever reads it waits for ever
+    for limit in (4096, 0):
+        data = load(config("folder", dir=str(folder), memory_limit_mb=limit))
+        (note,) = data.notes
+        assert note.startswith(f"data set 'folder' in {folder}: 2 classes (cat, dog), 16 training")
+        assert "4 test images" in note
+        assert note.endswith("left out: 1 Thumbs.db, 1 __MACOSX, 1 pipe")
+
+
+def test_labels_of_a_file_reach_the_images(tmp_path):
+    # Catches tiny-imagenet-200 with labels that do not belong to the images.
+    for name, value in (("cat", 10), ("dog", 20)):
+        for i in range(2):
+            write(tmp_path / "train" / name / "images" / f"{i}.png", np.full((4, 4), value))
+    for i, value in enumerate((20, 10, 20)):
+        write(tmp_path / "val" / "images" / f"{i}.png", np.full((4, 4), value))
+    lines = "".join(f"{i}.png\t{name}\n" for i, name in enumerate(("dog", "cat", "dog")))
+    (tmp_path / "val" / "val_annotations.txt").write_text(lines)
+    data = load(config("folder", dir=str(tmp_path)))
+    assert data.classes == ("cat", "dog")
+    np.testing.assert_array_equal(data.test_images[:, 0, 0, 0], 10 + 10 * data.test_labels)
+    np.testing.assert_array_equal(np.bincount(data.test_labels), [1, 2])
+
+
+# Links
+
+
+@pytest.mark.parametrize("target", ["absent.png", "self.png"])
+@pytest.mark.parametrize("limit", [4096, 0])
+def test_a_broken_link_is_named_or_skipped(folder, target, limit):
+    # Catches a stream that ends at what is skipped in memory.
+    link, fields = folder / "dog" / "self.png", dict(dir=str(folder), memory_limit_mb=limit)
+    link.symlink_to(target)
+    if limit:
+        assert str(link) in error("folder", **fields)
+    data = load(config("folder", corrupt="skip", workers=1, **fields))
+    if limit:
+        assert len(data.skipped) == 1 and str(link) in data.skipped[0]
+        assert data.count + data.test_count == 20
+        return
+    splits = {name: data.source.split(name) for name in ("train", "test")}
+    (split,) = [n for n, s in splits.items() if str(link) in map(s.path, range(len(s)))]
+    size = len(splits[split])
+    schedule = Schedule(size, 0, evaluated=np.arange(size, dtype=np.int32), split=split)
+    with pytest.raises(UnreadableImage, match="self.png"):
+        read_rows(dataclasses.replace(data, skip=False), schedule[0], np.arange(size), 0)
+    rows = read_rows(data, schedule[0], np.arange(size), 0)
+    assert len(rows.skipped) == 1 and str(link) in rows.skipped[0]
+    assert rows.weight.sum() == size - 1
+
+
+def test_a_link_to_a_folder_above_is_refused(folder):
+    # Catches a listing without an end.
+    (folder / "dog" / "loop").symlink_to(folder)
+    assert f"{folder}/dog/loop is a link to a folder that holds it" in error(
+        "folder", dir=str(folder)
+    )
+
+
+def test_a_linked_class_is_read(folder, tmp_path_factory):
+    # Catches a check for loops that refuses any link.
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "wolf"
+    (folder / "dog").rename(elsewhere)
+    (folder / "wolf").symlink_to(elsewhere)
+    assert load(config("folder", dir=str(folder))).classes == ("cat", "wolf")
+
+
+# Fingerprints
+
+
+def test_a_fingerprint_changes_with_the_contents(folder):
+    # Catches a retraining that is judged on other images under the same names.
+    def fingerprint():
+        return load(config("folder", dir=str(folder))).fingerprint
+
+    file = folder / "cat" / "3.bmp"  # its size does not depend on the pixels
+    write(file, np.full((6, 5, 3), 3, np.uint8))
+    content, first = file.read_bytes(), fingerprint()
+    file.write_bytes(content + b" ")
+    longer = fingerprint()
+    write(file, np.full((6, 5, 3), 4, np.uint8))
+    assert len(file.read_bytes()) == len(content)
+    assert len({first, longer, fingerprint()}) == 3
+    file.write_bytes(content)
+    os.utime(file, (0, 0))
+    assert fingerprint() == first
+
+
+@pytest.mark.parametrize("limit", ["_ALL_FILES", "_ALL_BYTES"])
+def test_the_fingerprint_of_a_large_set_takes_sizes_and_a_sample(tmp_path, monkeypatch, limit):
+    # Catches a sample of the first files only, and one that misses all of a set's new contents.
+    monkeypatch.setattr(base, limit, 7)
+    monkeypatch.setattr(base, "_FILES", 5)
+    monkeypatch.setattr(base, "_BLOCK", 4)
+    files = [tmp_path / str(i) for i in range(20)]
+    for file in files:
+        file.write_bytes(bytes(100))
+
+    def fingerprint():
+        return base.fingerprint_of(map(str, files), files)
+
+    def changes(index, position, inserted=0):
+        before = fingerprint()
+        files[index].write_bytes(bytes(position) + b"x" + bytes(99 - position + inserted))
+        after = fingerprint()
+        files[index].write_bytes(bytes(100))
+        assert fingerprint() == before
+        return after != before
+
+    assert not changes(1, 0)
+    assert changes(1, 0, inserted=1)
+    assert all(changes(index, position) for index in range(0, 20, 4) for position in (0, 33, 99))
+    files[3].unlink()
+    assert fingerprint() == fingerprint() != base.fingerprint_of(map(str, files))
+
+
+def test_a_fingerprint_without_files_is_that_of_the_names():
+    # Catches names that run into each other.
+    assert base.fingerprint_of(["ab", "c"]) != base.fingerprint_of(["a", "bc"])
+    assert base.fingerprint_of(["a"]) == base.fingerprint_of(iter(["a"]), ())
+
+
+# Images
 
 
 def test_folder_of_different_sizes(folder):

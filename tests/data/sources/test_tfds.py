@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from loading import config, error
 
-from drnas_jax.data import load
+from drnas_jax.data import load, open_source
 
 
 @pytest.fixture
@@ -70,6 +70,19 @@ def test_all_examples_are_read(prepare, capsys):
     assert data.classes == ("cat", "dog")
     assert data.flip
     assert capsys.readouterr().out == ""
+
+
+def test_a_fingerprint_changes_with_the_records(prepare):
+    # Catches a set that was prepared again from other images.
+    directory = prepare({"train": examples(6), "test": examples(4)})
+    prints = [open_source(config("own", dir=directory)).fingerprint for _ in range(2)]
+    for file in sorted(Path(directory).rglob("*.array_record*")):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        prints.append(open_source(config("own", dir=directory)).fingerprint)
+    assert len(prints) == 4
+    assert prints[0] == prints[1] and len(set(prints)) == 3
 
 
 @pytest.mark.parametrize(

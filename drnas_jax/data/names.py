@@ -1,0 +1,67 @@
+"""What the names of files and folders say, how they are compared, and how they are printed."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+
+_SPLIT = re.compile(
+    r"(?:(train|training)|(test|testing)|(val|valid|validation|dev))(?:[ _-]?(?:set|data|images?))?"
+)
+_KINDS = ("", "train", "test", "val")  # of the groups of the expression
+_NO_IMAGES = re.compile(
+    r"\.(csv|db|docx?|gz|html?|ini|jsonl?|lnk|log|mat|md|npy|npz|pdf|pkl|py|rtf|tar|tsv|txt|url|xlsx?"
+    r"|xml|ya?ml|zip)",
+    re.IGNORECASE,
+)
+# Names that begin with a dot are left out too.
+_SYSTEM = re.compile(
+    r"\..*|__macosx|(eh)?thumbs\.db|desktop\.ini|icon\r|\$recycle\.bin|system volume information"
+    r"|@eadir|lost\+found",
+    re.IGNORECASE | re.DOTALL,
+)
+_MOST_LISTED = 5
+
+
+def split_kind(folder: str) -> str:
+    """Returns 'train', 'test' or 'val' if a folder has the name of a split, otherwise ''."""
+    match = _SPLIT.fullmatch(folder.casefold())
+    return _KINDS[match.lastindex or 0] if match else ""
+
+
+def is_system(name: str) -> bool:
+    """Returns whether a file or folder is hidden, or one that a system or a zip program made."""
+    return bool(_SYSTEM.fullmatch(name))
+
+
+def is_image(path: str) -> bool:
+    """Returns False for files whose suffix says that they are none; others may be images."""
+    return not _NO_IMAGES.fullmatch(os.path.splitext(path)[1])
+
+
+def composed(name: str) -> str:
+    """Returns a name in Unicode's composed form (NFC); macOS stores some names decomposed."""
+    return unicodedata.normalize("NFC", name)
+
+
+def comparable(name: str) -> str:
+    """Returns a text that is the same for names that differ by case or by their Unicode form."""
+    return composed(name.casefold())
+
+
+def distinct(name: str) -> str:
+    """Returns a name so that one can tell it from another that looks alike."""
+    return name if name.isascii() else f"{name} ({name!a})"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Returns names with commas; of many the first ones and the last."""
+    names = list(names)
+    if len(names) <= _MOST_LISTED:
+        return ", ".join(names)
+    return f"{', '.join(names[: _MOST_LISTED - 1])}, ... {names[-1]}"
+
+
+def printable(text: str) -> str:
+    """Returns a text in one line, with escapes for what cannot be printed."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
