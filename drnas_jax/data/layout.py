@@ -82,6 +82,11 @@ class _Reader:
 
     def layout(self, listing: Listing) -> Layout:
         self._count_system(listing)
+        if not listing.folders:
+            raise UserError(
+                f"{self.root} has no folders, only {len(listing.files):,} files: put the images of "
+                "each class into a folder with its name"
+            )
         whole, (prefix, listing) = listing, _descend(listing, "")
         if prefix:
             self._count_loose(whole)

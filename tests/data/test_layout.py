@@ -211,6 +211,7 @@ def test_letters_of_both_cases_stay_apart():
 @pytest.mark.parametrize(
     ("paths", "texts"),
     [
+        (["cat.0.png", "dog.0.png"], ["my_images has no folders, only 2 files", "each class"]),
         (images("train", "test"), ["no folder for each class in its train/", "train/CLASS/"]),
         (images("Training", "Testing"), ["in its Training/"]),
         (images("test/a", "test/b", "val/a", "val/b"), ["no train/"]),

@@ -299,7 +299,7 @@ def test_folder_errors(folder):
     assert f"{folder / 'bird'} has no images" in error("folder", dir=str(folder))
     write(folder / "bird" / "0.png", np.zeros((6, 5, 3), np.uint8))
     assert f"{folder / 'bird'} has 1 image" in error("folder", dir=str(folder))
-    assert "at least 2 classes, but has none" in error("folder", dir=str(folder / "cat"))
+    assert "has no folders, only 10 files" in error("folder", dir=str(folder / "cat"))
 
 
 def test_folder_of_one_class(folder):
