@@ -22,6 +22,7 @@ class TrainingData:
       shape: Height, width and channels of an image.
       mean: Mean of each channel, of pixels in 0..1.
       std: Standard deviation of each channel.
+      max_value: Value of `data.max_value`, by which images of 16 bits were scaled; 0 if unset.
     """
 
     name: str
@@ -29,13 +30,15 @@ class TrainingData:
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    max_value: int = 0
 
     @classmethod
     def of(cls, dataset: ImageDataset) -> "TrainingData":
         """Describes the training images of a data set."""
         height, width, channels = map(int, dataset.shape)
         mean, std = (tuple(map(float, values)) for values in (dataset.mean, dataset.std))
-        return cls(dataset.name, tuple(dataset.classes), (height, width, channels), mean, std)
+        shape, classes = (height, width, channels), tuple(dataset.classes)
+        return cls(dataset.name, classes, shape, mean, std, dataset.max_value)
 
     def to_json(self) -> dict[str, Any]:
         """Converts to JSON values."""
@@ -44,7 +47,7 @@ class TrainingData:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainingData":
         """Converts back what `to_json` returned, also after a round trip through a file."""
-        return cls(**{key: tuple(v) if key != "name" else v for key, v in values.items()})
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
     def outputs(self, dataset: ImageDataset) -> np.ndarray:
         """Returns for each class of another data set the network's output of the same name.
@@ -56,10 +59,15 @@ class TrainingData:
           Number of the output for each label, int32 [classes].
 
         Raises:
-          UserError: The images have other channels or another size than the training images, or
-            the classes have other names.
+          UserError: The images have other channels, another size or another value of white than
+            the training images, or the classes have other names.
         """
         self._check_shape(dataset)
+        if self.max_value not in (0, dataset.max_value):
+            raise UserError(
+                f"the network was trained on images whose white is {self.max_value}, and "
+                f"data.max_value is {dataset.max_value}: set data.max_value={self.max_value}"
+            )
         if set(dataset.classes) != set(self.classes):
             raise UserError(
                 f"the network was trained on the classes of {self.name}, and data set "

@@ -11,10 +11,10 @@ from drnas_jax.data import TrainingData
 from drnas_jax.errors import UserError
 
 
-def images(classes=("cat", "dog", "eel"), shape=(8, 8, 3)):
-    statistics = (np.full(shape[2], value, np.float32) for value in (0.1, 0.3))
-    mean, std = statistics
-    return SimpleNamespace(name="folder", classes=classes, shape=shape, mean=mean, std=std)
+def images(classes=("cat", "dog", "eel"), shape=(8, 8, 3), max_value=0):
+    mean, std = (np.full(shape[2], value, np.float32) for value in (0.1, 0.3))
+    fields = dict(name="folder", classes=classes, shape=shape, max_value=max_value)
+    return SimpleNamespace(**fields, mean=mean, std=std)
 
 
 def test_a_description_is_the_same_after_a_file():
@@ -42,6 +42,13 @@ def test_classes_are_matched_by_name():
 def test_images_that_do_not_fit_are_refused(other, says):
     with pytest.raises(UserError, match=says):
         TrainingData.of(images()).outputs(other)
+
+
+def test_white_is_what_it_was_in_training():
+    # Would catch 12-bit images that are evaluated as if they had 16 bits: nearly black.
+    with pytest.raises(UserError, match="white is 4095, and data.max_value is 0: set data.max_v"):
+        TrainingData.of(images(max_value=4095)).outputs(images())
+    TrainingData.of(images()).outputs(images(max_value=4095))  # trained on 8 bits
 
 
 def test_names_that_look_alike_are_told_apart():
