@@ -91,7 +91,7 @@ def refused(capsys, *argv):
         ([DIGITS, "--config.retrain.batch_size=2000"], ["1438 images", "2000"]),
         ([DIGITS, "--config.retrain.batch_size=12"], ["retrain.batch_size = 12", "8 devices"]),
         ([DIGITS, "--config.retrain.max_macs=10"], ["max_macs is 10", "of 2 channels"]),
-        ([*DARTS, "--config.retrain.auxiliary_weight=0.4"], ["8 pixels a side"]),
+        ([*DARTS, "--config.retrain.auxiliary_weight=0.4"], ["8x8 pixels"]),
         ([DIGITS, "--config.search.lr_warmup_epochs=4"], ["lr_warmup_epochs is 4", "4 epochs"]),
         ([DIGITS, "--config.genotype=no/such.json", "--phases=retrain"], ["no/such.json"]),
         ([DIGITS, "--config.genotype=drnas_cifar10", "--phases=retrain"], ["'darts'"]),

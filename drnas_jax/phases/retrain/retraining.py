@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from drnas_jax import data, spaces
@@ -83,8 +84,13 @@ class Retraining:
         """Raises UserError if the retraining cannot begin; builds nothing on the devices."""
         devices.check_batch(self.config.retrain.batch_size, self.mesh, "retrain.batch_size")
         spaces.check_genotype(self.genotype, self.space)
-        self.space.check(self.spec(self.config.retrain.channels))
+        spec = self.spec(self.config.retrain.channels)
+        self.space.check(spec)
         _ = self.steps  # raises if there is less than one batch
+        # A module may refuse its input, as an auxiliary head does if the images are too small.
+        network = self.space.network(spec, self.backend())
+        shape = self.dataset.shape
+        jax.eval_shape(lambda: init_state(network, optax.identity(), shape, 0))
 
     def spec(self, channels: int) -> NetworkSpec:
         """Returns the spec of the network with C channels."""
@@ -132,18 +138,22 @@ class Retraining:
         )
         return Loader(self.dataset, schedule, self.mesh)
 
+    def backend(self) -> Backend:
+        """Returns the backend that the config names."""
+        config, compute = self.config.retrain, self.config.compute
+        axis_name = devices.AXIS if config.sync_batchnorm else None
+        platform = devices.platform(self.mesh)
+        return backend.choose(compute.kernels, platform, compute.remat, axis_name)
+
     def step_config(self, chosen: Backend | None = None) -> StepConfig:
         """Returns the static inputs of the step.
 
         Args:
           chosen: Backend to use instead of the config's.
         """
-        config, compute = self.config.retrain, self.config.compute
-        axis_name = devices.AXIS if config.sync_batchnorm else None
-        platform = devices.platform(self.mesh)
-        chosen = chosen or backend.choose(compute.kernels, platform, compute.remat, axis_name)
+        config = self.config.retrain
         return StepConfig(
-            network=self.space.network(self.spec(self.channels), chosen),
+            network=self.space.network(self.spec(self.channels), chosen or self.backend()),
             optimiser=optimisers.weight_optimiser(
                 config, self.steps, config.epochs, config.nesterov
             ),
