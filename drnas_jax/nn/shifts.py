@@ -311,7 +311,8 @@ _DEPTHWISE = _BilinearOp(_depthwise, _depthwise_image_gradient, _depthwise_weigh
 def max_pool(x: Array, size: int, stride: int) -> Array:
     """Computes the maximum over windows, first along rows and then along columns.
 
-    Among equal values the first one gets the gradient, as in PyTorch.
+    Among equal values the first one gets the gradient, and a window with a NaN gives NaN, as in
+    PyTorch.
 
     Args:
       x: Images, [c, h, w, b].
@@ -350,7 +351,8 @@ def _line_max_forward(
     # Positions have the dtype of the values, so that both fill vectors of the same width.
     chosen = jnp.zeros(best.shape, x.dtype)
     for position, candidate in enumerate(others, start=1):
-        better = candidate > best
+        # A NaN wins against any number and keeps its place; `candidate > best` would lose it.
+        better = ~(candidate <= best) & (best == best)
         best, chosen = jnp.where(better, candidate, best), jnp.where(better, position, chosen)
     return best, chosen
 

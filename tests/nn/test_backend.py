@@ -96,6 +96,20 @@ def test_max_pool_agrees_with_plain(platform, ties, size, stride, shape):
     assert_plain(platform, "max_pool", shape, static=(size, stride), ties=ties)
 
 
+@pytest.mark.parametrize("platform", ("plain", *other("max_pool")))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_max_pool_and_avg_pool_pass_a_nan_on(platform, stride):
+    # Would catch a comparison that is false for NaN: the loss of a broken network stays finite.
+    chosen, x = backend.for_platform(platform), normal(0, (1, 7, 7, 1))
+    x[0, 3, 3] = np.nan  # first, in the middle and last in a window, along both axes
+    for kernel in (lambda x: chosen.max_pool(x, 3, stride), lambda x: chosen.avg_pool(x, stride)):
+        y = np.asarray(chosen.transpose(kernel(chosen.transpose(jnp.asarray(x)))))[0, :, :, 0]
+        windows = [i for i in range(len(y)) if abs(stride * i - 3) <= 1]
+        expected = np.zeros(y.shape, bool)
+        expected[np.ix_(windows, windows)] = True
+        np.testing.assert_array_equal(np.isnan(y), expected)
+
+
 @pytest.mark.parametrize(
     ("platform", "dilation"),
     [
