@@ -18,7 +18,7 @@ from drnas_jax.phases.retrain.phase import check_retrain, run_retrain
 from drnas_jax.phases.search.phase import run_search
 from drnas_jax.phases.setup import Run, loader
 from drnas_jax.training import hosts
-from drnas_jax.training.hosts import cores, from_primary, is_primary
+from drnas_jax.training.hosts import PrimaryFailedError, cores, from_primary, is_primary
 from drnas_jax.training.metrics import Display
 from drnas_jax.training.signals import Interrupted, exit_at_once
 from drnas_jax.workdir import of_seed, open_workdir
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       Exit code: 0; 2 after a mistake that the user can fix, which one line describes; 1 if the
-      processes of a run do not find each other, or the system cannot read or write a file; 128 +
-      the number of the signal if a signal ended the run.
+      processes of a run do not find each other, or process 0 fails (in the others), or the system
+      cannot read or write a file; 128 + the number of the signal if a signal ended the run.
     """
     logging.set_verbosity(logging.ERROR)
     try:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(config, phases, workdir, display)
     except UserError as error:
         return _end(2, f"error: {error}")
-    except ConnectionError as error:
+    except (ConnectionError, PrimaryFailedError) as error:
         return _end(1, f"error: {error}")
     except OSError as error:
         return _end(1, f"error: {error}: fix that; the same command resumes from the checkpoint")

@@ -8,8 +8,10 @@ import importlib.util
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +24,11 @@ from drnas_jax.errors import UserError
 from drnas_jax.training import devices
 
 _TIMEOUT = 300  # seconds that the processes wait for each other at the start
+_GOOGLE = "0x1ae0"  # PCI vendor of TPUs, but also of network cards in Google's cloud
+
+
+class PrimaryFailedError(RuntimeError):
+    """Process 0 failed with an error of which only it has the traceback."""
 
 
 def initialize(
@@ -33,7 +40,8 @@ def initialize(
     """Joins the other processes of a run, if there are any.
 
     It must run before anything else that uses JAX's devices. Without arguments it asks JAX to
-    find the other processes, but only if the environment says that there are several.
+    find the other processes, but only if the environment says that there are several, or if this
+    may be the host of a TPU. If JAX finds that it is none, this process runs alone and says so.
 
     Args:
       coordinator: Address of process 0, as HOST:PORT.
@@ -49,8 +57,10 @@ def initialize(
         with code 1.
     """
     given = (coordinator, num_processes, process_id)
+    sure = True  # that there are other processes
     if all(value is None for value in given):
-        if not (detect or launched(os.environ)):
+        sure = detect or launched(os.environ)
+        if not (sure or may_be_tpu_host()):
             return
     elif None in given:
         raise UserError(
@@ -71,7 +81,14 @@ def initialize(
     timer.start()
     try:
         jax.distributed.initialize(*given, initialization_timeout=_TIMEOUT + 60)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:  # OSError: from the metadata of a TPU
+        if not sure and "coordinator_address should be defined" in str(error):
+            print(
+                "this machine may have TPUs, but JAX knows of no other hosts: this process runs "
+                "alone; if there are others, start each with --distributed",
+                file=sys.stderr,
+            )
+            return
         reason = " ".join(str(error).split())[:300]
         raise ConnectionError(_connection_message(reason)) from error
     finally:
@@ -91,9 +108,7 @@ def _connection_message(reason: str) -> str:
 
 
 def launched(environment: Mapping[str, str]) -> bool:
-    """Returns whether JAX can find the processes of this run by itself.
-
-    That is so if a launcher that JAX knows has started several processes, and on a TPU host.
+    """Returns whether a launcher that JAX knows has started several processes.
 
     Args:
       environment: Environment variables of this process.
@@ -113,8 +128,24 @@ def launched(environment: Mapping[str, str]) -> bool:
             "--coordinator=HOST:PORT --num_processes=$OMPI_COMM_WORLD_SIZE "
             "--process_id=$OMPI_COMM_WORLD_RANK"
         )
+    return False
+
+
+def may_be_tpu_host() -> bool:
+    """Returns whether this machine may have TPUs; then JAX can ask it for the other hosts.
+
+    Devices under /dev/vfio exist wherever a device is passed through to a virtual machine, and
+    libtpu may be installed only to plan. So there must also be a PCI device of Google.
+    """
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+    if not chips or importlib.util.find_spec("libtpu") is None:
+        return False
+    return _GOOGLE in _pci_vendors()
+
+
+def _pci_vendors() -> set[str]:
+    """Returns the vendors of all PCI devices, such as `0x10de`."""
+    return {Path(file).read_text().strip() for file in glob.glob("/sys/bus/pci/devices/*/vendor")}
 
 
 def cores() -> int:
@@ -140,22 +171,38 @@ def from_primary(function: Callable[[], Any]) -> Any:
 
     Raises:
       UserError, OSError: If the function raised it. All processes raise it.
+      PrimaryFailedError: In the other processes, if the function raised anything else.
     """
     if jax.process_count() == 1:
         return function()
-    text = b""
+    text, failure = b"", None
     if is_primary():
         try:
-            outcome = {"value": function()}
-        except (UserError, OSError) as error:
-            outcome = {"error": str(error), "user": isinstance(error, UserError)}
-        text = json.dumps(outcome).encode()
+            text = json.dumps({"value": function()}).encode()
+        except BaseException as error:  # of any kind: without an answer the others would wait
+            failure = error
+            text = json.dumps(_describe(error)).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(text), np.int32)))
     buffer = np.frombuffer(text, np.uint8) if is_primary() else np.zeros(size, np.uint8)
     outcome = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
+    if failure is not None:
+        raise failure
     if "error" in outcome:
-        raise (UserError if outcome["user"] else OSError)(outcome["error"])
+        raise _KINDS[outcome["kind"]](outcome["error"])
     return outcome["value"]
+
+
+_KINDS = {"user": UserError, "system": OSError, "other": PrimaryFailedError}
+
+
+def _describe(error: BaseException) -> dict[str, str]:
+    """Returns the kind and the message by which the other processes raise an error again."""
+    if isinstance(error, UserError):
+        return {"kind": "user", "error": str(error)}
+    if isinstance(error, OSError):
+        return {"kind": "system", "error": str(error)}
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return {"kind": "other", "error": f"process 0 failed ({reason}): see its output"}
 
 
 def total(value: np.ndarray | int) -> np.ndarray:

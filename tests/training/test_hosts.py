@@ -46,21 +46,29 @@ def test_open_mpi_5_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("chips", "library", "launched"),
+    ("chips", "library", "vendors", "possible"),
     [
-        (["/dev/accel0"], True, True),
-        (["/dev/vfio/vfio", "/dev/vfio/0"], True, True),
-        (["/dev/vfio/vfio"], True, False),  # the driver without a chip
-        (["/dev/accel0"], False, False),
-        ([], True, False),
+        (["/dev/accel0"], True, ["0x1ae0"], True),
+        (["/dev/vfio/vfio", "/dev/vfio/0"], True, ["0x8086", "0x1ae0"], True),
+        (["/dev/vfio/vfio"], True, ["0x1ae0"], False),  # the driver without a chip
+        (["/dev/vfio/0"], True, ["0x8086", "0x10de"], False),  # a GPU that is passed through
+        (["/dev/accel0"], False, ["0x1ae0"], False),
+        ([], True, ["0x1ae0"], False),  # a network card in Google's cloud
     ],
 )
-def test_tpu_hosts_are_recognised(monkeypatch, chips, library, launched):
+def test_tpu_hosts_are_recognised(monkeypatch, tmp_path, chips, library, vendors, possible):
     # Catches a machine without TPUs that tries to find a pod.
-    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: fnmatch.filter(chips, pattern))
+    files = [tmp_path / f"vendor{i}" for i in range(len(vendors))]
+    for file, vendor in zip(files, vendors, strict=True):
+        file.write_text(f"{vendor}\n")
+
+    def found(pattern):
+        return files if pattern.startswith("/sys/") else fnmatch.filter(chips, pattern)
+
+    monkeypatch.setattr(hosts.glob, "glob", found)
     find = {"libtpu": object() if library else None}
     monkeypatch.setattr(hosts.importlib.util, "find_spec", find.get)
-    assert hosts.launched({}) == launched
+    assert hosts.may_be_tpu_host() == possible
 
 
 @pytest.fixture
@@ -74,10 +82,25 @@ def joined(monkeypatch):
 def test_a_single_process_does_not_join(monkeypatch, joined):
     # Catches a run on one machine that waits for a coordinator.
     monkeypatch.setattr(hosts, "launched", lambda environment: False)
+    monkeypatch.setattr(hosts, "may_be_tpu_host", lambda: False)
     hosts.initialize(None, None, None)
     assert joined == []
     hosts.initialize(None, None, None, detect=True)
     assert joined == [(None, None, None)]
+
+
+def test_a_machine_that_is_no_tpu_host_after_all_runs_alone(monkeypatch, capsys):
+    # Catches a guess of ours that keeps a machine with libtpu from running anything.
+    monkeypatch.setattr(hosts, "launched", lambda environment: False)
+    monkeypatch.setattr(hosts, "may_be_tpu_host", lambda: True)
+    for name in os.environ:
+        if name.startswith(("SLURM", "OMPI", "JAX_COORDINATOR", "KUBERNETES")):
+            monkeypatch.delenv(name)
+    hosts.initialize(None, None, None)  # JAX itself looks for them, and finds none
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "runs alone" in line and "--distributed" in line
+    with pytest.raises(ConnectionError):
+        hosts.initialize(None, None, None, detect=True)
 
 
 def test_several_processes_join(monkeypatch, joined):
@@ -117,7 +140,7 @@ def test_inconsistent_flags_are_refused(monkeypatch, capsys, tmp_path, joined, f
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError])
 def test_a_failure_to_join_is_one_line(monkeypatch, capsys, tmp_path, error):
     # Catches the long reports of JAX's runtime.
     def fail(*_, **__):
@@ -196,6 +219,7 @@ def test_a_signal_right_after_joining_is_not_lost():
 
 TWO = """
 import sys
+import traceback
 import numpy as np
 from drnas_jax.training import hosts
 from drnas_jax.errors import UserError
@@ -217,6 +241,28 @@ for kind in (UserError, OSError):
         raise AssertionError
     except kind as error:
         assert str(error) == "from process 0"
+
+
+def bug():
+    raise KeyError("a bug")
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+# A bug, a value that is not JSON, and what a second Ctrl-C raises.
+for kind, failing in ((KeyError, bug), (TypeError, object), (KeyboardInterrupt, interrupted)):
+    try:
+        hosts.from_primary(failing)
+        raise AssertionError
+    except kind as error:
+        assert number == 0
+        names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        assert failing is not bug or names[-1] == "bug"
+    except hosts.PrimaryFailedError as error:
+        assert number == 1
+        assert f"process 0 failed ({kind.__name__}" in str(error)
 assert hosts.total(number + 1) == 3
 assert hosts.total(np.array([number, 5])).tolist() == [1, 10]
 agreement = hosts.Agreement(make_mesh())
