@@ -138,9 +138,16 @@ def create(kind: str, name: str, options: Any, *first: Any, field: str) -> Any:
     """
     module = find(kind, name, field)
     options_class = options_type(module)
-    if options_class is None:
-        return module.create(*first)
-    return module.create(*first, options_class() if options is None else options)
+    arguments = first
+    if options_class is not None:
+        arguments = (*first, options_class() if options is None else options)
+    try:
+        return module.create(*arguments)
+    except UserError:
+        raise
+    except Exception as error:  # a bug of the module, whose traceback is of more use than a line
+        error.add_note(f"raised by `create` of the {kind} {name!r} ({field} in the config)")
+        raise
 
 
 def source_of(kind: str, name: str) -> Source | None:
@@ -156,6 +163,20 @@ def import_file(file: Path) -> ModuleType:
     """
     path = str(file.expanduser().resolve().with_suffix(""))
     return importlib.import_module(_PREFIX + path.replace("%", "%25").replace(".", "%2E"))
+
+
+def is_bug_of_ours(error: Exception) -> bool:
+    """Returns whether an error that a user's code has passed on was raised by this package.
+
+    Such an error needs its traceback, and must not be reported as a mistake of the user. The
+    bundled recipes belong to the package too, unless they lie in the user's checkout.
+    """
+    if isinstance(error, UserError | SyntaxError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    files = [Path(frame.filename) for frame in frames if frame.filename not in _CALLERS]
+    written = [file for file in files if _is_ours(file) or not _is_library(str(file))]
+    return bool(written) and _is_ours(written[-1])
 
 
 def failure(error: Exception) -> str:
@@ -207,6 +228,8 @@ def _import_users(name: str, field: str) -> ModuleType:
                 f"{field} is {name!r}, and there is no such module on sys.path or in the current "
                 "directory: correct the name, or give the path of a .py file"
             ) from error
+        if is_bug_of_ours(error):
+            raise
         raise UserError(f"{field} is {name!r}, which fails to import: {failure(error)}") from error
 
 
@@ -214,6 +237,14 @@ def _import_users(name: str, field: str) -> ModuleType:
 def _source(module: ModuleType) -> Source:
     file = Path(str(module.__file__)).resolve()
     return Source(str(file), hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+_PACKAGE = Path(__file__).parent
+_CALLERS = (__file__, str(_PACKAGE / "flags.py"))  # the modules that call a user's code
+
+
+def _is_ours(file: Path) -> bool:
+    return file.is_relative_to(_PACKAGE)
 
 
 def _is_library(filename: str) -> bool:

@@ -68,10 +68,11 @@ def _load_recipe(text: str) -> Mapping[str, Any]:
     arguments = (variant,) if variant else ()
     try:
         get_config = getattr(components.import_file(file), "get_config", None)
-        if get_config is None:
+        if not callable(get_config):
             raise UserError(f"the recipe {name} has no function `get_config`: add it")
+        signature = inspect.signature(get_config)
         try:
-            inspect.signature(get_config).bind(*arguments)
+            signature.bind(*arguments)
         except TypeError:
             what = "has no variants" if variant else "needs a variant"
             raise UserError(f"--config is {text!r}, but {name} {what}: {_EXAMPLE}") from None
@@ -79,6 +80,8 @@ def _load_recipe(text: str) -> Mapping[str, Any]:
     except UserError:
         raise
     except Exception as error:  # whatever the user's recipe raises
+        if components.is_bug_of_ours(error):
+            raise
         raise UserError(f"the recipe {name} fails: {components.failure(error)}") from error
 
 

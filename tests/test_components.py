@@ -171,6 +171,14 @@ def test_a_module_that_fails_to_import_is_named_with_line_and_error(here, text, 
     assert error in message
 
 
+def test_a_bug_of_ours_in_a_users_import_is_not_reported_as_a_mistake(here, monkeypatch):
+    # Would catch a bug of this package that is reported as one of the user's module.
+    monkeypatch.setattr("drnas_jax.config.OPTIONS", None)  # breaks `defaults`
+    name = str(write(here / "calls.py", "from drnas_jax.config import defaults\n\ndefaults()\n"))
+    with pytest.raises(TypeError, match="not iterable"):
+        components.find("space", name, "space")
+
+
 def test_a_module_that_was_repaired_can_be_imported(here):
     # Would catch a failed import that stays in a cache; matters in a notebook.
     file = write(here / "repaired.py", "x = undefined_name_of_some_length")
@@ -202,6 +210,20 @@ def test_a_component_without_options_is_created_without_them(here):
     assert components.options_type(components.find("cost", name, "cost.name")) is None
     assert components.create("cost", name, None, field="cost.name").arguments == ()
     assert components.create("table", name, None, "file", field="table.name").arguments == ("file",)
+
+
+def test_an_error_in_create_keeps_its_traceback_and_names_the_component(here):
+    # Would catch a traceback that does not say for which field the module was called.
+    text = "from drnas_jax.errors import UserError\n\n\ndef create(kind):\n    raise kind('no')\n"
+    name = str(write(here / "failing.py", text))
+    with pytest.raises(KeyError) as caught:
+        components.create("cost", name, None, KeyError, field="cost.name")
+    assert caught.traceback[-1].lineno == 4  # counted from 0
+    (note,) = caught.value.__notes__
+    assert all(word in note for word in ("`create`", "cost", repr(name), "cost.name"))
+    with pytest.raises(UserError, match="^no$") as caught:
+        components.create("cost", name, None, UserError, field="cost.name")
+    assert not hasattr(caught.value, "__notes__")
 
 
 @pytest.mark.parametrize(

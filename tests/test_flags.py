@@ -245,6 +245,7 @@ def test_no_config(argv):
         (f"{RECIPE}    return 3", ["the config is 3"]),
         (f"{RECIPE}    return None", ["the config is None"]),
         ("x = 3", ["broken.py", "get_config"]),
+        ("get_config = 3", ["broken.py", "get_config"]),
         ("def get_config(variant): return variant", ["broken.py", "needs a variant"]),
     ],
 )
@@ -269,8 +270,12 @@ def test_a_bug_of_ours_is_not_reported_as_a_mistake(monkeypatch):
     def broken(config):
         raise LookupError("ours")
 
-    monkeypatch.setattr(lib, "from_config_dict", broken)
-    with pytest.raises(LookupError, match="ours"):
+    with monkeypatch.context() as patch:
+        patch.setattr(lib, "from_config_dict", broken)
+        with pytest.raises(LookupError, match="ours"):
+            read(BASE)
+    monkeypatch.setattr(lib, "OPTIONS", None)  # breaks `defaults`, which the recipe calls
+    with pytest.raises(TypeError, match="not iterable"):
         read(BASE)
 
 

@@ -140,7 +140,8 @@ def run_epochs(
         Interrupt() as interrupt,
         _Files(directory, progress.epochs_done, int(state.step)) as files,
     ):
-        work = _Work(phase, directory, checkpoints, progress.seconds, _Stop(interrupt, phase.mesh))
+        stop = _Stop(interrupt, phase.mesh)
+        work = _Work(phase, directory, checkpoints, progress.seconds, stop, int(state.step))
         if files.lost:
             phase.display.message(
                 f"{directory / 'history.jsonl'} lacks the lines of {files.lost} finished epochs"
@@ -162,7 +163,7 @@ def run_epochs(
             work.save(state, epoch + finished)
             if signum := work.stop.now():
                 raise Interrupted(signum)
-    return state, _progress(phase, phase.epochs, work.seconds)
+    return state, _progress(phase, int(state.step) // phase.steps, work.seconds)
 
 
 def _interruptible(interrupt: Interrupt) -> contextlib.AbstractContextManager[None]:
@@ -219,7 +220,16 @@ class _Files:
 
 
 class _Work:
-    """The work of a phase in its directory; `seconds` is what earlier, killed runs took."""
+    """The work of a phase in its directory.
+
+    Args:
+      phase: The phase.
+      directory: Directory of the phase.
+      checkpoints: Checkpoints of the phase.
+      seconds: What earlier, killed runs took.
+      stop: The signal that ends the run.
+      saved: Number of the checkpoint from which the run resumed, or 0.
+    """
 
     def __init__(
         self,
@@ -228,8 +238,9 @@ class _Work:
         checkpoints: Checkpoints,
         seconds: float,
         stop: _Stop,
+        saved: int,
     ):
-        self.stop, self._phase, self._directory = stop, phase, directory
+        self.stop, self._phase, self._directory, self._saved = stop, phase, directory, saved
         self._checkpoints, self._began = checkpoints, time.monotonic() - seconds
 
     @property
@@ -241,6 +252,7 @@ class _Work:
         """Writes a checkpoint."""
         progress = _progress(self._phase, epochs_done, self.seconds)
         self._checkpoints.save(int(state.step), state, progress, self._phase.metadata())
+        self._saved = int(state.step)
 
     def averages(self, state: Any, epoch: int) -> dict[str, float]:
         """Returns the training loss and accuracy of the epoch so far.
@@ -250,10 +262,14 @@ class _Work:
         """
         averages = losses.averages(jax.device_get(state.totals))
         if not np.isfinite(averages["loss"]):
+            saved = "no checkpoint was written before"
+            if self._saved:
+                folder = self._directory / "checkpoints"
+                saved = f"the last good checkpoint, of step {self._saved}, is in {folder}"
             raise UserError(
                 f"the training loss is {averages['loss']} at step {int(state.step)} "
                 f"({self._phase.name}, epoch {epoch + 1}): lower the learning rate and start in a "
-                f"new workdir; the last good checkpoint is in {self._directory / 'checkpoints'}"
+                f"new workdir; {saved}"
             )
         return averages
 

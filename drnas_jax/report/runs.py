@@ -181,7 +181,7 @@ def _read_config(directory: Path) -> tuple[Mapping[str, Any], Config]:
     try:
         return described, from_config_dict(fields.mapping("config"))
     except UserError as error:
-        raise UserError(f"{file} is damaged or of another version: {error}") from error
+        raise UserError(f"the config in {file} cannot be used: {error}") from error
 
 
 def _result(fields: Fields) -> Result:

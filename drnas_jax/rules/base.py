@@ -5,11 +5,13 @@ continues. A stopping rule may end the search early. Both have the same interfac
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
+from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype
 from drnas_jax.spaces.base import Space, SupernetSpec
 
@@ -24,12 +26,12 @@ class Fix:
     """The decision to fix the operations of some edges and to continue the search.
 
     Attributes:
-      edges: Triples (cell type, row of the edge, operation). From now on the edge's mixing weights
-        are 1 for this operation and 0 for the others; if the operation is None, all are 0, which
-        removes the edge.
+      edges: Triples (cell type, row of the edge, operation), in a tuple, a list or any other
+        iterable. From now on the edge's mixing weights are 1 for this operation and 0 for the
+        others; if the operation is None, all are 0, which removes the edge.
     """
 
-    edges: tuple[tuple[str, int, str | None], ...]
+    edges: Iterable[tuple[str, int, str | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,3 +104,34 @@ class Rule(Protocol):
           memory: JSON values that the rule keeps between epochs and may change in place. They
             are in the checkpoints, so that a resumed search makes the same decisions.
         """
+
+
+def checked_edges(
+    decision: Fix, spec: SupernetSpec, rule: str
+) -> tuple[tuple[str, int, str | None], ...]:
+    """Returns the edges that a rule fixes as a tuple, after a check that each of them exists.
+
+    Args:
+      decision: Decision of the rule.
+      spec: Spec of the supernet, with the remaining operations of each edge.
+      rule: Name of the rule in error messages.
+
+    Raises:
+      UserError: An edge is no triple, or the supernet lacks its cell type, row or operation.
+    """
+    cells, edges = dict(spec.cells), []
+    for fixed in decision.edges:
+        fault = f"the {rule} returns Fix with the edge {reprlib.repr(fixed)}"
+        if not isinstance(fixed, tuple | list) or len(fixed) != 3:
+            raise UserError(f"{fault}: expected (cell type, row, operation or None)")
+        cell_type, row, primitive = fixed
+        if cell_type not in cells:
+            raise UserError(f"{fault}: expected one of the cell types {', '.join(cells)}")
+        rows = cells[cell_type].edges
+        if not isinstance(row, int | np.integer) or not 0 <= row < len(rows):
+            raise UserError(f"{fault}: expected a row from 0 to {len(rows) - 1}")
+        names = rows[row].primitives
+        if primitive is not None and primitive not in names:
+            raise UserError(f"{fault}: expected None or one of the operations {', '.join(names)}")
+        edges.append((cell_type, int(row), primitive))
+    return tuple(edges)

@@ -75,9 +75,12 @@ def load_genotype(path_or_name: str | os.PathLike[str]) -> Genotype:
 def check_genotype(genotype: Genotype, space: Space) -> None:
     """Raises UserError unless the genotype belongs to this space and has its cell types."""
     if genotype.space != space.name:
+        other = f"--config.space to the module of the space {genotype.space!r}"
+        if genotype.space in components.names("space"):
+            other = f"--config.space={genotype.space}"
         raise UserError(
-            f"the genotype is of the space {genotype.space!r}: expected {space.name!r}; "
-            f"set --config.space={genotype.space} or take another genotype"
+            f"the genotype is of the space {genotype.space!r}: expected {space.name!r}; set "
+            f"{other}, or take another genotype"
         )
     types, expected = sorted(dict(genotype.cells)), sorted(space.cells)
     if types != expected:

@@ -149,12 +149,12 @@ class Space:
         if isinstance(spec, SupernetSpec):
             return
         for value, field, what in (
-            (spec.auxiliary, "auxiliary_weight", "have no auxiliary head"),
+            (spec.auxiliary and "more than 0", "auxiliary_weight", "have no auxiliary head"),
             (spec.drop_path, "drop_path", "drop no path"),
         ):
             if value:
                 raise UserError(
-                    f"retrain.{field} is set, but networks of the space {self.name} {what}: "
+                    f"retrain.{field} is {value}, but networks of the space {self.name} {what}: "
                     "set it to 0"
                 )
 

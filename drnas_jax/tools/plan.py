@@ -106,7 +106,7 @@ def make_devices(topology: str) -> list[Any]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used
     try:
         chips: Any = topologies.get_topology_desc(topology, platform="tpu").devices
-    except Exception as error:
+    except (ValueError, RuntimeError) as error:  # of the compiler
         reason = str(error).splitlines()[0]
         raise UserError(
             f"--topology is {topology!r}, which the compiler does not know ({reason}): expected "

@@ -124,8 +124,8 @@ def test_a_whole_run(tmp_path):
 
 def test_a_phase_may_finish_before_its_last_epoch(tmp_path):
     # Would catch a search that goes on after a rule has stopped it.
-    state, _ = loop.run(Phase(last_epoch=2), tmp_path)
-    assert int(state.step) == 20
+    state, progress = loop.run(Phase(last_epoch=2), tmp_path)
+    assert int(state.step) == 20 and progress.epochs_done == 2
     assert saved(tmp_path) == ([10, 20], 220.0)
     assert epochs_in(tmp_path) == [1, 2]
 
@@ -135,10 +135,19 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, checkpoint_steps):
     # Would catch both checkpoints that are kept being from after the divergence.
     phase = Phase(checkpoint_steps, lambda step: np.nan if step >= 13 else 1.0)
     stopped_at = 14 if checkpoint_steps else 20
-    with pytest.raises(UserError, match=rf"is nan at step {stopped_at} \(count, epoch 2\)"):
-        loop.run(phase, tmp_path)
     kept = [10, 12] if checkpoint_steps else [10]
+    place = rf"is nan at step {stopped_at} \(count, epoch 2\).* checkpoint, of step {kept[-1]}, is"
+    with pytest.raises(UserError, match=place):
+        loop.run(phase, tmp_path)
+    with pytest.raises(UserError, match=place):  # right after it was resumed
+        loop.run(phase, tmp_path)
     assert saved(tmp_path) == (kept, kept[-1] + 100)
+
+
+def test_a_loss_that_is_not_finite_before_the_first_checkpoint_names_none(tmp_path):
+    # Would catch the advice to look for a checkpoint in an empty folder.
+    with pytest.raises(UserError, match="no checkpoint was written before$"):
+        loop.run(Phase(loss=lambda step: np.inf), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,14 @@ from drnas_jax.phases.search.stages import stage_at
 from drnas_jax.phases.search.state import SearchState, mean_mix, with_fixed
 from drnas_jax.phases.setup import Run, open_run
 from drnas_jax.picture import to_svg
-from drnas_jax.rules.base import Fix, Rule, Stop, View
+from drnas_jax.rules.base import Fix, Rule, Stop, View, checked_edges
 from drnas_jax.spaces import SupernetSpec
 from drnas_jax.spaces.base import one_hot
 from drnas_jax.training import memory
 from drnas_jax.training.devices import replicate, run_once
 from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
+from drnas_jax.training.progress import Progress
 from drnas_jax.workdir import alone, version
 
 
@@ -96,7 +97,7 @@ def run_search(run: Run) -> SearchResult:
 
         def write() -> None:
             write_text(directory / "genotype.svg", to_svg(genotype))
-            save(file, genotype, phase.provenance(progress.seconds))
+            save(file, genotype, phase.provenance(progress))
 
         from_primary(write)
     return SearchResult(genotype, progress.seconds)
@@ -299,15 +300,20 @@ class SearchPhase:
                 if decision.reason:
                     self.display.message(f"the search stops: {decision.reason}")
             elif isinstance(decision, Fix):
-                state = self._fix(state, decision)
+                edges = checked_edges(decision, view.spec, self.rule_name(kind))
+                state = self._fix(state, edges)
         return state
 
-    def _fix(self, state: SearchState, decision: Fix) -> SearchState:
+    def rule_name(self, kind: str) -> str:
+        """Returns a rule's kind and name, for example `selection rule 'my/rule.py'`."""
+        return f"{kind} rule {getattr(self.experiment.config.search, kind)!r}"
+
+    def _fix(self, state: SearchState, edges: FixedEdges) -> SearchState:
         """Returns the state in which the mixing weights of these edges are fixed."""
         fixed = to_numpy(state.fixed) or {
             name: np.full(cell.shape, -1, np.float32) for name, cell in self.spec.cells
         }
-        for cell_type, row, primitive in decision.edges:
+        for cell_type, row, primitive in edges:
             edge = self.spec.cell(cell_type).edges[row]
             weights = np.zeros_like(fixed[cell_type][row])
             if primitive is not None:
@@ -317,7 +323,7 @@ class SearchPhase:
             self.display.message(f"fixed: {cell_type} {edge.name} to {primitive or 'no edge'}")
         if not state.fixed:  # the state has new arrays now: compile again
             self.programs = {}
-        self.fixed += decision.edges
+        self.fixed += edges
         return state.replace(fixed=replicate(fixed, self.mesh))
 
     def _diagnose(self, state: SearchState, epoch: int) -> dict[str, Any]:
@@ -343,18 +349,22 @@ class SearchPhase:
         batches = self.experiment.config.search.ranked_batches
         return self.diagnostics.accuracy(state, mix, epoch, batches)
 
-    def provenance(self, seconds: float) -> dict[str, Any]:
-        """Returns the origin of the genotype, for genotype.json."""
+    def provenance(self, progress: Progress) -> dict[str, Any]:
+        """Returns the origin of the genotype, for genotype.json.
+
+        Args:
+          progress: Progress at the end of the search, which a rule may have stopped early.
+        """
         config = self.experiment.config
         reason = self.decision.reason if self.decision else ""
         return {
             "distribution": config.arch.name,
             "data": config.data.name,
-            "epochs": sum(config.search.epochs),
+            "epochs": progress.epochs_done,
             "seed": config.seed,
             "selection": config.search.selection,
             **({"stopped": reason} if reason else {}),
-            "search_seconds": round(seconds, 1),
+            "search_seconds": round(progress.seconds, 1),
             "drnas_jax": version("drnas_jax"),
             "jax": version("jax"),
         }

@@ -12,6 +12,8 @@ from drnas_jax import search
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype
 from drnas_jax.phases.search.diagnostics import Diagnostics
+from drnas_jax.rules.base import Fix, checked_edges
+from drnas_jax.spaces import SupernetSpec
 from drnas_jax.spaces.base import one_hot
 from drnas_jax.training.signals import Interrupted
 from drnas_jax.workdir import alone
@@ -34,7 +36,7 @@ class OneByOne:
         accuracies = [self.accuracy_without(view, row, column) for column in range(4)]
         memory.setdefault("accuracies", []).append(accuracies)
         name = view.spec.cell("cell").edges[row].primitives[int(np.argmin(accuracies))]
-        return Fix((("cell", row, name),))
+        return Fix([["cell", row, name]])
 
     def accuracy_without(self, view, row, column):
         rows = view.mean["cell"].copy()
@@ -113,6 +115,7 @@ def test_edges_are_fixed_one_by_one_and_the_search_resumes_among_them(run, tmp_p
     step, arrays, metadata = checkpoint(whole / "search/checkpoints")
     assert step == 5 * STEPS  # of 6 epochs: the rule has stopped the search
     assert provenance(whole)["stopped"] == "every edge is fixed"
+    assert provenance(whole)["epochs"] == 5
     fixed = {row: name for _, row, name in metadata["fixed"]}
     assert [name for ((name, _),) in genotype.cell("cell")] == [fixed[row] for row in range(3)]
     assert metadata["memory"]["selection"]["order"] == []
@@ -136,6 +139,39 @@ def test_edges_are_fixed_one_by_one_and_the_search_resumes_among_them(run, tmp_p
     assert run("pieces", {}, **changes) == genotype
     assert_same_bits(pieces / "search", whole / "search")
     assert provenance(pieces)["stopped"] == "every edge is fixed"
+
+
+@pytest.mark.parametrize(
+    ("fixed", "expected"),
+    [
+        ("cell", "(cell type, row, operation or None)"),
+        (("cell", 1), "(cell type, row, operation or None)"),
+        (("normal", 0, None), "one of the cell types cell"),
+        (("cell", 3, None), "a row from 0 to 2"),
+        (("cell", -1, None), "a row from 0 to 2"),
+        (("cell", "1", None), "a row from 0 to 2"),
+        (
+            ("cell", 0, "conv"),
+            f"None or one of the operations {', '.join(CELL.edges[0].primitives)}",
+        ),
+    ],
+)
+def test_an_edge_that_does_not_exist_cannot_be_fixed(fixed, expected):
+    # Would catch a traceback from inside the search, or the last edge in place of edge -1.
+    spec = SupernetSpec((("cell", CELL),), 4, 1, 2, (8, 8, 1))
+    with pytest.raises(UserError) as caught:
+        checked_edges(Fix([("cell", 0, None), fixed]), spec, "selection rule 'own.py'")
+    message = str(caught.value)
+    assert message.startswith("the selection rule 'own.py' returns Fix with the edge ")
+    assert message.endswith(f"{fixed!r}: expected {expected}")
+
+
+def test_edges_may_come_from_a_generator_and_rows_from_numpy():
+    # Would catch rows that a checkpoint cannot store.
+    spec = SupernetSpec((("cell", CELL),), 4, 1, 2, (8, 8, 1))
+    edges = checked_edges(Fix(("cell", row, None) for row in np.arange(2)), spec, "rule")
+    assert edges == (("cell", 0, None), ("cell", 1, None))
+    assert all(type(row) is int for _, row, _ in edges)
 
 
 def test_a_stopping_rule_ends_the_search_with_its_genotype(run, tmp_path):
