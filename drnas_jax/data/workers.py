@@ -1,11 +1,13 @@
 """Worker processes that read a sequence of chunks, by Grain."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from multiprocessing import spawn
 from typing import Any, Protocol
 
 import cv2
@@ -28,6 +30,8 @@ class Chunks(Protocol):
 def read_in_workers(chunks: Chunks, workers: int) -> Generator[Any, None, None]:
     """Yields chunks in order, read by worker processes, which end with the generator.
 
+    The workers import the modules of what they read, but not the main script.
+
     Args:
       chunks: What to read.
       workers: Number of processes.
@@ -42,18 +46,27 @@ def read_in_workers(chunks: Chunks, workers: int) -> Generator[Any, None, None]:
     processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=AHEAD)
     iterator = iter(dataset.mp_prefetch(processes, worker_init_fn=_begin_worker))
     try:
-        for element in iterator:
-            yield element.value
+        with _without_main_script():
+            for element in iterator:
+                yield element.value
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):  # what Grain says if a worker was killed
             raise
-        reason = str(error).partition(". ")[0]
-        advice = f"set data.workers below {workers}" if workers > 1 else "free some of it"
-        raise ChildProcessError(
-            f"an input worker was killed ({reason}); if memory ran out, {advice}"
-        ) from error
+        raise ChildProcessError(_describe(str(error).partition(". ")[0], workers)) from error
     finally:
         iterator.close()
+
+
+def _describe(reason: str, workers: int) -> str:
+    """Returns why a worker ended and what to do, given what Grain says of it."""
+    if "exit code -" in reason:  # by a signal
+        way_out = f"set data.workers below {workers}" if workers > 1 else "free some of it"
+        return f"an input worker was killed ({reason}); if memory ran out, {way_out}"
+    # Before 0.2.18 Grain's workers have no name, and import the main script.
+    return (
+        f"an input worker failed ({reason}), for a reason printed above; if your script began "
+        'again there, put its commands below `if __name__ == "__main__":`'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +74,41 @@ class _Sent:
     """A chunk, sent as a whole: otherwise Grain makes a file in shared memory of each array."""
 
     value: Any
+
+
+_lock = threading.Lock()
+_readers = 0  # generators that run now
+_prepare = spawn.get_preparation_data
+
+
+@contextlib.contextmanager
+def _without_main_script() -> Iterator[None]:
+    """Keeps the workers that Grain starts meanwhile from importing the main script.
+
+    Python lets each new process import it, so that pickled objects can refer to it. A script
+    without the guard `if __name__ == "__main__"` would then begin the whole run again in every
+    worker, and one from standard input cannot be imported at all. Grain pickles by value what the
+    script defines, so its workers do not need the script.
+    """
+    global _readers
+    with _lock:
+        _readers += 1
+        spawn.get_preparation_data = _prepare_worker
+    try:
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if not _readers:
+                spawn.get_preparation_data = _prepare
+
+
+def _prepare_worker(name: str) -> dict[str, Any]:
+    """Returns what a new process is told first; only Grain's are told of no main script."""
+    told = _prepare(name)
+    if not name.startswith("grain-"):
+        return told
+    return {key: value for key, value in told.items() if not key.startswith("init_main")}
 
 
 def _begin_worker(number: int, count: int) -> None:

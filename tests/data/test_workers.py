@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from multiprocessing import spawn
 from pathlib import Path
 
 import pytest
 from loading import write_folder
 
 from drnas_jax.data import workers
+from drnas_jax.data.workers import read_in_workers
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +84,53 @@ def start(body, folder, *arguments):
     )
 
 
+class Squares:
+    """Chunks of a class that only the main process has."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, k):
+        return k * k
+
+
+@pytest.mark.parametrize("script", ["guardless.py", "<stdin>"])
+def test_a_script_needs_no_guard(monkeypatch, tmp_path, script):
+    # Catches workers that import the main script, which begins the run again or is not there.
+    (tmp_path / "guardless.py").write_text("raise SystemExit('the run begins again')")
+    main = types.ModuleType("__main__")
+    main.__file__ = script if script == "<stdin>" else str(tmp_path / script)
+    main.__spec__ = None
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(Squares, "__module__", "__main__")
+    before = spawn.get_preparation_data
+    assert list(read_in_workers(Squares(), 1)) == [0, 1, 4]
+    assert spawn.get_preparation_data is before
+
+
+@pytest.mark.parametrize(
+    ("code", "count", "words"),
+    [
+        ("-9", 2, ["was killed", "exit code -9", "set data.workers below 2"]),
+        ("-9", 1, ["was killed", "free some"]),
+        ("1", 2, ["failed", "exit code 1", 'if __name__ == "__main__":']),
+    ],
+)
+def test_a_lost_worker_is_described_with_a_way_out(code, count, words):
+    # Catches advice that cannot be followed, such as less than one worker.
+    message = workers._describe(f"Worker process ended with exit code {code}", count)
+    assert all(word in message for word in words)
+
+
+def test_other_processes_import_the_main_script_meanwhile():
+    # Catches a user's own processes that lack what the script defines.
+    with workers._without_main_script():
+        told = spawn.get_preparation_data("SpawnProcess-1")
+        assert "init_main_from_path" in told or "init_main_from_name" in told
+        told = spawn.get_preparation_data("grain-process-prefetch-1")
+        assert not any(key.startswith("init_main") for key in told) and "sys_path" in told
+
+
 def test_an_early_end_and_an_error_leave_nothing_behind(folder):
     # Catches shared memory or processes that outlive their generator.
     files = [str(file) for file in folder.glob("*/*")]
@@ -101,28 +151,6 @@ def test_a_killed_worker_is_an_error_and_leaves_nothing_behind(folder):
     assert printed.startswith("an input worker was killed")
     assert "exit code -9" in printed
     assert "data.workers below 2" in printed
-
-
-class Killed:
-    """Stands in for a data set of Grain whose worker is killed at once."""
-
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: self
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. Maybe")
-
-
-@pytest.mark.parametrize(("count", "advice"), [(1, "free some of it"), (2, "workers below 2")])
-def test_the_advice_after_a_killed_worker_can_be_followed(monkeypatch, count, advice):
-    # Catches the advice to have fewer workers than one.
-    monkeypatch.setattr(workers.grain.MapDataset, "source", lambda chunks: Killed())
-    with pytest.raises(ChildProcessError) as raised:
-        next(workers.read_in_workers([], count))
-    assert str(raised.value).endswith(advice)
 
 
 def running(pid):
