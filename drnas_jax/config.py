@@ -379,8 +379,8 @@ class Config:
     space_options: Hashable = field(None, "Options of the search space.")
     genotype: str = field(
         "",
-        "Genotype to retrain: a genotype.json, a published name, or 'random'; empty: the search's "
-        "result.",
+        "Genotype to retrain: a file or the text of a cell, a published name, or 'random'; empty: "
+        "the search's result.",
     )
     checkpoint: str = field(
         "", "Directory of checkpoints to evaluate; empty: that of the run's own retraining."

@@ -4,6 +4,7 @@ A genotype says which operations a network keeps. This module checks only its st
 file can be read safely; the search space checks whether the operations, nodes and edges exist.
 """
 
+import codecs
 import json
 import os
 import re
@@ -171,6 +172,15 @@ def load(path: str | os.PathLike[str]) -> Genotype:
     Raises:
       UserError: The file cannot be read or is not a genotype.json.
     """
+    return from_json(parse_json(read_text(path), str(path)), str(path))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Reads a small text file in UTF-8, or in UTF-16 if a byte-order mark says so.
+
+    Raises:
+      UserError: The file cannot be read, is too large or is no text.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -178,13 +188,23 @@ def load(path: str | os.PathLike[str]) -> Genotype:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
         raise UserError(f"{path} is larger than {MAX_BYTES} bytes: not a genotype.json")
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        values = json.loads(
-            content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError) as error:
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except ValueError as error:
         raise UserError(f"{path} is not a genotype.json: {error}") from error
-    return from_json(values, str(path))
+
+
+def parse_json(text: str, source: str) -> Any:
+    """Parses JSON strictly: no key occurs twice, and all numbers are finite.
+
+    Raises:
+      UserError: The text is not JSON; the message names the source.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} is not a genotype.json: {error}") from error
 
 
 def search_seconds(path: str | os.PathLike[str]) -> float | None:

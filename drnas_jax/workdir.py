@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,10 +12,11 @@ from typing import Any
 
 import jax
 
-from drnas_jax import components
+from drnas_jax import components, spaces
 from drnas_jax.config import COMPONENTS, OF_PHASE, Config, differences, to_dict
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_json, write_json
+from drnas_jax.genotype import to_cells
 from drnas_jax.training.hosts import from_primary
 
 _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orbax-checkpoint")
@@ -22,15 +25,16 @@ _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orb
 def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
     """Creates a workdir for a config, or checks that what was done in it was done with the same.
 
-    Writes `config.json`: the resolved config, the file and the hash of each module of the user,
-    versions and devices. Fields that may change (`config.FREE`, and those of phases that have not
-    begun) are written again, and so is the path of a module that was moved. All processes call
-    this.
+    Writes `config.json`: the resolved config, the file and the hash of each module of the user, the
+    hash of the genotype that the config names, versions and devices. Fields that may change
+    (`config.FREE`, and those of phases that have not begun) are written again, and so is the path
+    of a module or a genotype that was moved. All processes call this.
 
     Raises:
-      UserError: The workdir was made with another config or with another version of a module of
-        the user, or cannot be written, or its config.json is damaged, or it is the address of a
-        bucket or on storage that the processes do not share.
+      UserError: The workdir was made with another config, another genotype or another version of a
+        module of the user; or it cannot be written, or its config.json is damaged, or it is the
+        address of a bucket or on storage that the processes do not share; or the genotype cannot be
+        read.
     """
     if "://" in os.fspath(workdir):
         raise UserError(
@@ -49,13 +53,14 @@ def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
 
 def _open(directory: Path, config: Config) -> None:
     file = directory / "config.json"
-    now = {"config": to_dict(config), "components": _sources(config)}
+    now: dict[str, Any] = {"config": to_dict(config), "components": _sources(config)}
     try:
+        before = _read(file) if file.exists() else None
+        now["genotype"] = _genotype_hash(config.genotype, before or {})
         directory.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
+        if before is None:
             write_json(file, {**now, **_machine()})
             return
-        before = _read(file)
         begun = _begun(directory)
         error = _conflict(directory, before, now, begun)
         if error and begun:
@@ -85,6 +90,14 @@ def _conflict(
                 f"workdir {directory} was made with another version of {new['name']!r} ({field}), "
                 "which has changed since: take a new --workdir, or restore the file"
             )
+    if "retrain" in begun and (old := before.get("genotype")) and now["genotype"]:
+        if old == now["genotype"]:
+            changed.pop("genotype", None)  # the same cell, from another file or in another form
+        elif "genotype" not in changed:
+            return UserError(
+                f"workdir {directory} was made with another cell in {now['config']['genotype']!r} "
+                "(genotype), which has changed since: take a new --workdir, or restore the file"
+            )
     if not changed:
         return None
     first, *others = changed.values()
@@ -106,6 +119,27 @@ def _sources(config: Config) -> dict[str, dict[str, str]]:
         for field, source in sources.items()
         if source
     }
+
+
+def _genotype_hash(genotype: str, before: Mapping[str, Any]) -> str | None:
+    """Returns the hash of the cell that `config.genotype` names, or None if it names no fixed one.
+
+    If its file is gone, a run that was begun with it keeps the hash: it has the cell in its
+    checkpoints.
+
+    Raises:
+      UserError: The cell cannot be read.
+    """
+    if genotype in ("", "random"):
+        return None
+    try:
+        found = spaces.load_genotype(genotype)
+    except UserError:
+        if before.get("genotype") and before["config"].get("genotype") == genotype:
+            return before["genotype"]
+        raise
+    content = json.dumps([found.space, to_cells(found)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def of_seed(workdir: Path, seed: int) -> Path:

@@ -11,6 +11,8 @@ from drnas_jax import components
 from drnas_jax.config import defaults, from_config_dict, to_dict
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_json
+from drnas_jax.genotype import save, to_json
+from drnas_jax.spaces.darts.published import PUBLISHED
 from drnas_jax.workdir import alone, open_workdir, version
 
 MODULE = "def create(): return {number}"
@@ -196,6 +198,49 @@ def test_a_module_that_was_moved_is_accepted(tmp_path):
     moved = write_module(tmp_path / "there" / "own.py")
     written = read_json(open_workdir(run, config(space=str(moved))) / "config.json")
     assert written["config"]["space"] == written["components"]["space"]["file"] == str(moved)
+
+
+# The genotype that a config names
+
+
+def retrained(tmp_path, genotype):
+    """Opens a workdir for a genotype, and does what a retraining does there first."""
+    workdir = open_workdir(tmp_path / "run", config(genotype=str(genotype)))
+    (workdir / "retrain").mkdir(exist_ok=True)
+    return read_json(workdir / "config.json")
+
+
+def test_a_genotype_file_that_was_moved_is_accepted(tmp_path):
+    # Would catch a comparison of paths in place of cells, on another machine for instance.
+    save(tmp_path / "here.json", PUBLISHED["darts_v1"], {"seed": 1})
+    before = retrained(tmp_path, tmp_path / "here.json")
+    (tmp_path / "here.json").rename(tmp_path / "there.json")
+    after = retrained(tmp_path, tmp_path / "there.json")
+    assert after["config"]["genotype"] == str(tmp_path / "there.json")
+    assert after["genotype"] == before["genotype"] is not None
+    retrained(tmp_path, "darts_v1")
+    retrained(tmp_path, json.dumps(to_json(PUBLISHED["darts_v1"])))
+    with pytest.raises(UserError, match="genotype was .* and is 'darts_v2'"):
+        retrained(tmp_path, "darts_v2")
+
+
+def test_a_changed_genotype_file_is_refused_by_name(tmp_path):
+    # Would catch another cell's retraining that goes on, or is taken as done.
+    file = tmp_path / "cell.json"
+    save(file, PUBLISHED["darts_v1"], {})
+    before = retrained(tmp_path, file)
+    save(file, PUBLISHED["darts_v1"], {"seed": 2})  # the same cell
+    assert retrained(tmp_path, file) == before
+    save(file, PUBLISHED["darts_v2"], {})
+    with pytest.raises(
+        UserError, match="another cell in '.*cell.json' .genotype., which has changed"
+    ):
+        retrained(tmp_path, file)
+    assert read_json(tmp_path / "run/config.json") == before
+    file.unlink()  # what was trained can be evaluated all the same
+    assert retrained(tmp_path, file) == before
+    with pytest.raises(UserError, match="neither a file"):
+        retrained(tmp_path, tmp_path / "other.json")
 
 
 def test_another_module_is_refused_as_another_config(tmp_path):

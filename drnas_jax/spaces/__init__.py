@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from drnas_jax import components
+from drnas_jax import components, genotype_formats
 from drnas_jax.errors import UserError
-from drnas_jax.genotype import Genotype, load
+from drnas_jax.genotype import Genotype, read_text
 from drnas_jax.spaces.base import Cell, Edge, Mix, NetworkSpec, Space, SupernetSpec
 
 __all__ = [
@@ -51,25 +51,36 @@ def published() -> dict[str, Genotype]:
     }
 
 
-def load_genotype(path_or_name: str | os.PathLike[str]) -> Genotype:
-    """Returns the genotype that has a published name, or reads a genotype.json.
+def load_genotype(genotype: str | os.PathLike[str]) -> Genotype:
+    """Returns a published genotype, or reads one from a file or a text.
 
     Args:
-      path_or_name: Name of a published genotype, or path of a genotype.json.
+      genotype: Name of a published genotype, path of a file, or the text of a cell. A text and the
+        content of a file may have the format of another project, see
+        `drnas_jax.genotype_formats`.
 
     Raises:
-      UserError: There is neither such a name nor such a file, or it is not a genotype.json.
+      UserError: There is neither such a name nor such a file, or it holds no cell, or an operation
+        of a cell of another project does not exist.
     """
-    name, known = os.fspath(path_or_name), published()
+    name, known = os.fspath(genotype), published()
     if name in known:
         return known[name]
     file = os.path.expanduser(name)
-    if not os.path.isfile(file):
-        raise UserError(
-            f"genotype {reprlib.repr(name)} is neither a file nor a published name: give a "
-            f"genotype.json or one of {', '.join(sorted(known))}"
-        )
-    return load(file)
+    if os.path.isfile(file):
+        return genotype_formats.parse(read_text(file), str(file), _primitives())
+    if genotype_formats.is_text(name):
+        return genotype_formats.parse(name, "the genotype", _primitives())
+    raise UserError(
+        f"genotype {reprlib.repr(name)} is neither a file nor a published name: give a file, the "
+        f"text of a cell ({genotype_formats.FORMS}), or one of {', '.join(sorted(known))}"
+    )
+
+
+def _primitives() -> dict[str, tuple[str, ...]]:
+    """Returns the operations of the bundled spaces: their constants `PRIMITIVES`."""
+    modules = {name: components.find("space", name, "space") for name in components.names("space")}
+    return {name: getattr(module, "PRIMITIVES", ()) for name, module in modules.items()}
 
 
 def check_genotype(genotype: Genotype, space: Space) -> None:

@@ -5,7 +5,6 @@ between the stages. The final network is the supernet with one operation on each
 and affine BatchNorm, so one module serves as both.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.genotype import Genotype
+from drnas_jax.genotype_formats import parse_arch
 from drnas_jax.nn import norm, stacked_params
 from drnas_jax.nn.backend import Backend
 from drnas_jax.nn.blocks import classify
@@ -304,18 +304,18 @@ def create() -> Space:
 def parse(arch: str) -> Genotype:
     """Returns the genotype of an arch string; the inverse of `NasBench201.describe`.
 
+    Args:
+      arch: The arch string; white space around it does not matter.
+
     Raises:
       UserError: The text is not an arch string of NAS-Bench-201.
     """
-    pairs = re.findall(r"([a-z0-9_]+)~([0-9]+)", arch)
-    sources = [int(source) for _, source in pairs]
-    if sources == [source for _, source in PAIRS] and {n for n, _ in pairs} <= {*PRIMITIVES}:
-        names = iter(name for name, _ in pairs)
-        nodes = tuple(
-            tuple((next(names), source) for source in range(node)) for node in range(1, NODES)
-        )
-        genotype = Genotype("nasbench201", (("cell", nodes),))
-        if NasBench201().describe(genotype) == arch:
+    genotype = parse_arch(arch)
+    if genotype is not None:
+        cell = genotype.cell("cell")
+        names = {name for node in cell for name, _ in node}
+        sources = [[source for _, source in node] for node in cell]
+        if names <= {*PRIMITIVES} and sources == [[*range(n)] for n in range(1, NODES)]:
             return genotype
     raise UserError(
         f"{arch[:200]!r} is not an arch string: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2| "

@@ -109,7 +109,7 @@ def retrain_case(config: Config, stage: int) -> Case:
     """Returns the retrain step of the config's genotype; `stage` is ignored."""
     del stage
     if not config.genotype:
-        raise UserError("no genotype to retrain: set --config.genotype=FILE_OR_NAME")
+        raise UserError("no genotype to retrain: set --config.genotype=FILE_OR_NAME_OR_TEXT")
     dataset, mesh = synthetic(config, config.retrain.batch_size), devices.make_mesh()
     space = spaces.create(config.space, config.space_options)
     genotype = choose_genotype(config, space, Path())
