@@ -221,6 +221,7 @@ def test_describe_and_parse_are_inverse_for_every_cell():
         assert SPACE.describe(genotype(*names)) == arch
         seen.add(arch)
     assert len(seen) == 5**6
+    assert parse(f" {arch}\n") == genotype(*names)  # as a file may hold it
 
 
 GOOD = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
@@ -232,7 +233,7 @@ GOOD = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
         "",
         GOOD[1:],
         GOOD + "|",
-        GOOD + "\n",
+        GOOD + "\n" + GOOD,
         GOOD.replace("+", ""),
         GOOD.replace("~2", "~1"),
         GOOD.replace("none~2", "sep_conv_3x3~2"),

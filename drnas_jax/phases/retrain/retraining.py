@@ -38,8 +38,8 @@ def choose_genotype(config: Config, space: Space, workdir: Path) -> Genotype:
     """Returns the genotype that the config names, or the result of the search in this workdir.
 
     Args:
-      config: Config of the run. `genotype` may be a file or the text of a cell, a published name, or
-        `random` for one that the seed determines.
+      config: Config of the run. `genotype` may be a file or the text of a cell, a published name,
+        or `random` for one that the seed determines.
       space: Search space.
       workdir: Directory of the run.
 
