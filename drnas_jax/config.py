@@ -94,11 +94,18 @@ class DataConfig:
 
     name: str = field(
         "cifar10",
-        "Data set: 'digits', 'folder' (one sub-folder a class), a TFDS name, or your own module.",
+        "Data set: 'cifar10', 'cifar100', any other TFDS name, a bundled source ('digits', "
+        "'folder', 'idx', 'npz'), or your own module.",
         component=Component("data", "options", others=True),
     )
     options: Hashable = field(None, "Options of the data set's module.")
-    dir: str = field("", "TFDS data directory, or the folder; empty: the default of TFDS.")
+    dir: str = field(
+        "",
+        "Folder of the data set, or its .npz file; empty: the default folder of TFDS.",
+    )
+    download: bool = field(
+        False, "Whether CIFAR-10 or CIFAR-100 is downloaded into data.dir if it is not there."
+    )
     image_size: int = field(
         0, "Side in pixels to which images are resized; 0: they keep their size.", at_least(0)
     )
@@ -439,7 +446,10 @@ OPTIONS: dict[str, str] = {
 }
 # Fields that may change between the phases of a run: where things are stored and how the work is
 # done, which leaves the result as it is, and what else is evaluated in the same workdir.
-FREE = ("data.dir", "data.workers", "table.file", "checkpoint", "checkpoint_steps")
+FREE = (
+    *("data.dir", "data.download", "data.workers", "table.file"),
+    *("checkpoint", "checkpoint_steps"),
+)
 # The fields that only one phase reads, by their beginnings: they may change until it begins.
 OF_PHASE = {"search": ("search.", "arch.", "cost."), "retrain": ("retrain.", "genotype")}
 

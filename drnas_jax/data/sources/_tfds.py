@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ from drnas_jax.errors import UserError
 # Letters and figures: a mirror image is no longer the same class (or no character at all).
 _CHARACTERS = ("binary_alpha_digits", "cmaterdb", "emnist", "kmnist", "mnist", "omniglot", "svhn")
 _CATALOGUE = "https://www.tensorflow.org/datasets/catalog"
+
+
+class NotPreparedError(UserError):
+    """A data set of TFDS that has not been prepared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,11 @@ class _Records:
         )
 
 
+def is_prepared(name: str, directory: str) -> bool:
+    """Returns whether TFDS has prepared a data set in a directory, in any version."""
+    return any(Path(directory).expanduser().glob(f"{name}/*/dataset_info.json"))
+
+
 def open_tfds(name: str, directory: str, others: Iterable[str]) -> Source:
     """Opens a data set that TFDS has prepared as ArrayRecord files.
 
@@ -72,8 +82,8 @@ def open_tfds(name: str, directory: str, others: Iterable[str]) -> Source:
         data set.
 
     Raises:
-      UserError: There is no such data set, it is not prepared, or it is not one of images with a
-        class label each.
+      NotPreparedError: TFDS knows the data set, but has not prepared it.
+      UserError: There is no such data set, or it is not one of images with a class label each.
     """
     import tensorflow_datasets as tfds  # here, since its import takes a while
 
@@ -144,20 +154,21 @@ def _find_builder(name: str, directory: str, others: Iterable[str]) -> Any:
             f"a name from {_CATALOGUE}, and data.dir to where it is prepared"
         ) from error
     if not builder.info.splits:
-        raise UserError(
+        raise NotPreparedError(
             f"TFDS data set {name!r} is not prepared in {builder.data_path}: set data.dir "
-            f"to where it is, or prepare it with {_prepare_command(name, directory)}"
+            f"to where it is, or prepare it with {prepare_command(name, directory)}"
         )
     if builder.info.file_format.value != "array_record":
         raise UserError(
             f"TFDS data set {title_of(name, directory)} is prepared as "
             f"{builder.info.file_format.value}, which cannot be read in random order: prepare it "
-            f"as array_record in another data.dir, with {_prepare_command(name, directory)}"
+            f"as array_record in another data.dir, with {prepare_command(name, directory)}"
         )
     return builder
 
 
-def _prepare_command(name: str, directory: str) -> str:
+def prepare_command(name: str, directory: str) -> str:
+    """Returns the command that prepares a data set, and what it needs, for messages."""
     where = f", data_dir={directory!r}" if directory else ""
     return (
         f'`python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}{where})'

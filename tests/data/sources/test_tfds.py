@@ -166,10 +166,10 @@ def test_a_set_that_is_not_prepared_is_refused(directory, tmp_path, no_network, 
     # Catches a download that nobody asked for.
     (tmp_path / "empty").mkdir()
     where = str(tmp_path / directory) if directory else ""
-    message = error("cifar100", dir=where)
+    message = error("svhn_cropped", dir=where)
     assert "is not prepared" in message
     argument = f", data_dir='{where}'" if where else ""
-    assert f"tfds.builder('cifar100'{argument}).download_and_prepare(" in message
+    assert f"tfds.builder('svhn_cropped'{argument}).download_and_prepare(" in message
     assert capsys.readouterr().out == ""
 
 
