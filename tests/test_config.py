@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem[0] != "_")
 VARIANTS = {
     "cifar10": ["cifar100", "cpu"],
+    "fashion_mnist": ["cpu"],
     "nasbench201": [
         ",".join(words)
         for words in itertools.product(nasbench201.SIZES, nasbench201.METHODS)
@@ -434,7 +435,7 @@ def test_a_field_that_only_one_config_has_is_a_difference():
 
 
 def test_there_are_recipes():
-    assert {"cifar10", "digits", "imagenet", "nasbench201"} <= set(RECIPES)
+    assert {"cifar10", "digits", "fashion_mnist", "imagenet", "nasbench201"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def run(folder, *command):
 def test_own_data_as_the_page_describes(tmp_path):
     # Would catch a step of the page that fails or does not lead to a result.
     execute(ROOT / "docs" / "own-data.md", tmp_path)
-    for name in ("smoke", "mine", "tfds"):
+    for name in ("smoke", "mine", "arrays", "tfds"):
         result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
         assert result["test_accuracy"] > 0.1
 

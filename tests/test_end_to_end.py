@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from resuming import assert_same_bits
 from small_run import FIELDS, ROOT, command, environment, started, wait_until
@@ -113,3 +114,18 @@ def test_recipes_of_the_darts_space(name, shared, tmp_path):
             2,
         ]
     assert json.loads((tmp_path / "result.json").read_text())["genotype"]["space"] == "darts"
+
+
+@pytest.mark.slow
+def test_the_recipe_of_fashion_mnist(tmp_path):
+    # Would catch a recipe whose smoke variant cannot run to its end; real images are not needed.
+    for split, n in (("train", 4000), ("t10k", 1000)):
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        images = np.repeat(np.repeat(labels[:, None, None] * np.uint8(25), 28, 1), 28, 2)
+        for kind, array in (("images", images), ("labels", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            file = tmp_path / f"{split}-{kind}-idx{array.ndim}-ubyte"
+            file.write_bytes(header + array.tobytes())
+    flags = ("--config=configs/fashion_mnist.py:smoke", f"--config.data.dir={tmp_path}")
+    run([sys.executable, "-m", "drnas_jax.main", *flags, f"--workdir={tmp_path / 'run'}"])
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] > 0.1

@@ -47,7 +47,11 @@ class TrainingData:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainingData":
         """Converts back what `to_json` returned, also after a round trip through a file."""
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**fields)
 
     def outputs(self, dataset: ImageDataset) -> np.ndarray:
         """Returns for each class of another data set the network's output of the same name.

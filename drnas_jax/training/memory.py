@@ -23,8 +23,8 @@ def needed(compiled: Any) -> int:
 
 def available(mesh: Mesh) -> int | None:
     """Returns the bytes that JAX may use on each device, or None if the devices do not say."""
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices]
-    return min(limits) if all(limits) else None
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in mesh.local_devices]
+    return min(limits) or None
 
 
 def compile_within(lowered: Any, mesh: Mesh, what: str, advice: Callable[[], str]) -> Any:
