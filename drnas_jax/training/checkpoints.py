@@ -1,12 +1,14 @@
 """Saving and restoring the state of a phase with Orbax, which no other module imports.
 
-Orbax's v1 interface, which its authors recommend for new code, is still under `experimental` in
-some releases.
+What one process reads may be damaged although the others read it well, for example on network
+storage. So each process reads and verifies a checkpoint by itself, without waiting for others, and
+then all agree on whether it counts.
 """
 
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import logging
 import os
@@ -16,23 +18,38 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import logging as absl_logging
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from drnas_jax.errors import UserError
-from drnas_jax.training.devices import REPLICATED
-from drnas_jax.training.hosts import from_primary
+from drnas_jax.training.devices import replicate
+from drnas_jax.training.hosts import from_primary, gather
 from drnas_jax.training.progress import Progress
 
-try:
-    from orbax.checkpoint import v1 as ocp
-except ImportError:
-    from orbax.checkpoint.experimental import v1 as ocp
+T = TypeVar("T")
 
+
+def _orbax() -> ModuleType:
+    """Imports Orbax's v1 interface, which its authors recommend for new code.
+
+    It is `orbax.checkpoint.v1` in most releases and `orbax.checkpoint.experimental.v1` in earlier
+    ones. It is announced to be `orbax.checkpoint` itself from 1.0 on.
+    """
+    for name in ("orbax.checkpoint.v1", "orbax.checkpoint.experimental.v1"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not (error.name and f"{name}.".startswith(f"{error.name}.")):
+                raise
+    return importlib.import_module("orbax.checkpoint")
+
+
+ocp: Any = _orbax()
 _CHECKPOINTS_TO_KEEP = 2  # the newest one, and one to go back to
 
 
@@ -63,7 +80,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, cleanup: bool = True):
-        context = ocp.Context()
+        self._context = context = ocp.Context()
         context.pytree.loading.partial_load = True
         try:
             self._checkpointer = ocp.training.Checkpointer(
@@ -93,11 +110,13 @@ class Checkpoints:
     def latest(self) -> CheckpointInfo | None:
         """Describes the newest complete checkpoint, or returns None if there is no checkpoint.
 
+        All processes call it.
+
         Raises:
           UserError: If its description is damaged, or was written by drnas_jax 0.1.
         """
-        newest = self._checkpointer.latest
-        return None if newest is None else self._info(newest.step)
+        steps = self._steps()
+        return self._info(steps[-1]) if steps else None
 
     def restore(
         self,
@@ -107,7 +126,8 @@ class Checkpoints:
     ) -> tuple[CheckpointInfo, Any] | None:
         """Loads the newest intact checkpoint, or returns None if there is no checkpoint.
 
-        Newer checkpoints that are damaged are renamed to NUMBER.damaged.
+        A checkpoint is intact if all processes can read it; all processes call this method. Newer
+        checkpoints are renamed to NUMBER.damaged.
 
         Args:
           shapes: Function from `CheckpointInfo.phase` to the state to load, with a
@@ -125,11 +145,11 @@ class Checkpoints:
             They stay as they are.
         """
         faults: dict[int, _DamagedError] = {}
-        steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
-        for step in sorted(steps, reverse=True):
+        for step in reversed(self._steps()):
             try:
                 info = self._info(step)
-                state = self.load(info, shapes(info.phase), mesh)
+                wanted = _in_all_processes(functools.partial(shapes, info.phase))
+                state = self.load(info, wanted, mesh)
             except _DamagedError as error:
                 faults[step] = error
                 continue
@@ -151,8 +171,18 @@ class Checkpoints:
                 shutil.rmtree(target)
             (folder / str(step)).rename(target)
 
+    def _steps(self) -> list[int]:
+        """Returns the numbers of the checkpoints that process 0 sees, in ascending order."""
+        return from_primary(lambda: sorted(each.step for each in self._checkpointer.checkpoints))
+
     def _info(self, step: int) -> CheckpointInfo:
-        """Reads and verifies the description of a checkpoint."""
+        """Reads and verifies the description of a checkpoint; all processes call it."""
+        info = _in_all_processes(lambda: self._read_info(step))
+        if len(set(gather(_checksum_of_json(info.checksums)))) > 1:
+            raise self._damaged(step, "the processes read different descriptions of it")
+        return info
+
+    def _read_info(self, step: int) -> CheckpointInfo:
         try:
             stored = self._checkpointer.metadata(step).custom_metadata
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -202,20 +232,31 @@ class Checkpoints:
     def load(self, info: CheckpointInfo, shapes: Any, mesh: Mesh) -> Any:
         """Loads a checkpoint, or a part of it, with a copy on every device.
 
+        All processes call it.
+
         Args:
           info: Description of the checkpoint.
           shapes: Pytree to load, with an array or `jax.ShapeDtypeStruct` for every array.
           mesh: Device mesh with the single axis `data`.
 
         Raises:
-          UserError: If the stored arrays have other shapes, are missing, or are damaged.
+          UserError: If the stored arrays have other shapes, are missing, or are damaged, in any
+            process.
         """
-        sharding, step = NamedSharding(mesh, REPLICATED), info.step
+        return replicate(_in_all_processes(lambda: self._read(info, shapes)), mesh)
+
+    def _read(self, info: CheckpointInfo, shapes: Any) -> Any:
+        """Reads and verifies arrays in this process, without waiting for others.
+
+        All processes that call it must have read the description, since Orbax counts the calls.
+        """
+        sharding, step = SingleDeviceSharding(jax.local_devices()[0]), info.step
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
         )
         try:
-            state = self._checkpointer.load(step, abstract)
+            with _in_this_process(self._context):
+                state = self._checkpointer.load(step, abstract)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise self._damaged(step, _first_line(error)) from error
         expected = jax.tree_util.tree_leaves_with_path(abstract)
@@ -228,7 +269,7 @@ class Checkpoints:
         for name, checksum in _checksums(state).items():
             if checksum != info.checksums.get(name):
                 raise self._damaged(step, f"{name} was changed after it was written")
-        return state
+        return jax.tree.map(np.asarray, state)
 
     def _damaged(self, step: int, reason: str) -> "_DamagedError":
         return _DamagedError(
@@ -243,12 +284,49 @@ class _DamagedError(UserError):
       reason: What is wrong with which checkpoint, without what to do.
     """
 
-    def __init__(self, reason: str):
+    def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(
             f"{reason}: it is damaged or from another config; start in a new workdir, or remove "
             "that folder to go back to the previous checkpoint"
         )
+
+
+def _in_all_processes(function: Callable[[], T]) -> T:
+    """Calls a function in every process; if it fails in any of them, all raise the same error.
+
+    Raises:
+      _DamagedError: It was raised in some processes, and no other UserError in any.
+      UserError: It was raised in some processes.
+    """
+    result, outcome = None, None
+    try:
+        result = function()
+    except _DamagedError as error:
+        outcome = [True, error.reason]
+    except UserError as error:
+        outcome = [False, str(error)]
+    failed = {number: each for number, each in enumerate(gather(outcome)) if each is not None}
+    if not failed:
+        return result  # type: ignore[return-value]
+    number, (damaged, text) = min(failed.items(), key=lambda item: (item[1][0], item[0]))
+    if damaged and len(failed) < jax.process_count():
+        text = f"{text} by process {number}"
+    raise _DamagedError(text) if damaged else UserError(text)
+
+
+def _in_this_process(context: Any) -> Any:
+    """Returns a context in which Orbax reads without waiting for other processes.
+
+    Args:
+      context: Context with all other options.
+    """
+    number = jax.process_index()
+    alone = ocp.Context(context)
+    alone.multiprocessing.primary_host = number
+    alone.multiprocessing.active_processes = {number}
+    alone.multiprocessing.barrier_sync_key_prefix = f"process {number}"
+    return alone
 
 
 def _checksums(tree: Any) -> dict[str, int]:

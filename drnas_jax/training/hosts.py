@@ -205,6 +205,22 @@ def _describe(error: BaseException) -> dict[str, str]:
     return {"kind": "other", "error": f"process 0 failed ({reason}): see its output"}
 
 
+def gather(value: Any) -> list[Any]:
+    """Returns the values of all processes in their order; all of them wait for each other.
+
+    Args:
+      value: JSON value of this process.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(text), np.int32))
+    padded = np.zeros(np.max(sizes), np.uint8)
+    padded[: len(text)] = text
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
 def total(value: np.ndarray | int) -> np.ndarray:
     """Sums a number or an array over all processes, which wait for each other."""
     if jax.process_count() == 1:

@@ -5,6 +5,7 @@ import gc
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import pytest
 from absl import logging as absl_logging
 
 from drnas_jax.errors import UserError
+from drnas_jax.training import checkpoints as lib
 from drnas_jax.training.checkpoints import Checkpoints, ocp
 from drnas_jax.training.devices import make_mesh, replicate
 from drnas_jax.training.progress import Progress
@@ -260,6 +262,32 @@ def test_a_checkpoint_of_version_0_1_is_refused_by_one_line(tmp_path):
             assert f"checkpoint 7 in {tmp_path}" in message and "drnas_jax 0.1" in message
             assert "new workdir" in message and "\n" not in message
     assert os.listdir(tmp_path) == ["7"]
+
+
+@pytest.mark.parametrize(
+    "name", ["orbax.checkpoint.v1", "orbax.checkpoint.experimental.v1", "orbax.checkpoint"]
+)
+def test_orbaxs_interface_is_found_wherever_a_release_has_it(monkeypatch, name):
+    # Catches release 1.0, which is announced to have it at the top, and a broken Orbax that is
+    # reported as a missing module.
+    interface = object()
+
+    def find(wanted):
+        if wanted != name:
+            missing = "orbax.checkpoint.experimental" if name == "orbax.checkpoint" else wanted
+            raise ModuleNotFoundError(name=missing if wanted.startswith(missing) else wanted)
+        return interface
+
+    monkeypatch.setattr(lib, "importlib", types.SimpleNamespace(import_module=find))
+    assert lib._orbax() is interface
+
+    def fail(wanted):
+        raise ModuleNotFoundError(name="tensorstore")
+
+    monkeypatch.setattr(lib, "importlib", types.SimpleNamespace(import_module=fail))
+    with pytest.raises(ModuleNotFoundError) as caught:
+        lib._orbax()
+    assert caught.value.name == "tensorstore"
 
 
 # The start of the scripts below.

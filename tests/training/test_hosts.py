@@ -271,13 +271,81 @@ assert [agreement.before(number * n) for n in (15, 0, 0)] == [0, 15, 0]
 assert agreement.now(number * 2) == 2
 agreement.before(number * 7)
 assert agreement.now(0) == 7
+assert hosts.gather({"n": "é" * number}) == [{"n": ""}, {"n": "é"}]
+
+# Checkpoints of which process 1 reads something else than process 0.
+import jax, jax.numpy as jnp
+from drnas_jax.training import checkpoints as lib
+from drnas_jax.training.devices import replicate
+from drnas_jax.training.progress import Progress
+
+mesh, like = make_mesh(), {"a": jax.ShapeDtypeStruct((3,), jnp.float32)}
+progress = Progress(1, 1.0, 4, "0.10", 1, 1, 1)
+read_info, checksums = lib.Checkpoints._read_info, lib._checksums
+
+
+def description_is_missing(self, step):
+    if step == 2:
+        raise self._damaged(step, "its description is missing")
+    return read_info(self, step)
+
+
+def sums_are_others(tree):
+    return {"a": 0} if np.asarray(tree["a"])[0] == 2 else checksums(tree)
+
+
+with lib.Checkpoints(sys.argv[3]) as checkpoints:
+
+    def save(step):
+        checkpoints.save(step, replicate({"a": np.full(3, step, np.float32)}, mesh), progress, {})
+
+    def restored(shapes=lambda phase: like):
+        lines = []
+        info, state = checkpoints.restore(shapes, mesh, lines.append)
+        assert np.asarray(state["a"]).tolist() == [info.step] * 3
+        assert state["a"].sharding.device_set == set(mesh.devices.flat)
+        return info.step, lines
+
+    save(1)
+    for owner, name, broken, reason in (
+        (lib.Checkpoints, "_read_info", description_is_missing, "its description is missing"),
+        (lib, "_checksums", sums_are_others, "a was changed after it was written"),
+    ):
+        save(2)
+        assert restored() == (2, [])
+        good = getattr(owner, name)
+        if number:
+            setattr(owner, name, broken)
+        try:
+            checkpoints.load(checkpoints.latest(), like, mesh)  # an evaluation never falls back
+            raise AssertionError
+        except UserError as error:
+            assert "by process 1: it is damaged" in str(error), error
+        step, (line,) = restored()
+        assert step == 1 and reason in line, line
+        assert line.endswith("by process 1: set aside as 2.damaged; checkpoint 1 is used"), line
+        setattr(owner, name, good)
+
+    def refuse(phase):
+        if number:
+            raise UserError("another genotype")
+        return like
+
+    try:
+        restored(refuse)
+        raise AssertionError
+    except UserError as error:
+        assert str(error) == "another genotype"
+    save(3)
+    assert restored() == (3, [])
 """
 
 
-def test_two_processes_agree():
-    # Catches answers that differ between processes, which would make them hang later.
+def test_two_processes_agree(tmp_path):
+    # Catches answers that differ between processes, which would make them hang later, also about
+    # which checkpoint to resume from.
     address = f"127.0.0.1:{free_port()}"
-    processes = [python(TWO, address, number) for number in (0, 1)]
+    processes = [python(TWO, address, number, tmp_path) for number in (0, 1)]
     ends = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
 
