@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 
 from drnas_jax.config import ArchConfig, RetrainConfig, SearchConfig
@@ -93,37 +95,57 @@ def alpha_optimiser(config: ArchConfig) -> optax.GradientTransformation:
 
 
 def map_like_params(
-    optimiser: optax.GradientTransformation,
-    function: Callable[[Any], Any],
-    state: optax.OptState,
+    params: Any, function: Callable[[Any], Any], state: optax.OptState
 ) -> optax.OptState:
     """Applies a function of parameter trees to every tree of that shape in an optimiser's state.
 
-    Pruning and widening change the parameters, and their momenta must change in the same way:
-    `map_like_params(optimiser, function, state)` has the structure and shapes of
-    `optimiser.init(function(params))`. Counters and other scalars stay as they are.
+    Pruning and widening change the parameters, and their momenta must change in the same way.
+    Counters and everything else that is not shaped like the parameters stay as they are; whether
+    the result fits `optimiser.init(function(params))` is up to the caller to compare.
 
-    Two conditions follow from how optax finds these trees:
+    A tree is like the parameters if its arrays have the same places and shapes. A mask hides
+    parameters from an optimiser (`optax.masked`, `optax.multi_transform`) by an `optax.MaskedNode`
+    in place of an array or of a subtree. `function` must treat it like what it replaces: keep it,
+    or remove it with its key. `jax.tree.map` keeps it, since it is a node without leaves; code that
+    walks dictionaries by hand must test for it.
 
-    - A mask hides parameters from an optimiser (`optax.masked`, `optax.multi_transform`) by an
-      `optax.MaskedNode` in place of an array or a subtree. `function` must treat it like what it
-      replaces: keep it, or remove it with its key. `jax.tree.map` keeps it, since it is a node
-      without leaves; code that walks dictionaries by hand must test for it.
-    - A mask or label must be a function of the parameters, since a fixed tree would no longer
-      match them, and must accept any pytree, as `jax.tree.map_with_path` does.
+    This compares trees, and does not use `optax.tree_utils.tree_map_params`, since that calls the
+    masks and labels of an optimiser with a placeholder: those that walk a dictionary would fail.
 
     Example:
       Drop the second column of every array, in the parameters and in their momenta::
 
         keep = functools.partial(jax.tree.map, lambda array: array[:, :1])
-        params, state = keep(params), map_like_params(optimiser, keep, state)
+        params, state = keep(params), map_like_params(params, keep, state)
 
     Args:
-      optimiser: Optimiser that made the state. `optax.flatten` must not be part of it, since it
-        keeps its momenta in one vector.
+      params: Parameters before the change, or their shapes.
       function: Function from a tree of parameters to a tree of parameters, whose leaves may have
         other shapes and which may have fewer keys.
       state: State of the optimiser before the change.
     """
-    # Without is_leaf optax would hand over single arrays, and no key could be removed.
-    return optax.tree_utils.tree_map_params(optimiser, function, state, is_leaf=lambda _: True)
+
+    def is_like_params(tree: Any) -> bool:
+        return not _is_masked(tree) and _is_like(tree, params)
+
+    return jax.tree.map(
+        lambda tree: function(tree) if is_like_params(tree) else tree, state, is_leaf=is_like_params
+    )
+
+
+def _is_masked(tree: Any) -> bool:
+    return isinstance(tree, optax.MaskedNode)
+
+
+def _is_like(tree: Any, params: Any) -> bool:
+    """Returns whether a tree has the places and shapes of the parameters, except where masked."""
+    structure: Any = jax.tree.structure(tree, is_leaf=_is_masked)
+    leaves = jax.tree.leaves(tree, is_leaf=_is_masked)
+    try:
+        parts = structure.flatten_up_to(params)
+    except ValueError:  # the structure is not the upper part of that of the parameters
+        return False
+    return all(
+        _is_masked(leaf) or (jax.tree_util.all_leaves([part]) and np.shape(leaf) == np.shape(part))
+        for leaf, part in zip(leaves, parts, strict=True)
+    )

@@ -160,6 +160,8 @@ def supernet_params():
 
 def prune(tree):
     """Keeps one row of the kernel and removes the other operation, as the end of a stage does."""
+    if isinstance(tree["cell"], optax.MaskedNode):
+        return tree
     kept = jax.tree.map(lambda array: array[:1], tree["cell"]["conv"])
     return {"cell": {"conv": kept}, "stem": tree["stem"]}
 
@@ -173,15 +175,36 @@ def label(tree):
     return jax.tree.map(lambda kernel: "adam" if kernel else "sgd", is_kernel(tree))
 
 
+def walk(tree, label="sgd"):
+    """Labels arrays by the key above them, for trees of dictionaries only."""
+    if not hasattr(tree, "items"):
+        return label
+    return {key: walk(value, "adam" if key == "conv" else label) for key, value in tree.items()}
+
+
+ADAM_AND_SGD = {"adam": optax.adam(0.1), "sgd": optax.sgd(0.1, momentum=0.9)}
 OPTIMISERS = {
     "sgd": optax.sgd(0.1, momentum=0.9),
     "sgd without momentum": optax.sgd(0.1),
     "adamw": optax.adamw(0.1),
     "adamw with masked decay": optax.adamw(0.1, mask=is_kernel),
     "masked adamw": optax.masked(optax.adamw(0.1), is_kernel),
-    "several": optax.multi_transform(
-        {"adam": optax.adam(0.1), "sgd": optax.sgd(0.1, momentum=0.9)}, label
+    "several": optax.multi_transform(ADAM_AND_SGD, label),
+    "several, by a walk": optax.multi_transform(ADAM_AND_SGD, walk),
+    "several, whole subtrees": optax.multi_transform(
+        ADAM_AND_SGD, lambda tree: {key: "adam" if key == "cell" else "sgd" for key in tree}
     ),
+    "several, nested": optax.chain(
+        optax.clip_by_global_norm(1e6),
+        optax.multi_transform(
+            {"adam": optax.masked(optax.adam(0.1), is_kernel), "sgd": optax.sgd(0.1)}, walk
+        ),
+        optax.ema(0.9),
+    ),
+    "injected": optax.inject_hyperparams(optax.adamw)(0.1, weight_decay=0.01),
+    "every second step": optax.MultiSteps(
+        optax.adam(0.1), every_k_schedule=2
+    ).gradient_transformation(),
     "search": optimisers.weight_optimiser(CONFIG.search, STEPS, 1),
     "search, adamw": optimisers.weight_optimiser(search_config(optimizer="adamw"), STEPS, 1),
 }
@@ -205,7 +228,7 @@ def test_a_pruned_state_fits_the_pruned_parameters(name):
     # Catches momenta that keep pruned operations, which a later update would not accept.
     optimiser, params = OPTIMISERS[name], supernet_params()
     smaller = prune(params)
-    state = optimisers.map_like_params(optimiser, prune, trained(optimiser, params))
+    state = optimisers.map_like_params(params, prune, trained(optimiser, params))
     assert_same_shapes(state, optimiser.init(smaller))
     # A step on the pruned state is the same as on a state that was small from the start.
     gradient = jax.tree.map(jnp.ones_like, smaller)
@@ -229,7 +252,7 @@ def test_the_momenta_of_alpha_lose_columns_by_cell_type():
     def keep(tree):
         return {name: rows[:, columns[name]] for name, rows in tree.items()}
 
-    mapped = optimisers.map_like_params(optimiser, keep, state)
+    mapped = optimisers.map_like_params(alpha, keep, state)
     assert_same_shapes(mapped, optimiser.init(keep(alpha)))
     (adam, _), (before, _) = mapped, state
     assert int(adam.count) == int(before.count) == 1
@@ -248,7 +271,7 @@ def test_only_trees_like_the_parameters_are_mapped():
 
     state = trained(optimiser, params)
     jax.tree.map(
-        np.testing.assert_array_equal, optimisers.map_like_params(optimiser, record, state), state
+        np.testing.assert_array_equal, optimisers.map_like_params(params, record, state), state
     )
     assert len(trees) == 2  # the two moments
     assert all(jax.tree.structure(tree) == jax.tree.structure(params) for tree in trees)

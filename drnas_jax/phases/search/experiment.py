@@ -31,6 +31,7 @@ from drnas_jax.nn import backend
 from drnas_jax.nn.backend import Backend
 from drnas_jax.penalties.base import Penalty
 from drnas_jax.phases.search.stages import (
+    Columns,
     advance,
     columns_to_keep,
     first_spec,
@@ -151,7 +152,26 @@ class Experiment:
             )
             self.space.check(resized_spec(spec, kept, stage.partial_channels))
         _ = self.steps  # raises if the split has less than one batch
-        jax.eval_shape(lambda: self._penalty_of(self.init(spec, 0).alpha, spec=spec))
+        state = jax.eval_shape(lambda: self.init(spec, 0))
+        jax.eval_shape(functools.partial(self._penalty_of, spec=spec), state.alpha)
+        jax.eval_shape(functools.partial(self._sample, spec), state.alpha)
+        self._check_stages(spec, state)
+
+    def _check_stages(self, spec: SupernetSpec, state: SearchState) -> None:
+        """Raises UserError if a state, of zeros here, cannot be taken from stage to stage."""
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+        for number, stage in enumerate(self.config.search.stages[1:], start=1):
+            scores = {name: np.zeros(cell.shape) for name, cell in spec.cells}
+            columns = columns_to_keep(scores, spec, stage.operations)
+            spec, state = self._resized(spec, state, columns, number)
+
+    def _sample(self, spec: SupernetSpec, alpha: Alpha) -> Mix:
+        return {
+            name: self.distribution.sample(
+                alpha[name], cell, jax.random.key(0), jnp.zeros(()), "alpha"
+            )
+            for name, cell in spec.cells
+        }
 
     def backend(self, name: str | None = None) -> Backend:
         """Returns the backend that the config names, or another one.
@@ -263,11 +283,15 @@ class Experiment:
         }
         ranks = {name: np.asarray(r) for name, r in with_fixed(scores, state.fixed).items()}
         columns = columns_to_keep(ranks, old, target.operations)
-        new = resized_spec(old, columns, target.partial_channels)
+        return self._resized(old, state, columns, stage)
+
+    def _resized(
+        self, old: SupernetSpec, state: SearchState, columns: Columns, stage: int
+    ) -> tuple[SupernetSpec, SearchState]:
+        new = resized_spec(old, columns, self.config.search.stages[stage].partial_channels)
         like = jax.eval_shape(lambda: self.init(new, 0))
         seed = self.config.seed + stage
-        state = advance(self.space, state, old, new, columns, like, self.optimisers, seed)
-        return new, state
+        return new, advance(self.space, state, old, new, columns, like, seed)
 
     def init(self, spec: SupernetSpec, seed: jax.Array | int) -> SearchState:
         """Returns the state at the start of a search, see `init_state`."""

@@ -106,7 +106,6 @@ def advance(
     new: SupernetSpec,
     columns: Columns,
     like: SearchState,
-    optimisers: tuple[optax.GradientTransformation, optax.GradientTransformation],
     seed: int,
 ) -> SearchState:
     """Takes a state from the end of one stage to the start of the next.
@@ -121,8 +120,11 @@ def advance(
       new: Spec of the supernet after.
       columns: Columns of alpha to keep.
       like: Shapes of a fresh state of the new supernet.
-      optimisers: Optimisers of the weights and of alpha.
       seed: Seed of the copies.
+
+    Raises:
+      UserError: The result has not the shapes of a fresh state: the space resizes its arrays in
+        another way, or an optimiser keeps a state that cannot follow.
     """
 
     def fit_weights(tree: Any, shapes: Any) -> Any:
@@ -134,18 +136,49 @@ def advance(
             for cell_type, cell in old.cells
         }
 
-    weight_optimiser, alpha_optimiser = optimisers
     fit_params = functools.partial(fit_weights, shapes=like.params)
-    return state.replace(
+    after = state.replace(
         params=fit_params(state.params),
         variables={
             name: fit_weights(tree, like.variables[name]) for name, tree in state.variables.items()
         },
         alpha=fit_alpha(state.alpha),
         fixed=fit_alpha(state.fixed) if state.fixed else {},
-        weight_opt=map_like_params(weight_optimiser, fit_params, state.weight_opt),
-        alpha_opt=map_like_params(alpha_optimiser, fit_alpha, state.alpha_opt),
+        weight_opt=map_like_params(state.params, fit_params, state.weight_opt),
+        alpha_opt=map_like_params(state.alpha, fit_alpha, state.alpha_opt),
     )
+    _check_shapes(after, like)
+    return after
+
+
+def _check_shapes(state: SearchState, like: SearchState) -> None:
+    resize = "correct the method `resize` of the space"
+    optimiser = (
+        "use one whose state is shaped like the parameters (sgd, adam, masks and "
+        "multi_transform of these), and masks and labels that are functions"
+    )
+    for field, what, advice in (
+        ("params", "the weights", resize),
+        ("variables", "the other variables", resize),
+        ("alpha", "the architecture parameters", "correct the distribution's `init`"),
+        ("weight_opt", "the state of the weights' optimiser", optimiser),
+        ("alpha_opt", "the state of alpha's optimiser", optimiser),
+    ):
+        found, wanted = (_shapes(getattr(each, field)) for each in (state, like))
+        if found != wanted:
+            name = next(path for path in {**found, **wanted} if found.get(path) != wanted.get(path))
+            raise UserError(
+                f"{what} cannot be taken to the next stage: {name or 'it'} has shape "
+                f"{found.get(name)}, and a fresh one has {wanted.get(name)}; {advice}"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, Any]:
+    """Returns the shapes of all arrays, masked ones too, by the names of their places."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda each: isinstance(each, optax.MaskedNode)
+    )
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def keep_columns(tree: Any, cell: Cell, columns: Sequence[np.ndarray]) -> Any:

@@ -1,16 +1,24 @@
 """What follows from a search's config, data and devices follows from the ones that it has now."""
 
 import dataclasses
+import itertools
 import types
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from drnas_jax.errors import UserError
 from drnas_jax.phases.search.experiment import Experiment, state_at
 from drnas_jax.training.devices import make_mesh
 
+ONE_STAGE = dict(
+    search__epochs=(1,),
+    search__warmup_epochs=(0,),
+    search__operations=(5,),
+    search__partial_channels=(4,),
+)
 NAMES = ("loader", "optimisers", "preprocessing", "schedule", "space", "split", "steps")
 
 
@@ -75,6 +83,56 @@ def test_a_search_that_cannot_begin_is_refused(tiny, changes, words):
     experiment = tiny(2, **changes)
     with pytest.raises(UserError, match=words):
         experiment.check()
+
+
+def by_primitive(tree, label="sgd"):
+    """Labels arrays by the names above them, for trees of dictionaries only."""
+    if not hasattr(tree, "items"):
+        return label
+    return {k: by_primitive(v, "adam" if "conv" in k else label) for k, v in tree.items()}
+
+
+ADAM_AND_SGD = {"adam": optax.adam(0.1), "sgd": optax.sgd(0.1, momentum=0.9)}
+FOLLOWING = {
+    "multi_transform": optax.multi_transform(ADAM_AND_SGD, by_primitive),
+    "nested": optax.inject_hyperparams(optax.adamw)(
+        0.1, mask=lambda tree: jax.tree.map(lambda leaf: np.ndim(leaf) > 1, tree)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_states_of_users_optimisers_follow_to_the_next_stage(tiny, monkeypatch, name):
+    # Would catch momenta that keep the shapes of pruned operations.
+    experiment = tiny(search__operations=(5, 2))
+    monkeypatch.setattr(Experiment, "optimisers", (FOLLOWING[name], optax.adam(0.1)))
+    spec = experiment.first_spec()
+    state = jax.eval_shape(lambda: experiment.init(spec, 0))
+    numbers = itertools.count(1)
+    state = jax.tree.map(lambda leaf: np.full(leaf.shape, next(numbers), leaf.dtype), state)
+    new, after = experiment.advance(spec, state, 1)
+    like = jax.eval_shape(lambda: experiment.init(new, 0)).weight_opt
+    assert jax.tree.structure(after.weight_opt) == jax.tree.structure(like)
+    for leaf, expected in zip(*map(jax.tree.leaves, (after.weight_opt, like)), strict=True):
+        assert leaf.shape == expected.shape
+    # The numbers that are left belong to the arrays that are left.
+    before = {float(leaf.flat[0]) for leaf in jax.tree.leaves(state.weight_opt)}
+    assert {float(np.ravel(leaf)[0]) for leaf in jax.tree.leaves(after.weight_opt)} <= before
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [optax.flatten(optax.adam(0.1)), optax.adafactor(0.1, min_dim_size_to_factor=2)],
+    ids=["flatten", "adafactor"],
+)
+def test_an_optimiser_whose_state_cannot_follow_is_refused_before_the_search(
+    tiny, monkeypatch, optimiser
+):
+    # Would catch an error at the end of the first stage, after hours.
+    monkeypatch.setattr(Experiment, "optimisers", (optimiser, optax.adam(0.1)))
+    with pytest.raises(UserError, match="the state of the weights' optimiser cannot be taken to"):
+        tiny().check()
+    tiny(**ONE_STAGE).check()  # where nothing is pruned
 
 
 def test_labels_of_a_streamed_data_set_are_read_once(tiny, tmp_path):

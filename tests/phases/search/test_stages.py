@@ -67,7 +67,7 @@ def resize(tiny):
     def make(spec, state, count=5, partial_channels=None, seed=0):
         columns = columns_to_keep(state.alpha, spec, count)
         new = resized_spec(spec, columns, partial_channels or spec.partial_channels)
-        given = (state, spec, new, columns, shapes(new), experiment.optimisers, seed)
+        given = (state, spec, new, columns, shapes(new), seed)
         return new, advance(experiment.space, *given)
 
     return make
