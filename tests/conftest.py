@@ -107,6 +107,7 @@ def _tiny_experiment(devices=1, *, classes=4, **changes):
     """
     import jax
     import numpy as np
+    import samplers
 
     from drnas_jax.config import defaults, from_config_dict
     from drnas_jax.data import Dataset
@@ -116,6 +117,8 @@ def _tiny_experiment(devices=1, *, classes=4, **changes):
     config = defaults()
     config.data.crop_padding = 1
     config.search.update(dict(channels=8, cells=1, batch_size=16))
+    if "arch__name" not in changes:
+        config.update_from_flattened_dict(samplers.FIELDS)
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in changes.items()}
     )

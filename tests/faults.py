@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import samplers
 import small_run
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +61,13 @@ class Campaign:
           more: Further flags of the command.
         """
         fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-        flags = ["--config=configs/digits.py", f"--workdir={workdir}", *fields, *more]
+        flags = [
+            "--config=configs/digits.py",
+            f"--workdir={workdir}",
+            *fields,
+            *samplers.FLAGS,
+            *more,
+        ]
 
         def prepare() -> None:
             if sys.platform == "linux":

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import samplers
+
 ROOT = Path(__file__).parents[1]
 FIELDS = {
     "search.channels": 4,
@@ -23,7 +25,7 @@ FIELDS = {
 def command(workdir, *flags):
     """Returns the command line of the smallest run, with further flags."""
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    flags = ["--config=configs/digits.py", f"--workdir={workdir}", *fields, *flags]
+    flags = ["--config=configs/digits.py", f"--workdir={workdir}", *fields, *samplers.FLAGS, *flags]
     return [sys.executable, "-m", "drnas_jax.main", *flags]
 
 

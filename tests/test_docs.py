@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from samplers import needs_tfp
 from small_run import environment
 from test_extending import FILES
 
@@ -145,6 +146,7 @@ def test_all_components_of_the_page_run_together(with_examples):
     assert json.loads(first)["expected_cost"] > 9
 
 
+@needs_tfp
 @pytest.mark.slow
 def test_the_library_example_of_the_readme(tmp_path):
     # Would catch an example that fails, or prints something else than an accuracy.
@@ -152,6 +154,7 @@ def test_the_library_example_of_the_readme(tmp_path):
     assert 0.1 < float(printed.strip().splitlines()[-1]) <= 1
 
 
+@needs_tfp
 @pytest.mark.slow
 def test_quickstart(tmp_path):
     # Would catch a script that fails, or finds nothing better than chance.

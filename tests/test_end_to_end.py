@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from resuming import assert_same_bits
+from samplers import needs_tfp
 from small_run import FIELDS, ROOT, command, environment, started, wait_until
 
 from drnas_jax import evaluate
@@ -102,6 +103,7 @@ def test_a_checkpoint_is_evaluated_elsewhere(whole, tmp_path):
         evaluate(config, tmp_path / "resized", display=Display(quiet=True))
 
 
+@needs_tfp
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "imagenet"])
 def test_recipes_of_the_darts_space(name, shared, tmp_path):

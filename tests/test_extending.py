@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import samplers
 from small_run import environment
 
 from drnas_jax import components, config, data, load_genotype, tables
@@ -136,6 +137,7 @@ def test_two_processes_search_a_users_space(tmp_path):
         "search.operations": "(4,2)",
         "search.epochs": "(1,1)",
         "search.channels": 4,
+        **samplers.FIELDS,
     }
     done = subprocess.run(
         [

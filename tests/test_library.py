@@ -48,11 +48,14 @@ def test_all_names_and_the_version():
     assert drnas_jax.__version__ == version
 
 
-def test_importing_starts_no_backend():
+def test_importing_starts_no_backend_and_needs_no_tfp():
     # Would catch an import after which a user can no longer choose a platform, or call
-    # jax.distributed.initialize.
+    # jax.distributed.initialize; and tfp, which takes seconds, in a run that draws nothing with it.
     script = (
-        "import drnas_jax.main, jax; from jax._src import xla_bridge;"
+        "import sys, drnas_jax.main, jax; from jax._src import xla_bridge;"
+        "from drnas_jax import config, distributions;"
+        "config.from_config_dict(config.defaults()); distributions.create('dirichlet');"
+        "assert not any(name.startswith('tensorflow_probability') for name in sys.modules);"
         "assert not xla_bridge.backends_are_initialized();"
         "assert jax.config.jax_compilation_cache_dir is None"
     )

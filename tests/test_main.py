@@ -60,6 +60,7 @@ def refused(capsys, *argv):
     [
         ([DIGITS, "--config.seedd=1"], ["seedd", "seeds"]),
         ([DIGITS, "--config.search.epoch=1"], ["epoch"]),
+        ([DIGITS, "--config.arch.sampler=jax"], ["'arch.sampler'", "arch.options.sampler"]),
         ([DIGITS, "--config.seed=soon"], ["seed", "soon"]),
         ([DIGITS, "--config.seed=-1"], ["seed", "-1", "at least 0"]),
         (["--config=configs/nowhere.py"], ["configs/nowhere.py"]),

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+import samplers
 from resuming import assert_same_bits
 from small_run import ROOT
 
@@ -51,6 +52,7 @@ def command(workdir, processes, devices, fields):
         "--config=configs/digits.py:smoke",
         f"--workdir={workdir}",
         "--phases=search",
+        *samplers.FLAGS,
         *(f"--config.{name}={value}" for name, value in fields.items()),
     ]
 

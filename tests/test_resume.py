@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+import samplers
 from resuming import Crashing, Listener, Stopper, assert_same_bits, checkpoint, history
 from small_run import FIELDS, ROOT
 
@@ -39,6 +40,8 @@ def make_config(quick_compilation, monkeypatch):
         if space == UNEVEN:
             config.search.operations = (3, 2)
             config.arch.name = "gumbel"  # its samples compile faster, too
+        else:
+            config.update_from_flattened_dict(samplers.FIELDS)
         return config
 
     return make

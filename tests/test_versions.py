@@ -30,7 +30,7 @@ def requirements():
 def oldest(requirement):
     (bound,) = requirement.specifier
     assert bound.operator == ">="
-    if requirement.name == "tfp-nightly":  # PyPI does not keep old nightly versions
+    if requirement.name == "tfp-nightly":  # an index may list only the latest ones
         return str(requirement)
     return f"{requirement.name}=={bound.version}"
 

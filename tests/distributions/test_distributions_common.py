@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samplers import FIELDS, needs_tfp
 
 from drnas_jax import components, distributions
+from drnas_jax.distributions import dirichlet
 from drnas_jax.spaces.base import Cell, Edge
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fixed_total.py"
@@ -31,13 +33,18 @@ CELLS = pytest.mark.parametrize("cell", [EQUAL, UNEQUAL], ids=["equal", "unequal
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
-@pytest.fixture(params=NAMES, ids=components.short_name)
+@pytest.fixture(
+    params=[pytest.param(n, marks=needs_tfp if n == str(EXAMPLE) else ()) for n in NAMES],
+    ids=components.short_name,
+)
 def distribution(request):
     return created(request.param)
 
 
 @functools.cache
 def created(name):
+    if name == "dirichlet" and FIELDS:
+        return distributions.create(name, dirichlet.Options(sampler="jax"))
     return distributions.create(name)
 
 

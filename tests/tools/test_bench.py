@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import samplers
 from test_end_to_end import ROOT
 
 from drnas_jax.config import from_config_dict
@@ -15,6 +16,7 @@ from drnas_jax.training import devices
 DIGITS = "--config=configs/digits.py:smoke"
 TINY = [
     DIGITS,
+    *samplers.FLAGS,
     "--config.search.channels=4",
     "--config.search.batch_size=8",
     "--config.retrain.channels=4",
