@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from drnas_jax.nn import norm
 from drnas_jax.nn.backend import KEPT, Backend
+from drnas_jax.training.random_keys import host_generator
 
 Array = jax.Array
 Arrays = Mapping[str, Array]  # by leaf name
@@ -270,9 +271,9 @@ def _lengthen(
     """Appends copies of random channels to an array [cells, rows, ...], other ones in each row."""
     before, after = partial_channels
     for axis, label in labels.items() if before != after else ():
-        stream = np.random.SeedSequence([seed, *f"{path}/{label}".encode()])
-        generator, old = np.random.Generator(np.random.Philox(stream)), array.shape[axis]
-        leading, new = array.shape[:2], old * before // after
+        generator = host_generator(seed, f"widen/{path}/{label}")
+        old, leading = array.shape[axis], array.shape[:2]
+        new = old * before // after
         index = np.concatenate(
             [
                 np.broadcast_to(np.arange(old), (*leading, old)),

@@ -17,6 +17,7 @@ import optax
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype
 from drnas_jax.nn.backend import Backend
+from drnas_jax.training.random_keys import host_generator
 
 # Mixing weights by cell type, float32 [e, o]; 0 beyond the end of an edge's list of primitives.
 Mix = Mapping[str, jax.Array]
@@ -214,7 +215,7 @@ class Space:
           like: Shapes of the arrays in the new supernet, nested in the same way.
           old: Spec of the supernet before.
           new: Spec of the supernet after.
-          seed: Seed of the copies.
+          seed: Seed of the copies, another one for each stage of each run.
         """
         del new
         primitives = {
@@ -274,10 +275,8 @@ def _lengthen(array: np.ndarray, shape: tuple[int, ...], seed: int, operation: s
                 "define `resize`"
             )
         if wanted > length:
-            stream = np.random.SeedSequence([seed, length, wanted, *operation.encode()])
-            extra = np.random.Generator(np.random.Philox(stream)).integers(
-                length, size=wanted - length
-            )
+            generator = host_generator(seed, f"widen/{operation}", length, wanted)
+            extra = generator.integers(length, size=wanted - length)
             array = np.take(array, np.concatenate([np.arange(length), extra]), axis)
     return array
 

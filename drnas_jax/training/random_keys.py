@@ -1,11 +1,12 @@
-"""Random keys as pure functions of seed, stream name and step.
+"""Random keys, and generators of the host, as pure functions of seed, stream name and step.
 
-A key is never passed from one step to the next, so a resumed run draws the same numbers.
+None is ever passed from one step to the next, so a resumed run draws the same numbers.
 """
 
 import zlib
 
 import jax
+import numpy as np
 
 
 def stream_key(seed: jax.Array | int, stream: str, step: jax.Array | int = 0) -> jax.Array:
@@ -18,6 +19,18 @@ def stream_key(seed: jax.Array | int, stream: str, step: jax.Array | int = 0) ->
     """
     key = jax.random.key(seed)
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(stream.encode())), step)
+
+
+def host_generator(seed: int, stream: str, *numbers: int) -> np.random.Generator:
+    """Returns a generator of the host for a named stream, the same on every host.
+
+    Args:
+      seed: Seed of the run.
+      stream: Name of what the randomness is for; streams of different names are independent.
+      *numbers: Position within the stream, such as the number of a stage.
+    """
+    key = (zlib.crc32(stream.encode()), *numbers)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def module_streams(

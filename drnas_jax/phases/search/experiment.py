@@ -44,6 +44,7 @@ from drnas_jax.spaces import NetworkSpec, Space, SupernetSpec
 from drnas_jax.training import devices, losses, optimisers
 from drnas_jax.training.hosts import from_primary, total
 from drnas_jax.training.programs import step_program, sum_program
+from drnas_jax.training.random_keys import host_generator
 
 STREAMS = ("search/train", "search/valid")  # batches for the weights, and for alpha
 
@@ -290,7 +291,7 @@ class Experiment:
     ) -> tuple[SupernetSpec, SearchState]:
         new = resized_spec(old, columns, self.config.search.stages[stage].partial_channels)
         like = jax.eval_shape(lambda: self.init(new, 0))
-        seed = self.config.seed + stage
+        seed = int(host_generator(self.config.seed, "search/widen", stage).integers(2**63))
         return new, advance(self.space, state, old, new, columns, like, seed)
 
     def init(self, spec: SupernetSpec, seed: jax.Array | int) -> SearchState:

@@ -24,6 +24,7 @@ from drnas_jax.phases.search.stages import (
 )
 from drnas_jax.spaces import Cell, Edge, SupernetSpec
 from drnas_jax.spaces.nasbench201 import CELL, PRIMITIVES
+from drnas_jax.training.random_keys import host_generator
 
 EDGES = len(CELL.edges)
 
@@ -360,11 +361,32 @@ def test_the_next_stage_is_pruned_and_then_widened(
         search__partial_channels=(4, partial_channels),
     )
     reached, found = experiment.advance(spec, state, 1)
-    expected_spec, expected = resize(*resize(spec, state, operations), 5, partial_channels, seed=7)
+    seed = int(host_generator(6, "search/widen", 1).integers(2**63))
+    pruned = resize(spec, state, operations)
+    expected_spec, expected = resize(*pruned, 5, partial_channels, seed)
     assert reached == expected_spec
     assert reached.partial_channels == partial_channels
     assert {len(names) for names in kept(reached)} == {operations}
     assert_equal(found, expected)
+
+
+def test_every_stage_of_every_seed_copies_other_channels(tiny, numbered):
+    # Would catch a seed plus the number of the stage: stage 3 of seed 0 would copy like stage 2 of
+    # seed 1.
+    spec, state = numbered(random_alpha(0))
+    stages = dict(
+        search__epochs=(1, 1, 1),
+        search__warmup_epochs=(0, 0, 0),
+        search__operations=(5, 5, 5),
+        search__partial_channels=(4, 2, 2),
+    )
+    copies = set()
+    for seed, stage in ((0, 1), (0, 2), (1, 1)):
+        _, widened = tiny(seed=seed, **stages).advance(spec, state, stage)
+        means = widened.variables["batch_stats"]["cell_2"]["nor_conv_3x3"]["mean"]
+        assert means.shape[-1] == 16
+        copies.add(means.tobytes())
+    assert len(copies) == 3
 
 
 def test_fixed_edges_keep_their_operation_in_the_next_stage(tiny, numbered):
