@@ -557,10 +557,10 @@ def test_a_resized_state_is_shaped_like_a_fresh_one(space, count, partial_channe
     def state(optimiser, params):
         """Returns the optimiser's state, in which each moment is the parameter itself."""
         fill = functools.partial(with_values, params)
-        return map_like_params(optimiser, fill, jax.eval_shape(optimiser.init, params))
+        return map_like_params(params, fill, jax.eval_shape(optimiser.init, params))
 
     for name, optimiser in OPTIMISERS.items():
-        moved = map_like_params(optimiser, resize, state(optimiser, values["params"]))
+        moved = map_like_params(values["params"], resize, state(optimiser, values["params"]))
         expected = state(optimiser, resized["params"])
         assert jax.tree.structure(moved) == jax.tree.structure(expected), name
         jax.tree.map(assert_equal, moved, expected)

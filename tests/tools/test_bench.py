@@ -148,7 +148,7 @@ def test_input_on_all_devices(capsys):
         ([DIGITS], ["step, retrain, input, all"]),
         (["step", "input", DIGITS], ["step, retrain, input, all"]),
         (["speed", DIGITS], ["'speed'", "all, input, retrain, step"]),
-        (["step", DIGITS, "--compare=fast"], ["'fast'", "cpu, gpu, plain, tpu"]),
+        (["step", DIGITS, *samplers.FLAGS, "--compare=fast"], ["'fast'", "cpu, gpu, plain, tpu"]),
         (["retrain", DIGITS], ["--config.genotype"]),
         (["retrain", DIGITS, "--config.genotype=no/such"], ["no/such"]),
         (["input", DIGITS, "--config.data.name=no/such"], ["no/such"]),
