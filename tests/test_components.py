@@ -173,7 +173,7 @@ def test_a_module_that_fails_to_import_is_named_with_line_and_error(here, text, 
 
 def test_a_bug_of_ours_in_a_users_import_is_not_reported_as_a_mistake(here, monkeypatch):
     # Would catch a bug of this package that is reported as one of the user's module.
-    monkeypatch.setattr("drnas_jax.config.OPTIONS", None)  # breaks `defaults`
+    monkeypatch.setattr("drnas_jax.config.conversion.OPTIONS", None)  # breaks `defaults`
     name = str(write(here / "calls.py", "from drnas_jax.config import defaults\n\ndefaults()\n"))
     with pytest.raises(TypeError, match="not iterable"):
         components.find("space", name, "space")

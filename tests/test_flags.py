@@ -274,7 +274,9 @@ def test_a_bug_of_ours_is_not_reported_as_a_mistake(monkeypatch):
         patch.setattr(lib, "from_config_dict", broken)
         with pytest.raises(LookupError, match="ours"):
             read(BASE)
-    monkeypatch.setattr(lib, "OPTIONS", None)  # breaks `defaults`, which the recipe calls
+    monkeypatch.setattr(
+        lib.conversion, "OPTIONS", None
+    )  # breaks `defaults`, which the recipe calls
     with pytest.raises(TypeError, match="not iterable"):
         read(BASE)
 

@@ -1,10 +1,9 @@
 """Which examples, in which order: pure functions of a seed, so every host gets the same answer."""
 
-import zlib
-
 import numpy as np
 
 from drnas_jax.errors import UserError
+from drnas_jax.training.random_keys import host_generator
 
 
 def search_split(
@@ -27,7 +26,7 @@ def search_split(
     Raises:
       UserError: One of the two would be empty.
     """
-    random, n = generator(seed, "search split"), len(labels)
+    random, n = host_generator(seed, "search split"), len(labels)
     groups = (
         [np.flatnonzero(labels == c) for c in np.unique(labels)] if by_class else [np.arange(n)]
     )
@@ -69,7 +68,7 @@ def epoch_order(
     Returns:
       Indices below n, int32 [steps, batch_size].
     """
-    random = generator(seed, stream, epoch)
+    random = host_generator(seed, stream, epoch)
     total = steps * batch_size
     chain = [random.permutation(n) for _ in range(-(-total // n))]
     order = np.concatenate([np.empty(0, int), *chain])[:total]
@@ -107,15 +106,3 @@ def eval_batches(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     batches = -(-n // batch_size)
     index = np.arange(batches * batch_size, dtype=np.int32).reshape(batches, batch_size)
     return index % np.int32(max(n, 1)), (index < n).astype(np.float32)
-
-
-def generator(seed: int, stream: str, *numbers: int) -> np.random.Generator:
-    """Returns a host generator for a named stream: the same on every host and after a resume.
-
-    Args:
-      seed: Seed of the run.
-      stream: Name of the random stream; streams of different names are independent.
-      numbers: Position within the stream, such as the epoch.
-    """
-    key = (zlib.crc32(stream.encode()), *numbers)
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))

@@ -22,9 +22,9 @@ from drnas_jax.data.images import (
 from drnas_jax.data.ring import Ring
 from drnas_jax.data.schedule import Request, Schedule
 from drnas_jax.data.sources.base import Example, Source, Split, UnreadableImage
-from drnas_jax.data.splits import generator
 from drnas_jax.data.workers import AHEAD, read_in_workers
 from drnas_jax.errors import UserError
+from drnas_jax.training.random_keys import host_generator
 
 _CHUNK = 64  # examples that a worker hands over at a time
 _LABELS = 1024  # labels that a worker hands over at a time
@@ -184,7 +184,7 @@ def read_rows(
     split, size = stream.source.split(request.split), len(request.indices)
     draws = [None] * len(rows)
     if request.name and stream.crop == "resized":
-        random = generator(seed, f"{request.name}/crop", request.step)
+        random = host_generator(seed, f"{request.name}/crop", request.step)
         draws = random.random((size, *DRAWS))[rows]
 
     def read(row: int) -> Example | UnreadableImage:

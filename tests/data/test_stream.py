@@ -14,9 +14,9 @@ from drnas_jax.data import stream as lib
 from drnas_jax.data.images import centre_crop, random_resized_crop
 from drnas_jax.data.sources._tfds import _Records
 from drnas_jax.data.sources.base import Example, UnreadableImage
-from drnas_jax.data.splits import generator
 from drnas_jax.data.stream import read_rows
 from drnas_jax.errors import UserError
+from drnas_jax.training.random_keys import host_generator
 
 ROOT = Path(__file__).parents[2]
 GIVEN = dict(mean=(0.5,) * 3, std=(0.2,) * 3)  # otherwise a stream reads images for them
@@ -104,7 +104,7 @@ def test_a_batch_holds_the_crops_of_its_examples(digits):
     schedule, rows = scheduled(digits, 8), np.arange(8)
     for k, batch in enumerate(here(digits, schedule, rows)):
         request, split = schedule[k], digits.source.train
-        draws = generator(3, "weights/crop", request.step).random((8, 10, 4))
+        draws = host_generator(3, "weights/crop", request.step).random((8, 10, 4))
         for row, i in enumerate(request.indices):
             expected = (
                 random_resized_crop(split[i], 1, 6, draws[row])

@@ -1,0 +1,94 @@
+"""Checks that compare several fields."""
+
+from drnas_jax.config.groups import Config, DataConfig, RetrainConfig, SearchConfig
+from drnas_jax.errors import UserError
+
+
+def check_together(config: Config) -> None:
+    """Raises UserError if fields do not fit together that are right one by one."""
+    if config.seed + config.seeds > 2**32:  # JAX would drop the bits above
+        last = config.seed + config.seeds - 1
+        raise UserError(f"config field seed goes up to {last}: expected less than {2**32}")
+    _check_data(config.data)
+    _check_search(config.search)
+    _check_stages(config.search)
+    _check_retrain(config.retrain)
+    _check_warmup("search", config.search, sum(config.search.epochs))
+    _check_warmup("retrain", config.retrain, config.retrain.epochs)
+    _check_cost(config)
+
+
+def _check_data(data: DataConfig) -> None:
+    if data.crop == "resized" and not data.image_size:
+        raise UserError("data.crop is 'resized', which needs a size: set data.image_size")
+    if max((*data.mean, *data.std), default=0) > 1:
+        raise UserError(
+            f"data.mean is {data.mean} and data.std {data.std}: expected values of pixels in 0..1; "
+            "divide those of pixels in 0..255 by 255"
+        )
+    if len(data.mean) != len(data.std) or not all(data.std):
+        raise UserError(
+            f"data.mean is {data.mean} and data.std {data.std}: expected a number for each "
+            "channel in both, those of data.std more than 0, or () in both to measure them"
+        )
+
+
+def _check_search(search: SearchConfig) -> None:
+    lengths = {
+        name: len(getattr(search, name))
+        for name in ("epochs", "partial_channels", "operations", "warmup_epochs")
+    }
+    if len(set(lengths.values())) != 1:
+        counts = ", ".join(f"search.{name} has {n}" for name, n in lengths.items())
+        raise UserError(f"every stage needs one entry in each of its fields, but {counts}")
+    if not search.epochs:
+        raise UserError("search.epochs is (): the search needs at least one stage")
+    if search.train_fraction + search.alpha_fraction > 1:
+        raise UserError(
+            f"search.train_fraction is {search.train_fraction} and search.alpha_fraction "
+            f"{search.alpha_fraction}: their sum is more than 1, which is all images"
+        )
+
+
+def _check_stages(search: SearchConfig) -> None:
+    for i, stage in enumerate(search.stages):
+        if search.channels % stage.partial_channels:
+            raise UserError(
+                f"search.partial_channels[{i}] is K = {stage.partial_channels}, which does not "
+                f"divide search.channels = {search.channels}: choose a K that does"
+            )
+    for name in ("operations", "partial_channels"):
+        values = getattr(search, name)
+        if list(values) != sorted(values, reverse=True):
+            raise UserError(
+                f"search.{name} is {values}: a later stage cannot have more than the one before"
+            )
+
+
+def _check_retrain(retrain: RetrainConfig) -> None:
+    jitter = retrain.color_jitter
+    if len(jitter) not in (0, 4) or (jitter and (max(jitter[:3]) > 1 or jitter[3] > 0.5)):
+        raise UserError(
+            f"retrain.color_jitter is {jitter}: expected (brightness, contrast, saturation, hue), "
+            "the first three up to 1, hue up to 0.5; or ()"
+        )
+
+
+def _check_warmup(phase: str, group: SearchConfig | RetrainConfig, epochs: int) -> None:
+    if group.lr_warmup_epochs and group.lr_warmup_epochs >= epochs:
+        raise UserError(
+            f"{phase}.lr_warmup_epochs is {group.lr_warmup_epochs}: expected less than the "
+            f"{epochs} epochs of the phase"
+        )
+
+
+def _check_cost(config: Config) -> None:
+    cost = config.cost
+    for name in ("weight", "target"):
+        if getattr(cost, name) and not cost.name:
+            raise UserError(f"cost.{name} is {getattr(cost, name)}, but cost.name is empty: set it")
+    if cost.target and config.retrain.max_macs:
+        raise UserError(
+            f"cost.target is {cost.target} and retrain.max_macs {config.retrain.max_macs}, which "
+            "both choose the size of the network: set one of them to 0"
+        )

@@ -1,0 +1,389 @@
+"""Every field of a run's config, once, with its default, its meaning and its check."""
+
+import dataclasses
+from collections.abc import Hashable, Iterator
+from typing import Any, get_type_hints
+
+from drnas_jax import components
+from drnas_jax.config.fields import (
+    Component,
+    at_least,
+    at_most,
+    choices,
+    field,
+    less_than,
+    more_than,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Images and their augmentation."""
+
+    name: str = field(
+        "cifar10",
+        "Data set: 'cifar10', 'cifar100', any other TFDS name, a bundled source ('digits', "
+        "'folder', 'idx', 'npz'), or your own module.",
+        component=Component("data", "options", others=True),
+    )
+    options: Hashable = field(None, "Options of the data set's module.")
+    dir: str = field(
+        "",
+        "Folder of the data set, or its .npz file; empty: the default folder of TFDS.",
+    )
+    download: bool = field(
+        False, "Whether CIFAR-10 or CIFAR-100 is downloaded into data.dir if it is not there."
+    )
+    image_size: int = field(
+        0, "Side in pixels to which images are resized; 0: they keep their size.", at_least(0)
+    )
+    crop: str = field(
+        "padded",
+        "Random crop: 'padded' moves the image, 'resized' cuts out and resizes a part (ImageNet).",
+        choices("padded", "resized"),
+    )
+    crop_padding: int = field(
+        4, "Black pixels added on each side for the crop 'padded'; 0: no crop.", at_least(0)
+    )
+    flip: str = field(
+        "auto",
+        "Random mirroring: 'yes', 'no', or 'auto' (yes, except for digits, letters and the like).",
+        choices("auto", "yes", "no"),
+    )
+    mean: tuple[float, ...] = field(
+        (),
+        "Mean of each channel, of pixels in 0..1; empty: measured on the training images.",
+        at_least(0),
+    )
+    std: tuple[float, ...] = field(
+        (), "Standard deviation of each channel, of pixels in 0..1; empty: measured.", at_least(0)
+    )
+    memory_limit_mb: int = field(
+        4096, "Decoded size in MB above which a data set is streamed.", at_least(0)
+    )
+    max_value: int = field(
+        0,
+        "Value of white in images of 16 bits, such as 4095 for 12 bits; 0: 65535, the full range.",
+        at_least(0),
+        at_most(2**16 - 1),
+    )
+    workers: int = field(
+        0, "Processes that decode a streamed data set; 0: one for each core.", at_least(0)
+    )
+    corrupt: str = field(
+        "error",
+        "What an unreadable image does: 'error', or 'skip' (a streamed one is replaced).",
+        choices("error", "skip"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchConfig:
+    """The mixing distribution and the optimiser of its architecture parameters alpha."""
+
+    name: str = field(
+        "dirichlet",
+        "Mixing distribution: a bundled one, or your own module.",
+        component=Component("distribution", "options"),
+    )
+    options: Hashable = field(None, "Options of the mixing distribution.")
+    lr: float = field(3e-4, "Learning rate of Adam on alpha.", at_least(0))
+    b1: float = field(0.5, "Decay rate of Adam's first moment.", at_least(0), less_than(1))
+    b2: float = field(0.999, "Decay rate of Adam's second moment.", at_least(0), less_than(1))
+    clip: float = field(
+        0.0, "Largest global norm of alpha's gradient; 0: not clipped.", at_least(0)
+    )
+    regulariser: str = field(
+        "l2",
+        "Penalty on alpha: 'l2', 'kl' (Dirichlet only), 'none', or your own module.",
+        component=Component("penalty", "regulariser_options", none="none"),
+    )
+    regulariser_options: Hashable = field(None, "Options of the penalty.")
+    strength: float = field(1e-3, "Factor of the penalty.", at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of progressive learning (DrNAS paper).
+
+    Attributes:
+      epochs: Number of epochs of the stage.
+      partial_channels: K; 1/K of the channels pass through the operations.
+      operations: Number of operations kept on each edge.
+      warmup_epochs: Number of epochs at the beginning during which alpha stays frozen.
+    """
+
+    epochs: int
+    partial_channels: int
+    operations: int
+    warmup_epochs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """The bilevel search. Fields that change with the stages have one entry for each stage."""
+
+    channels: int = field(16, "Channels C of the first cell.", at_least(1))
+    cells: int = field(
+        5, "Cells in each stage of the network (NAS-Bench-201's N), or in all (DARTS).", at_least(1)
+    )
+    batch_size: int = field(64, "Images of a batch, over all devices.", at_least(1))
+    train_fraction: float = field(
+        0.5,
+        "Share of the training images on which the weights are trained.",
+        more_than(0),
+        less_than(1),
+    )
+    alpha_fraction: float = field(
+        0.0, "Share on which alpha is trained; 0: all the others.", at_least(0)
+    )
+    split_by_class: bool = field(False, "Whether both shares are taken within each class.")
+    epochs: tuple[int, ...] = field((50, 50), "Epochs of each stage.", at_least(1))
+    partial_channels: tuple[int, ...] = field(
+        (4, 2), "K of each stage: 1/K of the channels pass through the operations.", at_least(1)
+    )
+    operations: tuple[int, ...] = field(
+        (5, 3), "Operations kept on each edge in each stage.", at_least(1)
+    )
+    warmup_epochs: tuple[int, ...] = field(
+        (10, 10), "Epochs at the beginning of each stage with alpha frozen.", at_least(0)
+    )
+    optimizer: str = field(
+        "sgd", "Optimiser of the weights: 'sgd' or 'adamw'.", choices("sgd", "adamw")
+    )
+    lr: float = field(0.025, "Largest learning rate of the weights.", at_least(0))
+    lr_end: float = field(0.001, "Learning rate at the end of the schedule.", at_least(0))
+    lr_schedule: str = field(
+        "cosine",
+        "Decay of the learning rate over all stages together: 'cosine' or 'linear'.",
+        choices("cosine", "linear"),
+    )
+    lr_warmup_epochs: int = field(
+        0, "Epochs of linear warm-up, in place of the first ones of the schedule.", at_least(0)
+    )
+    momentum: float = field(0.9, "Momentum of SGD.", at_least(0), less_than(1))
+    weight_decay: float = field(3e-4, "Weight decay.", at_least(0))
+    clip: float = field(
+        5.0, "Largest global norm of the weights' gradient; 0: not clipped.", at_least(0)
+    )
+    sync_batchnorm: bool = field(False, "Whether batch statistics are taken over all devices.")
+    sample_per_device: bool = field(
+        False, "Whether each device draws its own sample of the mixing weights."
+    )
+    selection: str = field(
+        "mean",
+        "How the result is selected: a bundled rule, or your own module.",
+        component=Component("selection", "selection_options"),
+    )
+    selection_options: Hashable = field(None, "Options of the selection rule.")
+    stopping: str = field(
+        "",
+        "Rule that stops the search early: a bundled one, or your own module; empty: none.",
+        component=Component("stopping", "stopping_options", none=""),
+    )
+    stopping_options: Hashable = field(None, "Options of the stopping rule.")
+    ranked_batches: int = field(
+        16, "Validation batches on which each of the ranked_cells is judged.", at_least(1)
+    )
+    ranked_cells: int = field(
+        0, "Random cells judged after each epoch, only for the history.", at_least(0)
+    )
+    hessian_batches: int = field(
+        0,
+        "Validation batches for the Hessian in alpha after each epoch; 0: not measured.",
+        at_least(0),
+    )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order."""
+        columns = (self.epochs, self.partial_channels, self.operations, self.warmup_epochs)
+        return tuple(Stage(*row) for row in zip(*columns, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrainConfig:
+    """Training of the derived network from scratch."""
+
+    channels: int = field(16, "Channels C of the first cell.", at_least(1))
+    cells: int = field(5, "Cells, counted as in search.cells.", at_least(1))
+    batch_size: int = field(64, "Images of a batch, over all devices.", at_least(1))
+    epochs: int = field(200, "Epochs.", at_least(1))
+    optimizer: str = field("sgd", "Optimiser: 'sgd' or 'adamw'.", choices("sgd", "adamw"))
+    lr: float = field(0.1, "Largest learning rate.", at_least(0))
+    lr_end: float = field(0.0, "Learning rate at the end of the schedule.", at_least(0))
+    lr_schedule: str = field(
+        "cosine",
+        "Decay of the learning rate: 'cosine' or 'linear'.",
+        choices("cosine", "linear"),
+    )
+    lr_warmup_epochs: int = field(
+        0, "Epochs of linear warm-up, in place of the first ones of the schedule.", at_least(0)
+    )
+    momentum: float = field(0.9, "Momentum of SGD.", at_least(0), less_than(1))
+    nesterov: bool = field(False, "Whether the momentum of SGD is Nesterov's.")
+    weight_decay: float = field(5e-4, "Weight decay.", at_least(0))
+    clip: float = field(0.0, "Largest global norm of the gradient; 0: not clipped.", at_least(0))
+    sync_batchnorm: bool = field(False, "Whether batch statistics are taken over all devices.")
+    cutout: int = field(0, "Side in pixels of the square erased by cutout; 0: none.", at_least(0))
+    color_jitter: tuple[float, ...] = field(
+        (), "Jitter of brightness, contrast, saturation and hue; empty: none.", at_least(0)
+    )
+    label_smoothing: float = field(0.0, "Label smoothing.", at_least(0), less_than(1))
+    drop_path: float = field(
+        0.0,
+        "Largest probability of dropping a path, rising from 0 (DARTS only).",
+        at_least(0),
+        less_than(1),
+    )
+    auxiliary_weight: float = field(
+        0.0, "Weight of the auxiliary head's loss (DARTS only); 0: no such head.", at_least(0)
+    )
+    max_macs: float = field(
+        0.0,
+        "Multiply-adds allowed: replaces channels by the largest even C that fits; 0: no limit.",
+        at_least(0),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """The cost of networks, and the budget of the search."""
+
+    name: str = field(
+        "",
+        "Cost of a network: a bundled one, or your own module; empty: none.",
+        component=Component("cost", "options", none=""),
+    )
+    options: Hashable = field(None, "Options of the cost.")
+    weight: float = field(0.0, "Factor of the expected cost in alpha's loss.", at_least(0))
+    target: float = field(0.0, "Largest cost of the result; 0: no limit.", at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How the work is done; results change only by rounding."""
+
+    kernels: str = field(
+        "auto",
+        "Backend whose kernels are used; 'auto': that of the devices.",
+        choices("auto", "plain", "cpu", "gpu", "tpu"),
+    )
+    dtype: str = field(
+        "float32",
+        "Type of activations: 'float32' or 'bfloat16'; parameters are float32.",
+        choices("float32", "bfloat16"),
+    )
+    remat: str = field(
+        "auto",
+        "What is stored for the gradient: 'cells' (their inputs), 'convolutions' (their results), "
+        "'none' (everything); 'auto': the fastest.",
+        choices("auto", "none", "cells", "convolutions"),
+    )
+    donate: bool = field(True, "Whether a step reuses the memory of the state before it.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TableConfig:
+    """The table of true accuracies."""
+
+    name: str = field(
+        "",
+        "Table: a bundled one, or your own module; empty: the bundled one with the space's name.",
+        component=Component("table", "options", none=""),
+    )
+    file: str = field("", "File of the table; empty: looked for beside data.dir.")
+    options: Hashable = field(None, "Options of the table.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. It is hashable, and two are equal if all their fields are."""
+
+    seed: int = field(0, "Seed of all randomness of the run.", at_least(0))
+    seeds: int = field(
+        1,
+        "Number of runs: with this seed and those after it, each in its own workdir.",
+        at_least(1),
+    )
+    space: str = field(
+        "nasbench201",
+        "Search space: a bundled one, or your own module.",
+        component=Component("space", "space_options"),
+    )
+    space_options: Hashable = field(None, "Options of the search space.")
+    genotype: str = field(
+        "",
+        "Genotype to retrain: a file or the text of a cell, a published name, or 'random'; empty: "
+        "the search's result.",
+    )
+    checkpoint: str = field(
+        "", "Directory of checkpoints to evaluate; empty: that of the run's own retraining."
+    )
+    checkpoint_steps: int = field(
+        0, "Steps between additional checkpoints; 0: only one after each epoch.", at_least(0)
+    )
+    data: DataConfig = DataConfig()
+    arch: ArchConfig = ArchConfig()
+    search: SearchConfig = SearchConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    cost: CostConfig = CostConfig()
+    compute: ComputeConfig = ComputeConfig()
+    table: TableConfig = TableConfig()
+
+    def of_each_seed(self) -> "list[Config]":
+        """Returns the single runs that `seeds` asks for."""
+        seeds = range(self.seed, self.seed + self.seeds)
+        return [dataclasses.replace(self, seed=seed, seeds=1) for seed in seeds]
+
+    def component_names(self) -> dict[str, str]:
+        """Returns the name of every component that the run uses, by the field that names it."""
+        values = {name: get(self, name) for name in COMPONENTS}
+        if not values["table.name"] and self.space in components.names("table"):
+            values["table.name"] = self.space
+        return {name: value for name, value in values.items() if value != COMPONENTS[name].none}
+
+
+GROUPS: dict[str, type] = {
+    name: kind
+    for name, kind in get_type_hints(Config).items()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+}
+
+
+def schema() -> Iterator[tuple[str, dataclasses.Field]]:
+    """Yields the full name, such as `search.lr`, and the declaration of every field."""
+    for declared in dataclasses.fields(Config):
+        if declared.name in GROUPS:
+            for inner in dataclasses.fields(GROUPS[declared.name]):
+                yield f"{declared.name}.{inner.name}", inner
+        else:
+            yield declared.name, declared
+
+
+def get(config: Any, name: str) -> Any:
+    """Returns the value of the field with a full name, of a Config or a ConfigDict."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+# Fields that name a component, by their full names.
+COMPONENTS: dict[str, Component] = {
+    name: declared.metadata["component"]
+    for name, declared in schema()
+    if declared.metadata["component"]
+}
+# Fields that hold options, by their full names -> the field that names the component.
+OPTIONS: dict[str, str] = {
+    f"{name.rpartition('.')[0]}.{component.options}".lstrip("."): name
+    for name, component in COMPONENTS.items()
+}
+# Fields that may change between the phases of a run: where things are stored and how the work is
+# done, which leaves the result as it is, and what else is evaluated in the same workdir.
+FREE = (
+    *("data.dir", "data.download", "data.workers", "table.file"),
+    *("checkpoint", "checkpoint_steps"),
+)
+# The fields that only one phase reads, by their beginnings: they may change until it begins.
+OF_PHASE = {"search": ("search.", "arch.", "cost."), "retrain": ("retrain.", "genotype")}
