@@ -99,7 +99,7 @@ def test_a_checkpoint_is_evaluated_elsewhere(whole, tmp_path):
     assert other.params == result["params"]
     assert other.search_seconds is None
     config.data.image_size = 10
-    with pytest.raises(UserError, match="10x10 pixels, and their sides must be divisible by 4"):
+    with pytest.raises(UserError, match="trained on images of 8x8 pixels, .* have 10x10"):
         evaluate(config, tmp_path / "resized", display=Display(quiet=True))
 
 

@@ -185,6 +185,6 @@ def test_a_retraining_that_has_not_ended(one_stage, on_devices, tmp_path):
         retrain(config, workdir, others, Listener())
     assert not (workdir / "result.json").exists()
     save_genotype("left", "none", "middle")
-    with pytest.raises(UserError, match="with another genotype"):
+    with pytest.raises(UserError, match="with another cell in"):
         retrain(config, workdir, arrays, Listener())
     assert steps_kept(workdir / "retrain") == [3]

@@ -94,14 +94,18 @@ class Squares:
         return k * k
 
 
+def set_main(monkeypatch, file):
+    """Makes a file the main script of this process."""
+    main = types.ModuleType("__main__")
+    main.__file__, main.__spec__ = file, None
+    monkeypatch.setitem(sys.modules, "__main__", main)
+
+
 @pytest.mark.parametrize("script", ["guardless.py", "<stdin>"])
 def test_a_script_needs_no_guard(monkeypatch, tmp_path, script):
     # Catches workers that import the main script, which begins the run again or is not there.
     (tmp_path / "guardless.py").write_text("raise SystemExit('the run begins again')")
-    main = types.ModuleType("__main__")
-    main.__file__ = script if script == "<stdin>" else str(tmp_path / script)
-    main.__spec__ = None
-    monkeypatch.setitem(sys.modules, "__main__", main)
+    set_main(monkeypatch, script if script == "<stdin>" else str(tmp_path / script))
     monkeypatch.setattr(Squares, "__module__", "__main__")
     before = spawn.get_preparation_data
     assert list(read_in_workers(Squares(), 1)) == [0, 1, 4]
@@ -122,8 +126,9 @@ def test_a_lost_worker_is_described_with_a_way_out(code, count, words):
     assert all(word in message for word in words)
 
 
-def test_other_processes_import_the_main_script_meanwhile():
+def test_other_processes_import_the_main_script_meanwhile(monkeypatch):
     # Catches a user's own processes that lack what the script defines.
+    set_main(monkeypatch, __file__)
     with workers._without_main_script():
         told = spawn.get_preparation_data("SpawnProcess-1")
         assert "init_main_from_path" in told or "init_main_from_name" in told
