@@ -206,7 +206,8 @@ def test_a_module_that_was_moved_is_accepted(tmp_path):
 def retrained(tmp_path, genotype):
     """Opens a workdir for a genotype, and does what a retraining does there first."""
     workdir = open_workdir(tmp_path / "run", config(genotype=str(genotype)))
-    (workdir / "retrain").mkdir(exist_ok=True)
+    if not (workdir / "retrain").exists():
+        begin(workdir, "retrain")
     return read_json(workdir / "config.json")
 
 

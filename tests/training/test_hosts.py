@@ -89,18 +89,28 @@ def test_a_single_process_does_not_join(monkeypatch, joined):
     assert joined == [(None, None, None)]
 
 
-def test_a_machine_that_is_no_tpu_host_after_all_runs_alone(monkeypatch, capsys):
+# JAX itself looks for other hosts, and finds none; a second time it must not give in.
+NO_TPU_HOST = """
+from drnas_jax.training import hosts
+hosts.launched, hosts.may_be_tpu_host = (lambda environment: False), (lambda: True)
+hosts.initialize(None, None, None)
+try:
+    hosts.initialize(None, None, None, detect=True)
+except ConnectionError:
+    print("refused")
+"""
+
+
+def test_a_machine_that_is_no_tpu_host_after_all_runs_alone():
     # Catches a guess of ours that keeps a machine with libtpu from running anything.
-    monkeypatch.setattr(hosts, "launched", lambda environment: False)
-    monkeypatch.setattr(hosts, "may_be_tpu_host", lambda: True)
-    for name in os.environ:
-        if name.startswith(("SLURM", "OMPI", "JAX_COORDINATOR", "KUBERNETES")):
-            monkeypatch.delenv(name)
-    hosts.initialize(None, None, None)  # JAX itself looks for them, and finds none
-    (line,) = capsys.readouterr().err.splitlines()
+    launchers = ("SLURM", "OMPI", "JAX_COORDINATOR", "KUBERNETES")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(launchers)}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TPU_HOST], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "refused\n", done.stderr
+    (line,) = done.stderr.splitlines()
     assert "runs alone" in line and "--distributed" in line
-    with pytest.raises(ConnectionError):
-        hosts.initialize(None, None, None, detect=True)
 
 
 def test_several_processes_join(monkeypatch, joined):

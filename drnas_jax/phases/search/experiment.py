@@ -147,11 +147,7 @@ class Experiment:
         """Raises UserError if the search cannot begin; builds nothing on the devices."""
         devices.check_batch(self.config.search.batch_size, self.mesh, "search.batch_size")
         spec = self.first_spec()
-        for stage in self.config.search.stages:
-            kept = columns_to_keep(
-                {name: np.zeros(cell.shape) for name, cell in spec.cells}, spec, stage.operations
-            )
-            self.space.check(resized_spec(spec, kept, stage.partial_channels))
+        self.space.check(spec)
         _ = self.steps  # raises if the split has less than one batch
         state = jax.eval_shape(lambda: self.init(spec, 0))
         jax.eval_shape(functools.partial(self._penalty_of, spec=spec), state.alpha)
@@ -164,6 +160,7 @@ class Experiment:
         for number, stage in enumerate(self.config.search.stages[1:], start=1):
             scores = {name: np.zeros(cell.shape) for name, cell in spec.cells}
             columns = columns_to_keep(scores, spec, stage.operations)
+            self.space.check(resized_spec(spec, columns, stage.partial_channels))
             spec, state = self._resized(spec, state, columns, number)
 
     def _sample(self, spec: SupernetSpec, alpha: Alpha) -> Mix:

@@ -318,6 +318,7 @@ def test_the_gradient_of_a_users_penalty_reaches_alpha(small, tmp_path):
     # Would catch a penalty without its options, its strength or the progress of the search.
     (tmp_path / "cubes.py").write_text(PENALTY)
     changes = dict(arch__regulariser=str(tmp_path / "cubes.py"), arch__strength=0.25)
+    changes |= dict(search__operations=(4, 4))  # the small space cannot be pruned
     experiment = small(**changes, arch__regulariser_options__power=3)
     experiment.check()
     config, before = with_plain_descent(experiment)
