@@ -1,4 +1,4 @@
-"""Readers of cells in the formats of other projects; nothing that is read is executed.
+"""Reads cells in the formats of other projects. Nothing that is read is executed.
 
 - `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=..., ...)`: the
   text of DARTS, of what is derived from it, and of confopt; or the same fields as a JSON object or
@@ -31,8 +31,8 @@ FORMS = (
 _CELL_TYPES = ("normal", "reduce")
 _FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 _INPUTS = 2  # of a DARTS cell
-_LONGEST_CODE = 100_000  # characters of Python that are parsed
-_MOST = 100  # numbers in a range
+_LONGEST_CODE = 100_000  # most characters of Python that are parsed
+_MOST = 100  # numbers that are taken from a range, and nodes that are checked
 # Fields of NNI's networks that say nothing of the cell.
 _NNI_SIZES = ("width", "depth", "num_cells", "dataset", "auxiliary_loss", "drop_path_prob")
 # Operations of NNI 1, in the order of its numbers, and of its NAS-Bench-201 space.
@@ -58,7 +58,7 @@ _NNI_EDGE = re.compile(r"(?:(.*)(?:/|__))?(\d{1,3})_(\d{1,3})", re.ASCII)
 
 
 def is_text(text: str) -> bool:
-    """Returns whether a text looks like a cell, and not like the name or the path of one."""
+    """Returns whether a text looks like a cell rather than like the name or path of one."""
     return text.lstrip().startswith(("{", "[")) or "|" in text or bool(_CALL.search(text))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from drnas_jax import components, spaces
-from drnas_jax.config import COMPONENTS, OF_PHASE, Config, differences, to_dict
+from drnas_jax.config import COMPONENTS, PHASE_FIELDS, Config, differences, to_dict
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_json, write_json
 from drnas_jax.genotype import to_cells
@@ -23,7 +23,7 @@ _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orb
 
 
 def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
-    """Creates a workdir for a config, or checks that what was done in it was done with the same.
+    """Creates a workdir for a config, or checks that it was made with the same config.
 
     Writes `config.json`: the resolved config, the file and the hash of each module of the user, the
     hash of the genotype that the config names, versions and devices. Fields that may change
@@ -122,10 +122,10 @@ def _sources(config: Config) -> dict[str, dict[str, str]]:
 
 
 def _genotype_hash(genotype: str, before: Mapping[str, Any]) -> str | None:
-    """Returns the hash of the cell that `config.genotype` names, or None if it names no fixed one.
+    """Returns the hash of the cell that `config.genotype` names; None for '' and 'random'.
 
-    If its file is gone, a run that was begun with it keeps the hash: it has the cell in its
-    checkpoints.
+    If its file was removed after the run had begun, the recorded hash is kept, because the
+    checkpoints hold the cell.
 
     Raises:
       UserError: The cell cannot be read.
@@ -149,7 +149,7 @@ def of_seed(workdir: Path, seed: int) -> Path:
 
 def _begun(directory: Path) -> set[str]:
     """Returns the phases that have results in a workdir, or in those of its seeds, or that run."""
-    begun = {phase for phase in OF_PHASE if has_work(directory / phase)}
+    begun = {phase for phase in PHASE_FIELDS if has_work(directory / phase)}
     if (directory / "result.json").exists():
         begun.add("evaluate")
     return begun.union(*map(_begun, directory.glob("seed*")))

@@ -1,7 +1,9 @@
-"""The schema of a run's config: every field once, with its default, its meaning and its check.
+"""The schema of a run's config, in which every field is declared once.
+
+A declaration holds the field's type, its default, its meaning and its checks.
 
 A recipe starts from `defaults()`, an ml_collections ConfigDict, and `from_config_dict` turns that
-into a frozen `Config`, in which every value is checked; each error names its field.
+into a frozen `Config` and checks every value; each error names its field.
 
 A component (a search space, a mixing distribution, ...) may have options of its own. Its module
 defines them as a frozen dataclass `Options`, whose fields have defaults and are of the types
@@ -43,8 +45,8 @@ from drnas_jax.config.groups import (
     COMPONENTS,
     FREE,
     GROUPS,
-    OF_PHASE,
     OPTIONS,
+    PHASE_FIELDS,
     ArchConfig,
     ComputeConfig,
     Config,
@@ -61,8 +63,8 @@ __all__ = [
     "COMPONENTS",
     "FREE",
     "GROUPS",
-    "OF_PHASE",
     "OPTIONS",
+    "PHASE_FIELDS",
     "ArchConfig",
     "Check",
     "Component",

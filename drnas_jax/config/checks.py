@@ -5,7 +5,7 @@ from drnas_jax.errors import UserError
 
 
 def check_together(config: Config) -> None:
-    """Raises UserError if fields do not fit together that are right one by one."""
+    """Raises UserError if fields that are valid one by one do not fit together."""
     if config.seed + config.seeds > 2**32:  # JAX would drop the bits above
         last = config.seed + config.seeds - 1
         raise UserError(f"config field seed goes up to {last}: expected less than {2**32}")
@@ -23,13 +23,13 @@ def _check_data(data: DataConfig) -> None:
         raise UserError("data.crop is 'resized', which needs a size: set data.image_size")
     if max((*data.mean, *data.std), default=0) > 1:
         raise UserError(
-            f"data.mean is {data.mean} and data.std {data.std}: expected values of pixels in 0..1; "
-            "divide those of pixels in 0..255 by 255"
+            f"data.mean is {data.mean} and data.std {data.std}: expected values for pixels in "
+            "0..1; divide values for pixels in 0..255 by 255"
         )
     if len(data.mean) != len(data.std) or not all(data.std):
         raise UserError(
-            f"data.mean is {data.mean} and data.std {data.std}: expected a number for each "
-            "channel in both, those of data.std more than 0, or () in both to measure them"
+            f"data.mean is {data.mean} and data.std {data.std}: expected one number for "
+            "each channel in both, with std more than 0, or () in both to measure them"
         )
 
 
@@ -46,7 +46,7 @@ def _check_search(search: SearchConfig) -> None:
     if search.train_fraction + search.alpha_fraction > 1:
         raise UserError(
             f"search.train_fraction is {search.train_fraction} and search.alpha_fraction "
-            f"{search.alpha_fraction}: their sum is more than 1, which is all images"
+            f"{search.alpha_fraction}: lower one of them, so that their sum is at most 1"
         )
 
 

@@ -1,9 +1,9 @@
-"""Which differences between two configs make another run."""
+"""Compares two configs: which differences change the result of a run."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from drnas_jax.config.groups import FREE, OF_PHASE
+from drnas_jax.config.groups import FREE, PHASE_FIELDS
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -16,7 +16,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], begun: Iterable[str] = tuple(OF_PHASE)
+    old: Mapping[str, Any], new: Mapping[str, Any], begun: Iterable[str] = tuple(PHASE_FIELDS)
 ) -> dict[str, str]:
     """Compares two configs, as `to_dict` gives them.
 
@@ -35,7 +35,7 @@ def differences(
     else:
         shared = set()
     unread = tuple(
-        prefix for phase, names in OF_PHASE.items() if phase not in begun for prefix in names
+        prefix for phase, names in PHASE_FIELDS.items() if phase not in begun for prefix in names
     )
 
     def state(fields: Mapping[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""The way from nested values to a frozen Config, and back."""
+"""Converts nested values to a frozen Config and back, and checks every value on the way."""
 
 import dataclasses
 import difflib
@@ -82,7 +82,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def unknown_field(name: str, known: Iterable[str]) -> UserError:
-    """Makes the error for a field that does not exist; it lists similar fields, or its group's."""
+    """Makes the error for an unknown field, which lists similar fields or those of its group."""
     known = list(known)
     group = name if name in OPTIONS else name.rpartition(".")[0]
     inside = [other for other in known if other.startswith(f"{name}.")]
@@ -130,7 +130,7 @@ def _values(cls: type, given: Any, prefix: str) -> dict[str, Any]:
             values[name] = kind(**_values(kind, given.get(name, {}), f"{name}."))
             continue
         value = given[name] if name in given else _default(declared, prefix + name)
-        if prefix + name not in OPTIONS:  # `build` checks those later
+        if prefix + name not in OPTIONS:  # `build` checks them later
             value = _convert(kind, value, prefix + name)
             _apply(declared.metadata.get("checks", ()), value, prefix + name)
         values[name] = value
@@ -146,7 +146,7 @@ def _default(declared: dataclasses.Field, name: str) -> Any:
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
-    """Checks the type of a value; a number becomes a float where one is expected."""
+    """Checks the type of a value; an int becomes a float if a float is expected."""
     if get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
         if not isinstance(value, list | tuple):
             return (_convert(get_args(kind)[0], value, name),)

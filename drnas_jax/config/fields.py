@@ -1,10 +1,10 @@
-"""How a field of the config, or of a component's `Options`, is declared."""
+"""Declarations of fields: of the config and of a component's `Options`."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-# Takes a value, or each item of a tuple; returns what was expected instead, or None if it is fine.
+# Takes a value (of a tuple, each item); returns None if it is valid, otherwise what was expected.
 Check = Callable[[Any], str | None]
 
 
@@ -35,7 +35,7 @@ def choices(*allowed: str) -> Check:
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """Says of a field that its value names a component.
+    """Marks a field whose value names a component.
 
     Attributes:
       kind: Key of `components.KINDS`.

@@ -1,4 +1,4 @@
-"""Every field of a run's config, once, with its default, its meaning and its check."""
+"""The fields of a run's config, in groups: each with its default, its meaning and its checks."""
 
 import dataclasses
 from collections.abc import Hashable, Iterator
@@ -72,7 +72,7 @@ class DataConfig:
     )
     corrupt: str = field(
         "error",
-        "What an unreadable image does: 'error', or 'skip' (a streamed one is replaced).",
+        "What happens with an unreadable image: 'error', or 'skip' (a stream replaces it).",
         choices("error", "skip"),
     )
 
@@ -374,16 +374,16 @@ COMPONENTS: dict[str, Component] = {
     for name, declared in schema()
     if declared.metadata["component"]
 }
-# Fields that hold options, by their full names -> the field that names the component.
+# Field that holds options -> field that names the component, by their full names.
 OPTIONS: dict[str, str] = {
     f"{name.rpartition('.')[0]}.{component.options}".lstrip("."): name
     for name, component in COMPONENTS.items()
 }
-# Fields that may change between the phases of a run: where things are stored and how the work is
-# done, which leaves the result as it is, and what else is evaluated in the same workdir.
+# Fields that may change at any time. They say where things are stored, how many processes read and
+# how often a checkpoint is written, which leaves the result as it is, or what else is evaluated.
 FREE = (
     *("data.dir", "data.download", "data.workers", "table.file"),
     *("checkpoint", "checkpoint_steps"),
 )
-# The fields that only one phase reads, by their beginnings: they may change until it begins.
-OF_PHASE = {"search": ("search.", "arch.", "cost."), "retrain": ("retrain.", "genotype")}
+# Phase -> how the names of the fields begin that only it reads. They may change until it begins.
+PHASE_FIELDS = {"search": ("search.", "arch.", "cost."), "retrain": ("retrain.", "genotype")}

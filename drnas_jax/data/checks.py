@@ -1,39 +1,42 @@
-"""What is checked of the images of a source: that every class has some, and their depth."""
+"""Checks of a source's images: each class has a readable one, and 16 bits are used in full."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from drnas_jax.data.images import FULL_RANGE, check_readable, may_be_deep, next_range, read_pixels
+from drnas_jax.data.names import listed
 from drnas_jax.data.sources.base import Source, Split, UnreadableImage
 from drnas_jax.data.threads import in_threads
 from drnas_jax.errors import UserError
 
 _LARGEST_SUSPECT = FULL_RANGE // 8  # images of 16 bits that stay below use fewer bits
 _MOST_READ = 20_000  # examples that are read only for their labels
-_MOST_NAMED = 5  # classes in a message
 
 
 def no_readable_image(source: Source, split_name: str) -> UserError:
-    """Makes the error for a split of which nothing can be read."""
-    return UserError(f"data set {source.title} has no readable image in its {split_name} split")
+    """Makes the error for a split in which no image can be read."""
+    return UserError(
+        f"data set {source.title} has no readable image in its {split_name} split: convert its "
+        "images to a format that OpenCV reads, such as PNG"
+    )
 
 
 def unreadable_classes(source: Source, split_name: str, labels: Sequence[int]) -> UserError:
     """Makes the error for classes that would be left without an image in a split."""
     names = [source.classes[i] if 0 <= i < len(source.classes) else str(i) for i in labels]
-    more = ", ..." if len(names) > _MOST_NAMED else ""
+    them = "this class, or remove it" if len(names) == 1 else "these classes, or remove them"
     return UserError(
-        f"data set {source.title} has no readable image of {', '.join(names[:_MOST_NAMED])}{more} "
-        f"in its {split_name} split: convert or replace the images of this class, or remove it"
+        f"data set {source.title} has no readable image of {listed(names)} in its {split_name} "
+        f"split: convert or replace the images of {them}"
     )
 
 
 def check_each_class(source: Source) -> None:
     """Checks that at least one image of every class can be decoded, in both splits.
 
-    A class without any example is no error. Labels that a split does not list are read first, if it
-    has up to 20,000 examples; a larger one, such as ImageNet from TFDS, is not checked.
+    A class without any example is not an error. If a split does not list its labels, they are read
+    first; a split of more than 20,000 such examples, like ImageNet from TFDS, is not checked.
 
     Raises:
       UserError: None of the examples of a class can be decoded.
@@ -60,7 +63,7 @@ def check_each_class(source: Source) -> None:
 
 
 def _labels(split: Split) -> np.ndarray:
-    """Returns the labels, int [n], -1 for an example that cannot be read; [0] if there are many."""
+    """Returns the labels, int [n], -1 for unreadable examples; [0] if too many must be read."""
     if split.labels is not None:
         return np.asarray(split.labels)
     if len(split) > _MOST_READ:
@@ -84,11 +87,11 @@ def _is_readable(source: Source, split: Split, index: int) -> bool:
 
 
 def largest_deep_value(source: Source, count: int) -> int:
-    """Returns the largest value in a sample of training images that have 16 bits; 0 without any.
+    """Returns the largest value of the 16-bit images among some training images; 0 without any.
 
     Args:
-      source: Source whose unreadable images are passed over.
-      count: Number of training images to look at, which are evenly spaced.
+      source: Source of the images; unreadable ones are skipped.
+      count: Number of training images to look at, evenly spaced.
     """
     count = min(count, len(source.train))
 
@@ -117,7 +120,7 @@ def check_depth(largest: int, source: Source) -> None:
     """
     if 0 < largest <= _LARGEST_SUSPECT:
         raise UserError(
-            f"the 16-bit images of data set {source.title} have no value above {largest}, of "
-            f"{FULL_RANGE}: set data.max_value to the value of white, such as "
+            f"the 16-bit images of data set {source.title} have no value above {largest}, "
+            f"although {FULL_RANGE} is possible: set data.max_value to the value of white, such as "
             f"{next_range(largest)} (or to {FULL_RANGE} if they are meant to be dark)"
         )

@@ -1,4 +1,4 @@
-"""The way from a source to a data set, which is decoded or left where it is stored."""
+"""Loads a source as a data set, decoded into memory or streamed from where it is stored."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -47,8 +47,8 @@ def load(config: DataConfig) -> ImageDataset:
     Raises:
       UserError: There is no such data set, it is not prepared, an image is unreadable, images
         differ in size, a class has no readable image (if `corrupt` is 'skip'), or images of 16 bits
-        use so little of their range that `max_value` must be set. The last two are looked for in
-        all images that are decoded here, and in some of those that are streamed.
+        use so little of their range that `max_value` must be set. The last two are found in all
+        images of a data set in memory, but only in a sample of a streamed one.
     """
     source = open_source(config)
     shape = _shape(config, source)

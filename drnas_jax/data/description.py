@@ -1,4 +1,4 @@
-"""What a checkpoint says about the images that its network was trained on."""
+"""The description of a network's training images, which its checkpoints hold."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from drnas_jax.data.dataset import ImageDataset
+from drnas_jax.data.names import listed
 from drnas_jax.errors import UserError
-
-_LISTED = 5  # names of classes in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The facts about the training images on which every later evaluation depends.
+    """The properties of the training images on which every later evaluation depends.
 
     Attributes:
       name: Value of `data.name`.
@@ -54,13 +53,13 @@ class TrainingData:
         return cls(**fields)
 
     def outputs(self, dataset: ImageDataset) -> np.ndarray:
-        """Returns for each class of another data set the network's output of the same name.
+        """Matches the classes of another data set with the network's outputs, by name.
 
         Args:
           dataset: Images to evaluate the network on.
 
         Returns:
-          Number of the output for each label, int32 [classes].
+          Index of the output for each label of the data set, int32 [classes].
 
         Raises:
           UserError: The images have other channels, another size or another value of white than
@@ -106,9 +105,4 @@ def _difference(trained: tuple[str, ...], given: tuple[str, ...]) -> str:
         ("only the network has", [name for name in trained if name not in given]),
         ("only the data set has", [name for name in given if name not in trained]),
     )
-    return ", ".join(f"{what} {_listed(names)}" for what, names in sides if names)
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(map(ascii, names[:_LISTED]))
-    return f"{shown} and {len(names) - _LISTED} more" if len(names) > _LISTED else shown
+    return ", ".join(f"{what} {listed(map(ascii, names))}" for what, names in sides if names)

@@ -9,13 +9,13 @@ from drnas_jax.data.sources.base import Example, UnreadableImage
 from drnas_jax.errors import UserError
 
 _AREA = (0.08, 1.0)  # shares of the image that a random crop may take (Szegedy et al., 2015)
-_RATIO = (3 / 4, 4 / 3)  # and its width over its height
+_RATIO = (3 / 4, 4 / 3)  # width over height that a random crop may have
 _TRIES = 10
 DRAWS = (_TRIES, 4)  # shape of the uniform numbers that one random crop needs
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of a frame with its size
 _MARGIN = 256 / 224  # size of the resized image over that of the centre that is cut out of it
 _PIXELS_AT_ONCE = 2**20
-FULL_RANGE = 2**16 - 1  # of an image of 16 bits
+FULL_RANGE = 2**16 - 1  # largest value of a 16-bit image
 # JPEG decodes at a half, a quarter or an eighth in a fraction of the time. The order of colours is
 # OpenCV's, BGR: with the flag for RGB, OpenCV 5.0 reads TIFF files of 16 bits wrongly.
 _FLAGS = {
@@ -94,7 +94,7 @@ def to_8_bits(image: np.ndarray, max_value: int, name: str) -> np.ndarray:
 
 
 def next_range(value: int) -> int:
-    """Returns the largest value of the smallest number of bits, at least 8, that holds a value."""
+    """Returns the largest value of the fewest bits, at least 8, that can hold a value."""
     return max(255, (1 << value.bit_length()) - 1)
 
 

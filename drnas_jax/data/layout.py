@@ -1,4 +1,4 @@
-"""Which folders are splits and classes: from the names in a folder to a list of examples."""
+"""Decides from the names in a folder which of its folders are splits and which are classes."""
 
 import dataclasses
 import os
@@ -26,6 +26,8 @@ _UNSORTED = frozenset(
     ["all", "data", "images", "img", "imgs", "test", "unknown", "unlabeled", "unlabelled"]
 )
 
+_IN_SUB_FOLDERS = "images in sub-folders of a class belong to it"
+
 Classes = dict[str, list[str]]  # name of a class -> paths of its images
 
 
@@ -47,9 +49,9 @@ class Layout:
 
 
 def layout_of(listing: Listing, root: str, read: Callable[[str], str]) -> Layout:
-    """Decides which images belong to which split and class.
+    """Decides to which split and class each image belongs.
 
-    Without a folder of test images, a fifth of each class is held out, the same every time.
+    Without a folder of test images, a fifth of each class is held out, the same images every time.
 
     Args:
       listing: What the folder holds.
@@ -64,14 +66,14 @@ def layout_of(listing: Listing, root: str, read: Callable[[str], str]) -> Layout
 
 @dataclass
 class _Reader:
-    """Reads one folder, and collects what it leaves out.
+    """Reads one folder, and collects remarks for the summary.
 
     Attributes:
       root: Path of the folder, for messages.
-      read: Function that returns the text of a file.
-      left_out: Reasons and counts for the summary.
+      read: Function that returns the text of a file, given its path below the folder.
+      left_out: Folders that are left out, with the reason.
       remarks: Other remarks for the summary.
-      others: What else is left out, counted by kind.
+      others: Number of left-out files and folders, by kind.
     """
 
     root: str
@@ -150,11 +152,11 @@ class _Reader:
                             f"{other}/ (the search splits the training images itself)"
                         )
                 self.left_out += [f"{other}/ ({reason})" for other, reason in reasons.items()]
-                return self._summed_up(classes, found, f"from {train}/", f"from {name}/")
-        for name in splits.get("val", ()):
+                return self._both_given(classes, found, train, name)
+        if val := splits.get("val"):
             raise UserError(
-                f"{self._path(prefix)}{name}/ has no test images, since {reasons[name]}: put its "
-                f"images into {name}/CLASS/, or move it away to hold out a fifth of {train}/"
+                f"{self.root}/{prefix}{val[0]}/ cannot be the test split ({reasons[val[0]]}): put "
+                f"its images into {val[0]}/CLASS/, or move it away to hold out a fifth of {train}/"
             )
         self.left_out += [f"{other}/ ({reason})" for other, reason in reasons.items()]
         return self._held_out(classes, inside)
@@ -165,7 +167,7 @@ class _Reader:
         """Returns the images of each class of a split, or the reason why it has no labels."""
         for file in listing.files:
             if file.lower() == f"{name.lower()}_annotations.txt":  # as in tiny-imagenet-200
-                self.remarks.append(f"classes of {name}/ by {file}")
+                self.remarks.append(f"classes of {name}/ from {file}")
                 rest = [other for other in listing.files if other != file]
                 images = dataclasses.replace(listing, files=rest)
                 return self._annotated(images, f"{prefix}{name}/", file, train, classes)
@@ -182,15 +184,15 @@ class _Reader:
         by_key = {comparable(other): other for other in rest}
         renamed = {by_key[comparable(own)]: own for own in wanted if comparable(own) in by_key}
         if len(renamed) != len(rest) or len(rest) != len(wanted):
-            only = [
+            only_in = [
                 f"only {split}/ has {listed(map(distinct, names))}"
                 for split, names in ((train, wanted), (name, rest))
                 if names
             ]
             raise UserError(
-                f"the classes of {train}/ and {name}/ in {self.root} differ, {' and '.join(only)}: "
-                "give the folders of each class one name, and add or remove those without "
-                "a counterpart"
+                f"the classes of {train}/ and {name}/ in {self.root} differ, "
+                f"{' and '.join(only_in)}: give the folders of each class one name, and add or "
+                "remove those without a counterpart"
             )
         if renamed:
             pairs = [f"{name}/{other} is {own}" for other, own in renamed.items()]
@@ -200,7 +202,7 @@ class _Reader:
     def _annotated(
         self, listing: Listing, prefix: str, file: str, train: str, classes: Classes
     ) -> Classes:
-        """Returns the images of a split whose classes are in a text file: image, tab, class."""
+        """Returns the images of each class, read from lines of a text file: image, tab, class."""
         images = {os.path.basename(path): path for path in self._all_images(listing, prefix)}
         path = f"{self.root}/{prefix}{file}"
         found: Classes = {}
@@ -228,13 +230,11 @@ class _Reader:
         return self._matched(found, prefix.rstrip("/"), train, classes)
 
     def _classes(self, listing: Listing, prefix: str) -> Classes:
-        """Returns the images in each folder of a folder, sorted by the composed names."""
+        """Returns the images of each class folder, sorted by the composed names of the classes."""
         self._count_loose(listing)
         for name in listing.broken:
             if not os.path.splitext(name)[1]:
-                raise UserError(
-                    f"{self.root}/{prefix}{name} is a link that leads nowhere: mend or remove it"
-                )
+                raise UserError(f"{self.root}/{prefix}{name} is a broken link: fix or remove it")
         classes: Classes = {}
         folder_of: dict[str, str] = {}
         for name in sorted(listing.folders, key=lambda name: (composed(name), name)):
@@ -253,8 +253,8 @@ class _Reader:
             files = self._all_images(inside, f"{prefix}{name}/")
             if not files:
                 raise UserError(f"class folder {folder} has no images: add some, or remove it")
-            if len(inside.folders) and (text := "images in folders of a class belong to it"):
-                self.remarks += [text] if text not in self.remarks else []
+            if inside.folders and _IN_SUB_FOLDERS not in self.remarks:
+                self.remarks.append(_IN_SUB_FOLDERS)
             classes[composed(name)] = files
         return classes
 
@@ -280,7 +280,7 @@ class _Reader:
             ),
         )
 
-    def _summed_up(self, train: Classes, test: Classes, from_train: str, from_test: str) -> Layout:
+    def _both_given(self, train: Classes, test: Classes, train_name: str, test_name: str) -> Layout:
         names = list(train)
         splits = dict(train=_flat(train, names), test=_flat(test, names))
         return Layout(
@@ -289,8 +289,8 @@ class _Reader:
             {split: labels for split, (_, labels) in splits.items()},
             self._summary(
                 names,
-                f"{len(splits['train'][0]):,} training images {from_train}",
-                f"{len(splits['test'][0]):,} test images {from_test}",
+                f"{len(splits['train'][0]):,} training images from {train_name}/",
+                f"{len(splits['test'][0]):,} test images from {test_name}/",
             ),
         )
 
@@ -328,7 +328,7 @@ class _Reader:
 
 
 def _descend(listing: Listing, prefix: str) -> tuple[str, Listing]:
-    """Steps into a folder that only wraps others, as long as several folders come below it."""
+    """Steps into the folders that only wrap one other, if several folders lie below them."""
     inside, path = listing, prefix
     while len(inside.folders) == 1 and not _images(inside):
         ((name, inside),) = inside.folders.items()

@@ -1,8 +1,8 @@
-"""The names in a folder and in all folders below it, without what the system put there."""
+"""Lists a folder and all folders below it, without the files of the operating system."""
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from drnas_jax.data.names import is_system
@@ -14,9 +14,9 @@ class Listing:
     """The content of one folder.
 
     Attributes:
-      files: Names of the files, and of links that lead nowhere, in any order.
+      files: Names of the files and of broken links (those that lead nowhere), in any order.
       folders: Content of each folder inside, by its name.
-      broken: Names of the links that lead nowhere.
+      broken: Names of the broken links among them.
       system: Names of what is left out: hidden, of the system, or neither file nor folder.
     """
 
@@ -39,7 +39,7 @@ class Listing:
 
 
 def scan(path: str) -> Listing:
-    """Lists a folder of the disk.
+    """Lists a folder on the disk, with all folders below it.
 
     Raises:
       UserError: A folder cannot be listed, or a link leads to a folder that holds it.
@@ -77,34 +77,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
             return "folder"
         if entry.is_file():
             return "file"
-        # A pipe or a device would let a reader wait for ever.
+        # Reading a pipe or a device could block for ever.
         return "broken" if stat.S_ISLNK(entry.stat(follow_symlinks=False).st_mode) else "other"
     except OSError:  # a link to itself
         return "broken"
-
-
-def listing_of(paths: Iterable[str], broken: Iterable[str] = ()) -> Listing:
-    """Makes a listing of paths, as `scan` would.
-
-    Args:
-      paths: Paths of files with `/`; one that ends in `/` is an empty folder.
-      broken: Those paths that are links which lead nowhere.
-    """
-    root, leads_nowhere = Listing(), set(broken)
-    for path in paths:
-        *parts, name = path.split("/")
-        listing = root
-        for part in parts:
-            if is_system(part):
-                if part not in listing.system:
-                    listing.system.append(part)
-                break
-            listing = listing.folders.setdefault(part, Listing())
-        else:
-            if is_system(name):
-                listing.system.append(name)
-            elif name:
-                listing.files.append(name)
-                if path in leads_nowhere:
-                    listing.broken.append(name)
-    return root

@@ -1,4 +1,4 @@
-"""What the names of files and folders say, how they are compared, and how they are printed."""
+"""Interprets, compares and prints the names of files and folders."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def is_system(name: str) -> bool:
 
 
 def is_image(path: str) -> bool:
-    """Returns False for files whose suffix says that they are none; others may be images."""
+    """Returns False if the suffix says that a file is no image; any other file may be one."""
     return not _NO_IMAGES.fullmatch(os.path.splitext(path)[1])
 
 
@@ -45,17 +45,17 @@ def composed(name: str) -> str:
 
 
 def comparable(name: str) -> str:
-    """Returns a text that is the same for names that differ by case or by their Unicode form."""
+    """Returns a key that is equal for names that differ only by case or Unicode form."""
     return composed(name.casefold())
 
 
 def distinct(name: str) -> str:
-    """Returns a name so that one can tell it from another that looks alike."""
+    """Returns a name in a form that tells it apart from names that look alike."""
     return name if name.isascii() else f"{name} ({name!a})"
 
 
 def listed(names: Iterable[str]) -> str:
-    """Returns names with commas; of many the first ones and the last."""
+    """Joins names with commas; a long list is cut to its first four names and the last one."""
     names = list(names)
     if len(names) <= _MOST_LISTED:
         return ", ".join(names)
@@ -63,5 +63,5 @@ def listed(names: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns a text in one line, with escapes for what cannot be printed."""
+    """Returns a text with escapes for characters that cannot be printed, such as line breaks."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -280,8 +280,8 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
 class _Labels:
     """A share of a split's labels, a thousand at a time, for worker processes.
 
-    If `skip` is set, an example that cannot be read has the label 0: none is known, and it is
-    replaced by another example whenever it is asked for.
+    If `skip` is set, an example that cannot be read gets the label 0. This label is never used,
+    since another example replaces it in every batch.
     """
 
     split: Split

@@ -58,10 +58,10 @@ def read_in_workers(chunks: Chunks, workers: int) -> Generator[Any, None, None]:
 
 
 def _describe(reason: str, workers: int) -> str:
-    """Returns why a worker ended and what to do, given what Grain says of it."""
+    """Describes why a worker ended and what to do, given Grain's reason."""
     if "exit code -" in reason:  # by a signal
-        way_out = f"set data.workers below {workers}" if workers > 1 else "free some of it"
-        return f"an input worker was killed ({reason}); if memory ran out, {way_out}"
+        advice = f"set data.workers below {workers}" if workers > 1 else "free some of it"
+        return f"an input worker was killed ({reason}); if memory ran out, {advice}"
     # Before 0.2.18 Grain's workers have no name, and import the main script.
     return (
         f"an input worker failed ({reason}), for a reason printed above; if your script began "
@@ -77,13 +77,13 @@ class _Sent:
 
 
 _lock = threading.Lock()
-_readers = 0  # generators that run now
+_readers = 0  # number of contexts that are active
 _prepare = spawn.get_preparation_data
 
 
 @contextlib.contextmanager
 def _without_main_script() -> Iterator[None]:
-    """Keeps the workers that Grain starts meanwhile from importing the main script.
+    """While this context is active, the workers that Grain starts do not import the main script.
 
     Python lets each new process import it, so that pickled objects can refer to it. A script
     without the guard `if __name__ == "__main__"` would then begin the whole run again in every
@@ -104,11 +104,11 @@ def _without_main_script() -> Iterator[None]:
 
 
 def _prepare_worker(name: str) -> dict[str, Any]:
-    """Returns what a new process is told first; only Grain's are told of no main script."""
-    told = _prepare(name)
+    """Returns the preparation data of a new process, without the main script if it is Grain's."""
+    preparation = _prepare(name)
     if not name.startswith("grain-"):
-        return told
-    return {key: value for key, value in told.items() if not key.startswith("init_main")}
+        return preparation
+    return {key: value for key, value in preparation.items() if not key.startswith("init_main")}
 
 
 def _begin_worker(number: int, count: int) -> None:

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from drnas_jax.errors import UserError
 
-MIN_CHANNELS = 2  # of the narrowest network that `retrain.max_macs` may lead to
+MIN_CHANNELS = 2  # the fewest that `retrain.max_macs` may lead to
 
 
 def count_parameters(params: Any) -> int:

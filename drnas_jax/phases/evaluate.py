@@ -118,7 +118,7 @@ def run_evaluate(run: Run) -> EvaluateResult:
     with Checkpoints(directory, cleanup=False) as checkpoints:
         saved = _latest(checkpoints, directory, config, dataset)
         metadata = RetrainMetadata.from_json(saved.phase)
-        metadata.data.outputs(dataset)  # raises if they do not belong together
+        metadata.data.outputs(dataset)  # raises if network and images do not belong together
         spec = metadata.spec
         spaces.check_genotype(metadata.genotype, run.space)
         run.space.check(spec)
@@ -192,7 +192,7 @@ def score(
     Args:
       network: Module of the final network.
       variables: Parameters and other collections of the network.
-      trained: Training images of the network, whose mean and standard deviation are used.
+      trained: Description of the network's training images; their mean and deviation are used.
       dataset: Images and labels; their classes may be in another order.
       config: Config of the run.
       mesh: Device mesh with the single axis `data`.

@@ -226,8 +226,8 @@ class _Work:
       phase: The phase.
       directory: Directory of the phase.
       checkpoints: Checkpoints of the phase.
-      seconds: What earlier, killed runs took.
-      stop: The signal that ends the run.
+      seconds: Duration of earlier runs of this phase, in seconds.
+      stop: Signal that ends the run, if there is one.
       saved: Number of the checkpoint from which the run resumed, or 0.
     """
 

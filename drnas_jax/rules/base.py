@@ -109,7 +109,7 @@ class Rule(Protocol):
 def checked_edges(
     decision: Fix, spec: SupernetSpec, rule: str
 ) -> tuple[tuple[str, int, str | None], ...]:
-    """Returns the edges that a rule fixes as a tuple, after a check that each of them exists.
+    """Checks that all edges which a rule fixes exist, and returns them as a tuple.
 
     Args:
       decision: Decision of the rule.
@@ -117,7 +117,8 @@ def checked_edges(
       rule: Name of the rule in error messages.
 
     Raises:
-      UserError: An edge is no triple, or the supernet lacks its cell type, row or operation.
+      UserError: An edge is no triple, or names a cell type, a row or an operation that the supernet
+        does not have.
     """
     cells, edges = dict(spec.cells), []
     for fixed in decision.edges:

@@ -60,8 +60,8 @@ def load_genotype(genotype: str | os.PathLike[str]) -> Genotype:
         `drnas_jax.genotype_formats`.
 
     Raises:
-      UserError: There is neither such a name nor such a file, or it holds no cell, or an operation
-        of a cell of another project does not exist.
+      UserError: There is neither such a name nor such a file, or it holds no cell, or the cell
+        has an operation that its space lacks.
     """
     name, known = os.fspath(genotype), published()
     if name in known:
@@ -101,7 +101,7 @@ def check_genotype(genotype: Genotype, space: Space) -> None:
 
 
 def uniform_genotypes(space: Space) -> list[Genotype]:
-    """Returns for each position in the lists of primitives the genotype with it on every edge."""
+    """Returns genotypes with equal operations on all edges, one for each position in the lists."""
     spec = SupernetSpec(tuple(space.cells.items()), 1, 1, 1, (1, 1, 1))
     longest = max(cell.shape[1] for cell in space.cells.values())
     columns = np.eye(longest, dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Saving and restoring the state of a phase with Orbax, which no other module imports.
+"""Saves and restores the state of a phase with Orbax, which no other module imports.
 
-What one process reads may be damaged although the others read it well, for example on network
-storage. So each process reads and verifies a checkpoint by itself, without waiting for others, and
+One process may read damaged data although the others read it well, for example on network storage.
+So each process reads and verifies a checkpoint by itself, without waiting for others, and
 then all agree on whether it counts.
 """
 
@@ -58,7 +58,7 @@ class CheckpointInfo:
     """What is stored in a checkpoint beside the arrays of the state.
 
     Attributes:
-      step: Number of the checkpoint: the steps of the phase that were done.
+      step: Number of the checkpoint, which is the number of steps of the phase that were done.
       progress: How far the phase was, and what it ran on.
       phase: JSON values from which the phase derives the shapes of its state.
       checksums: CRC-32 of every array, by its name.

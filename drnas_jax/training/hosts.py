@@ -1,4 +1,4 @@
-"""Several processes, on one host or many: how they find each other, agree, and share the cores.
+"""Lets several processes, on one host or many, find each other and agree.
 
 The runtime is JAX's own (`jax.distributed`). The scripts in launch/ start the processes.
 """
@@ -24,7 +24,7 @@ from drnas_jax.errors import UserError
 from drnas_jax.training import devices
 
 _TIMEOUT = 300  # seconds that the processes wait for each other at the start
-_GOOGLE = "0x1ae0"  # PCI vendor of TPUs, but also of network cards in Google's cloud
+_GOOGLE = "0x1ae0"  # PCI vendor of TPUs, and of network cards in Google's cloud
 
 
 class PrimaryFailedError(RuntimeError):
@@ -57,7 +57,7 @@ def initialize(
         with code 1.
     """
     given = (coordinator, num_processes, process_id)
-    sure = True  # that there are other processes
+    sure = True  # whether there are certainly other processes
     if all(value is None for value in given):
         sure = detect or launched(os.environ)
         if not (sure or may_be_tpu_host()):
@@ -196,7 +196,7 @@ _KINDS = {"user": UserError, "system": OSError, "other": PrimaryFailedError}
 
 
 def _describe(error: BaseException) -> dict[str, str]:
-    """Returns the kind and the message by which the other processes raise an error again."""
+    """Describes an error so that the other processes can raise it too."""
     if isinstance(error, UserError):
         return {"kind": "user", "error": str(error)}
     if isinstance(error, OSError):

@@ -22,13 +22,13 @@ def needed(compiled: Any) -> int:
 
 
 def available(mesh: Mesh) -> int | None:
-    """Returns the bytes that JAX may use on each device, or None if the devices do not say."""
+    """Returns the bytes that JAX may use on each device, or None if devices do not report them."""
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in mesh.local_devices]
     return min(limits) or None
 
 
 def compile_within(lowered: Any, mesh: Mesh, what: str, advice: Callable[[], str]) -> Any:
-    """Compiles a program whose memory the devices have.
+    """Compiles a program, and checks that the devices have enough memory for it.
 
     Args:
       lowered: Lowered program.

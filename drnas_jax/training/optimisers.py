@@ -100,10 +100,10 @@ def map_like_params(
     """Applies a function of parameter trees to every tree of that shape in an optimiser's state.
 
     Pruning and widening change the parameters, and their momenta must change in the same way.
-    Counters and everything else that is not shaped like the parameters stay as they are; whether
-    the result fits `optimiser.init(function(params))` is up to the caller to compare.
+    Counters and everything else that is not shaped like the parameters stay as they are; the
+    caller must compare the result with `optimiser.init(function(params))`.
 
-    A tree is like the parameters if its arrays have the same places and shapes. A mask hides
+    A tree is like the parameters if its arrays have the same paths and shapes. A mask hides
     parameters from an optimiser (`optax.masked`, `optax.multi_transform`) by an `optax.MaskedNode`
     in place of an array or of a subtree. `function` must treat it like what it replaces: keep it,
     or remove it with its key. `jax.tree.map` keeps it, since it is a node without leaves; code that
@@ -138,7 +138,7 @@ def _is_masked(tree: Any) -> bool:
 
 
 def _is_like(tree: Any, params: Any) -> bool:
-    """Returns whether a tree has the places and shapes of the parameters, except where masked."""
+    """Returns whether a tree has the paths and shapes of the parameters, except masked parts."""
     structure: Any = jax.tree.structure(tree, is_leaf=_is_masked)
     leaves = jax.tree.leaves(tree, is_leaf=_is_masked)
     try:

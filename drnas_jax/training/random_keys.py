@@ -1,4 +1,4 @@
-"""Random keys, and generators of the host, as pure functions of seed, stream name and step.
+"""Random keys and NumPy generators, as pure functions of seed, stream name and step.
 
 None is ever passed from one step to the next, so a resumed run draws the same numbers.
 """
@@ -22,7 +22,7 @@ def stream_key(seed: jax.Array | int, stream: str, step: jax.Array | int = 0) ->
 
 
 def host_generator(seed: int, stream: str, *numbers: int) -> np.random.Generator:
-    """Returns a generator of the host for a named stream, the same on every host.
+    """Returns a NumPy generator for a named stream, the same on every host.
 
     Args:
       seed: Seed of the run.

@@ -1,4 +1,4 @@
-"""Which folders are splits and classes, from names alone: what is read, and what is refused."""
+"""The splits and classes that are found by names only: what is read, and what is refused."""
 
 import unicodedata
 
@@ -6,8 +6,36 @@ import numpy as np
 import pytest
 
 from drnas_jax.data.layout import layout_of
-from drnas_jax.data.listing import listing_of
+from drnas_jax.data.listing import Listing
+from drnas_jax.data.names import is_system
 from drnas_jax.errors import UserError
+
+
+def listing_of(paths, broken=()):
+    """Makes a listing of paths, as `scan` does of a folder.
+
+    Args:
+      paths: Paths of files with `/`; one that ends in `/` is an empty folder.
+      broken: Paths of the broken links among them.
+    """
+    root, leads_nowhere = Listing(), set(broken)
+    for path in paths:
+        *parts, name = path.split("/")
+        listing = root
+        for part in parts:
+            if is_system(part):
+                if part not in listing.system:
+                    listing.system.append(part)
+                break
+            listing = listing.folders.setdefault(part, Listing())
+        else:
+            if is_system(name):
+                listing.system.append(name)
+            elif name:
+                listing.files.append(name)
+                if path in leads_nowhere:
+                    listing.broken.append(name)
+    return root
 
 
 def images(*folders, count=3, suffix="png"):
@@ -57,7 +85,7 @@ TRAIN = images("train/cat", "train/dog")
 )
 @pytest.mark.parametrize("wrapper", ["", "photos/", "a/b/"])
 def test_names_of_splits(train, test, wrapper):
-    # Catches training on two classes called Training and Testing.
+    # Catches a search on two classes called Training and Testing.
     train, test = wrapper + train, wrapper + test
     beside = ["__MACOSX/photos/._x", "README.txt"] if wrapper else ["notes.txt"]
     layout = read([*images(f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog"), *beside])
@@ -79,7 +107,7 @@ def test_a_split_in_a_folder_of_its_own_name():
 
 
 def test_val_is_left_out_beside_a_test_split():
-    # Catches validation images that are trained on or tested on, and a silence about them.
+    # Catches validation images that are trained or tested on, or left out without a word.
     layout = read(TRAIN + images("test/cat", "test/dog", "val/cat", "val/wolf"))
     assert_splits(layout, "train", "test")
     assert "left out: val/ (the search splits the training images itself)" in layout.summary
@@ -144,7 +172,7 @@ def test_tiny_imagenet_as_unzipped():
         ("".join(f"{i}.JPEG\tn01443537\n" for i in range(4)), ["names 3.JPEG", "is not there"]),
     ],
 )
-def test_labels_in_a_text_file_must_be_complete(lines, texts):
+def test_a_text_file_of_labels_must_name_each_image_once(lines, texts):
     # Catches images that are dropped or get another class without a word.
     message = refused(*tiny_imagenet(lines))
     assert all(text in message for text in texts), message
@@ -156,7 +184,7 @@ def test_images_in_folders_of_a_class_belong_to_it():
     assert layout.classes == ("cat", "dog")
     cats = of_class(layout, "train", "cat") + of_class(layout, "test", "cat")
     assert sorted(cats) == sorted(images("cat/2019/may", "cat/2020", "cat"))
-    assert "images in folders of a class belong to it" in layout.summary
+    assert "images in sub-folders of a class belong to it" in layout.summary
 
 
 def test_what_systems_leave_behind_is_left_out_and_counted():
@@ -215,7 +243,7 @@ def test_letters_of_both_cases_stay_apart():
         (images("train", "test"), ["no folder for each class in its train/", "train/CLASS/"]),
         (images("Training", "Testing"), ["in its Training/"]),
         (images("test/a", "test/b", "val/a", "val/b"), ["no train/"]),
-        (TRAIN + images("val"), ["val/ has no test images", "val/CLASS/"]),
+        (TRAIN + images("val"), ["val/ cannot be the test split", "val/CLASS/"]),
         (TRAIN + images("Train/cat", "test/cat", "test/dog"), ["Train/ and train/", "keep one"]),
         (TRAIN + images("test/cat", "Testing/cat"), ["Testing/ and test/"]),
         (TRAIN + images("annotations"), ["no test/ or val/", "annotations"]),
@@ -240,7 +268,7 @@ def test_what_can_be_read_in_several_ways_or_in_none_is_refused(paths, texts):
 def test_a_broken_link_in_place_of_a_class_is_refused():
     # Catches a class that is missing without a word.
     message = refused([*images("cat", "dog"), "bird"], broken=["bird"])
-    assert "my_images/bird is a link that leads nowhere" in message
+    assert "my_images/bird is a broken link" in message
 
 
 def test_a_long_list_of_classes_is_cut_and_kept_in_one_line():

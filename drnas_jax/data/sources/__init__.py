@@ -1,4 +1,4 @@
-"""The sources of images: one component a file, a user's module, or any data set of TFDS."""
+"""The sources of images: bundled components, users' modules, and the data sets of TFDS."""
 
 from drnas_jax import components
 from drnas_jax.config import DataConfig
@@ -12,15 +12,15 @@ from drnas_jax.errors import UserError
 def open_source(config: DataConfig) -> Source:
     """Opens the data set that a config names, without decoding its images.
 
-    If it may have to be downloaded (`download`), all processes call this.
+    If `config.download` is set, all processes must call this.
 
     Args:
       config: Its `name` is that of a module in this package, such as 'digits' (scikit-learn's),
         'folder' (`dir` holds a sub-folder for each class, or train/ and test/ with these), 'idx'
         (the files of MNIST and the like) or 'npz' (arrays); or that of a user's module (a dotted
         import path, or a file that ends in .py; see `base`). 'cifar10' and 'cifar100' are read as
-        TFDS or as their publisher stores them. Any other name is looked up in TFDS, which has
-        prepared that data set in `dir`.
+        TFDS prepares them or as they are published. Any other name is that of a data set that TFDS
+        has prepared in `dir`.
 
     Raises:
       UserError: There is no such data set, it is not prepared or cannot be downloaded, or its

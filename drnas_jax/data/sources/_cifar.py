@@ -1,8 +1,8 @@
-"""CIFAR-10 and CIFAR-100, as the publisher packs them in binary files or as TFDS prepares them.
+"""CIFAR-10 and CIFAR-100, from the publisher's binary files or as TFDS prepares them.
 
-This is not a component, since `cifar10` and `cifar100` are names of TFDS too. If `data.dir` holds
-the form of TFDS, that is read; otherwise the publisher's binary archive, packed or unpacked. The
-images are the same, but not their order, so that the fingerprints differ.
+This is not a component, since `cifar10` and `cifar100` are names of TFDS too. If TFDS has prepared
+the data set in `data.dir`, that is read; otherwise the publisher's binary archive, packed or
+unpacked. The images are the same, but not their order, so the fingerprints differ.
 
 An image is a record of 1 (CIFAR-10) or 2 labels (CIFAR-100: coarse, then fine) and 3072 pixels, the
 red ones first, then green and blue, row by row. Source of the format and of the checksums:
@@ -44,10 +44,10 @@ class Archive:
       md5: MD5 of the archive, as published, in hexadecimal digits.
       folder: Folder in the archive.
       train: Names of the files with the training images, and the number of images in each.
-      test: The same of the test images.
+      test: The same for the test images.
       names: Name of the file that lists the names of the classes.
       classes: Number of classes.
-      labels: Number of labels before the pixels of an image; the last one is the class.
+      labels: Number of labels before the pixels of an image; the last one is that of the class.
       pickles: Names of the other archive, which holds Python pickles, and of its folder.
     """
 
@@ -93,8 +93,8 @@ def open_cifar(name: str, directory: str, download: bool, others: Iterable[str])
 
     Args:
       name: 'cifar10' or 'cifar100'.
-      directory: Folder with the form of TFDS, with the archive, or with the unpacked folder; or the
-        path of one of the last two. '' stands for the default of TFDS.
+      directory: Folder in which TFDS has prepared it, or with the archive or the unpacked folder;
+        or the path of one of the last two. '' stands for the default folder of TFDS.
       download: Whether process 0 downloads the archive into `directory` if nothing is there.
       others: Names of the data sources that are not of TFDS, see `open_tfds`.
 
@@ -109,20 +109,20 @@ def open_cifar(name: str, directory: str, download: bool, others: Iterable[str])
         )
     if download:
         from_primary(lambda: _download_unless_there(name, root))
-    there = _find(archive, root) if directory else None
+    binary = _find(archive, root) if directory else None
     if not directory or is_prepared(name, directory):
         try:
             source = open_tfds(name, directory, others)
         except NotPreparedError as error:
             raise _missing(name, directory, download) from error
-        beside = f", and not {there}" if there else ""
+        beside = f", and not {binary}" if binary else ""
         where = root / name if directory else "its default directory"
         return dataclasses.replace(
             source, notes=(f"{name} is read as TFDS prepared it, from {where}{beside}",)
         )
-    if there is None:
+    if binary is None:
         raise _missing(name, directory, download)
-    return _read(name, there, directory)
+    return _read(name, binary, directory)
 
 
 def _find(archive: Archive, root: Path) -> Path | None:
@@ -145,21 +145,21 @@ def _missing(name: str, directory: str, download: bool) -> UserError:
         )
     if download:
         return UserError(
-            f"this process finds no {archive.file} in {root}, where process 0 found {name} or has "
-            "put it: data.dir must be on storage that all processes share, or hold the archive on "
-            "every machine"
+            f"process 0 has found or downloaded {name} in {root}, but this process does not see "
+            "it: set data.dir to storage that all processes share, or put the archive on every "
+            "machine"
         )
     pickled = [path for path in archive.pickles if (root / path).exists()]
     if pickled:
         return UserError(
-            f"{root / pickled[0]} holds Python pickles, and to read one can run any code: set "
-            f"data.download=True for {archive.file}, put it there yourself (from {URL}), or "
+            f"{root / pickled[0]} holds Python pickles, which can run any code when they are read: "
+            f"set data.download=True for {archive.file}, put it there yourself (from {URL}), or "
             f"{prepared}"
         )
     return UserError(
         f"data.dir is {directory!r}, which holds neither {archive.file} (or its folder "
-        f"{archive.folder}) nor {name} of TFDS: set data.download=True to download the archive, "
-        f"put it there yourself (from {URL}), or {prepared}"
+        f"{archive.folder}) nor {name} prepared by TFDS: set data.download=True to "
+        f"download the archive, put it there yourself (from {URL}), or {prepared}"
     )
 
 
@@ -199,7 +199,7 @@ def _from_folder(folder: Path, wanted: Iterable[str]) -> dict[str, bytes]:
 
 
 def _unpack(archive: Archive, path: Path) -> dict[str, bytes]:
-    """Reads the files of an archive whose checksum is right, by their names without the folder."""
+    """Verifies an archive and returns the contents of its files, by name without the folder."""
     try:
         with path.open("rb") as file:
             md5 = hashlib.file_digest(file, _md5).hexdigest()
@@ -234,7 +234,8 @@ def _decode(
     return ArraySplit(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
 
 
-def _md5():  # it guards against damage, so it may be used where it is banned for security
+def _md5():
+    # It only detects damage, so it is allowed even if MD5 is banned for security.
     return hashlib.md5(usedforsecurity=False)
 
 
@@ -244,9 +245,9 @@ def _download_unless_there(name: str, root: Path) -> None:
 
 
 def _download(archive: Archive, root: Path) -> None:
-    """Downloads an archive; it appears under its name only if it is complete."""
+    """Downloads an archive, which gets its final name only once it is complete and verified."""
     url, target = URL + archive.file, root / archive.file
-    # Another run may download the same.
+    # Unique, since another run may download the same file.
     temporary = root / f".{archive.file}.{uuid.uuid4().hex}.tmp"
     digest = _md5()
     print(f"downloading {url} to {root}", file=sys.stderr, flush=True)

@@ -53,11 +53,11 @@ import numpy as np
 from drnas_jax.data.threads import in_threads
 from drnas_jax.errors import UserError
 
-# What the fingerprint of files reads of their contents: everything up to these limits, and beyond
-# them a few blocks of a few files.
+# A fingerprint covers the whole contents of files up to these limits. Beyond them it covers a few
+# blocks of a few files.
 _ALL_FILES, _ALL_BYTES = 10_000, 2**30
 _FILES, _BLOCKS, _BLOCK = 1000, 4, 2**14
-_AT_ONCE = 512  # files that a thread looks at
+_AT_ONCE = 512  # files for each task of a thread
 _TEST_FRACTION = 0.2  # share of each class that a source without a test split holds out
 
 
@@ -118,8 +118,7 @@ class Source:
         may mirror images if `data.flip` is 'auto'.
       fingerprint: Number that changes if the examples or their order change. A run refuses to
         resume on a data set with another one. See `fingerprint_of`.
-      notes: Lines for the user about what was read, such as what was left out and why. A run prints
-        each once.
+      notes: Lines for the user about what was read and what was left out. A run prints each once.
     """
 
     title: str
@@ -183,7 +182,9 @@ def check_source(source: object, name: str) -> Source:
     classes = source.classes
     if len(classes) < 2:
         listed = ", ".join(classes) or "none"
-        raise UserError(f"data set {source.title} needs at least 2 classes, but has {listed}")
+        raise UserError(
+            f"data set {source.title} needs at least 2 classes, but has {listed}: add another one"
+        )
     if source.channels not in (1, 3):
         raise UserError(
             f"data set {source.title} has channels = {source.channels}: expected 1 (gray) or 3 "
@@ -195,8 +196,8 @@ def check_source(source: object, name: str) -> Source:
             if not hasattr(split, attribute):
                 raise UserError(
                     f"the {split_name} split of data set {source.title} is a "
-                    f"{type(split).__name__} without {attribute}: expected labels (or None), a "
-                    "length and an Example for each index"
+                    f"{type(split).__name__} without {attribute}: define labels (or None), "
+                    "__len__ and a __getitem__ that returns an Example"
                 )
         if split.labels is None:
             continue
@@ -220,7 +221,10 @@ def check_labels(labels: np.ndarray, source: Source, split_name: str) -> None:
         return
     low, high = int(labels.min()), int(labels.max())
     if low < 0:  # TFDS writes -1 if the labels of a split are secret
-        raise UserError(f"data set {source.title} has no labels in its {split_name} split")
+        raise UserError(
+            f"data set {source.title} has no labels in its {split_name} split, but {low} in their "
+            "place: expected labels from 0, so take a data set with labels"
+        )
     if high >= len(source.classes):
         raise UserError(
             f"data set {source.title} has label {high} in its {split_name} split, but "
@@ -248,13 +252,14 @@ def hold_out(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def fingerprint_of(names: Iterable[str], files: Sequence[str | os.PathLike[str]] = ()) -> int:
     """Returns a number that changes if names change, or the sizes or contents of files.
 
-    The sizes of all files count. Up to 10,000 files of together 1 GiB their whole contents count.
-    Of a larger set a sample does, always the same: 1,000 files, evenly spaced, and of each up to
-    four blocks of 16 KiB. So some files of a large set may change unnoticed if their sizes stay.
+    It covers the sizes of all files, and the whole contents of up to 10,000 files of up to 1 GiB in
+    all. For a larger set it covers a sample of the contents, always the same: 1,000 files, evenly
+    spaced, and up to four blocks of 16 KiB of each. So changes in a large set that leave the sizes
+    as they are may go unnoticed.
 
     Args:
       names: Names in order, for example those of images with their classes.
-      files: Paths of files in order. A file that cannot be read counts as one of the size -1.
+      files: Paths of files in order. A file that cannot be read counts as if its size were -1.
     """
     paths = [os.fspath(file) for file in files]
     starts = range(0, len(paths), _AT_ONCE)

@@ -1,7 +1,7 @@
-"""A folder of image files: one sub-folder for each class, or train/ and test/ with these.
+"""Reads a folder of image files: one sub-folder for each class, or train/ and test/ with these.
 
-Without test images, a fifth of each class is held out for the test, a choice that no seed changes.
-See `drnas_jax.data.layout` for what else is read.
+Without test images, a fifth of each class is held out, the same images whatever the seed.
+`drnas_jax.data.layout` says which other folders are read.
 """
 
 import contextlib

@@ -1,11 +1,11 @@
-"""A data set in the IDX format of MNIST: four files, gzipped or not, in the folder `data.dir`.
+"""Reads a data set in the IDX format of MNIST: four files, gzipped or not, in `data.dir`.
 
 For MNIST, Fashion-MNIST and KMNIST these are `train-images-idx3-ubyte.gz`,
 `train-labels-idx1-ubyte.gz`, `t10k-images-idx3-ubyte.gz` and `t10k-labels-idx1-ubyte.gz`. EMNIST
 names its files `emnist-letters-train-images-idx3-ubyte.gz` and so on, with `test` for `t10k`; if a
-folder holds several of its sets, `data.options.prefix` chooses one. EMNIST's images are published
-with rows and columns exchanged, and are turned upright here; TFDS leaves them as they are. Labels
-that begin at 1, as in EMNIST's letters, count from 0 here, and the class names keep the numbers.
+folder holds several of its sets, `data.options.prefix` chooses one. EMNIST publishes its images
+with rows and columns exchanged. They are turned upright here, whereas TFDS leaves them as they are.
+If labels begin at 1, as in EMNIST's letters, 1 is subtracted; the class names keep the numbers.
 
 Images are not mirrored unless `data.flip` is 'yes', since most sets in this format are characters.
 
@@ -26,7 +26,7 @@ from drnas_jax.data.arrays import source_from_arrays
 from drnas_jax.data.sources.base import Source, title_of
 from drnas_jax.errors import UserError
 
-# Unpacked by some programs, the dash before idx becomes a dot.
+# Some programs replace the dash before idx by a dot when they unpack a file.
 _NAME = re.compile(r"(.*?)(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?")
 _KINDS = {"images": 3, "labels": 1}  # number of dimensions
 _EXPECTED = (
@@ -41,10 +41,10 @@ _DEBIAN = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of this data source."""
+    """Options of the IDX source."""
 
     prefix: str = field(
-        "", "How the four names begin, such as 'emnist-letters-'; empty: as all in the folder do."
+        "", "Beginning of the four names, such as 'emnist-letters-'; empty: that of the only set."
     )
 
 
@@ -53,7 +53,7 @@ def create(directory: str, options: Options) -> Source:
 
     Args:
       directory: Path of their folder.
-      options: Options of this data source.
+      options: Options of the source.
 
     Raises:
       UserError: A file is missing, damaged or no IDX file, or the files do not belong together.
@@ -72,7 +72,7 @@ def create(directory: str, options: Options) -> Source:
     }
     notes = [f"read {', '.join(file.name for file in files.values())} in {root}"]
     if prefix.startswith("emnist-"):
-        notes.append("EMNIST's images are published with rows and columns exchanged: turned back")
+        notes.append("EMNIST publishes images with rows and columns exchanged: turned upright here")
     for key in ("x_train", "x_test"):
         images = arrays[key].swapaxes(1, 2) if prefix.startswith("emnist-") else arrays[key]
         arrays[key] = np.ascontiguousarray(images)[..., None]
@@ -91,11 +91,11 @@ def _choose(root: Path, prefix: str) -> tuple[str, dict[tuple[str, str], Path]]:
     """Finds the four files.
 
     Returns:
-      How their names begin, and their paths by split ('train' or 'test') and kind ('images' or
-      'labels').
+      Beginning of their names, and their paths by split ('train' or 'test') and kind ('images'
+      or 'labels').
     """
     sets: dict[str, dict[tuple[str, str], Path]] = {}
-    for file in sorted(root.iterdir()):  # NAME before NAME.gz, which is the same packed
+    for file in sorted(root.iterdir()):  # NAME comes before NAME.gz, which is the same file packed
         if match := _NAME.fullmatch(file.name):
             begin, split, kind = match.groups()
             key = ("train" if split == "train" else "test", kind)

@@ -1,8 +1,8 @@
-"""One `.npz` file with arrays `x_train`, `y_train`, `x_test` and `y_test`, as np.savez writes it.
+"""Reads one `.npz` file with arrays `x_train`, `y_train`, `x_test` and `y_test`.
 
-`data.dir` is the path of the file. Images are uint8 [n, h, w, c] with c = 1 (gray) or 3 (RGB), and
-labels are integers [n] from 0. Arrays of Python objects are refused: to read them, NumPy would
-unpickle them, which can run any code.
+`data.dir` is the path of the file, which np.savez writes. Images are uint8 [n, h, w, c] with c = 1
+(gray) or 3 (RGB), and labels are integers [n] from 0. Arrays of Python objects are refused, since
+NumPy would unpickle them, which can run any code.
 """
 
 import zipfile
@@ -25,7 +25,7 @@ def create(directory: str) -> Source:
       directory: Path of the file.
 
     Raises:
-      UserError: There is no such file, it is damaged, or its arrays are something else.
+      UserError: There is no such file, it is damaged, or its arrays are of another form.
     """
     file = Path(directory).expanduser()
     if not directory or not file.is_file():

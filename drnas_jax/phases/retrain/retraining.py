@@ -199,7 +199,7 @@ class RetrainMetadata:
       space: Value of `config.space`.
       channels: Number of channels C of the first cell.
       depth: Number of cells, see NetworkSpec.
-      data: Training images.
+      data: Description of the training images.
     """
 
     genotype: Genotype

@@ -155,15 +155,15 @@ class Experiment:
         self._check_stages(spec, state)
 
     def _check_stages(self, spec: SupernetSpec, state: SearchState) -> None:
-        """Raises UserError if a state, of zeros here, cannot be taken from stage to stage."""
+        """Raises UserError if a state, here of zeros, cannot be taken from stage to stage."""
         state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
         for number, stage in enumerate(self.config.search.stages[1:], start=1):
-            scores = {name: np.zeros(cell.shape) for name, cell in spec.cells}
-            columns = columns_to_keep(scores, spec, stage.operations)
+            columns = _first_columns(spec, stage.operations)
             self.space.check(resized_spec(spec, columns, stage.partial_channels))
             spec, state = self._resized(spec, state, columns, number)
 
     def _sample(self, spec: SupernetSpec, alpha: Alpha) -> Mix:
+        """Draws mixing weights, to find out before the search whether that is possible."""
         return {
             name: self.distribution.sample(
                 alpha[name], cell, jax.random.key(0), jnp.zeros(()), "alpha"
@@ -207,8 +207,8 @@ class Experiment:
     def measuring_config(self, spec: SupernetSpec, chosen: Backend | None = None) -> StepConfig:
         """Returns the static inputs of measurements, such as the validation.
 
-        Batch statistics are those of the whole batch, whatever `search.sync_batchnorm` says of the
-        training: otherwise the number of devices would decide which cell is selected.
+        Batch statistics are those of the whole batch, whatever `search.sync_batchnorm` says about
+        the training. Otherwise the selected cell would depend on the number of devices.
 
         Args:
           spec: Spec of the supernet.
@@ -286,6 +286,7 @@ class Experiment:
     def _resized(
         self, old: SupernetSpec, state: SearchState, columns: Columns, stage: int
     ) -> tuple[SupernetSpec, SearchState]:
+        """Returns the spec and the state with which a stage begins if it keeps these columns."""
         new = resized_spec(old, columns, self.config.search.stages[stage].partial_channels)
         like = jax.eval_shape(lambda: self.init(new, 0))
         seed = int(host_generator(self.config.seed, "search/widen", stage).integers(2**63))
@@ -352,6 +353,12 @@ def state_at(
     for number in range(1, stage):
         spec, state = experiment.advance(spec, state, number)
     return spec, state
+
+
+def _first_columns(spec: SupernetSpec, operations: int) -> Columns:
+    """Returns the columns that a stage keeps if the scores of all operations are equal."""
+    scores = {name: np.zeros(cell.shape) for name, cell in spec.cells}
+    return columns_to_keep(scores, spec, operations)
 
 
 def _labels(dataset: ImageDataset, needed: bool, file: Path | None) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Checks before the first step of a search that the devices have the memory of every stage.
+"""Checks before the first step of a search that every stage fits in the memory of the devices.
 
 A later stage has fewer operations but a smaller K, and may need more memory than the first one: in
-the paper's CIFAR-10 search a quarter more.
+the paper's CIFAR-10 search it needs a quarter more.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def compile_step(experiment: Experiment, spec: SupernetSpec, state: Any, frozen:
       frozen: Whether alpha does not change.
 
     Raises:
-      UserError: The devices do not have the memory.
+      UserError: The devices do not have enough memory.
     """
     program, loader = experiment.step_program(spec, frozen), experiment.loader
     batches = (loader.abstract_batch,) * (1 if frozen else 2)
@@ -52,9 +52,9 @@ def compile_step(experiment: Experiment, spec: SupernetSpec, state: Any, frozen:
 def check_later_stages(experiment: Experiment, stage: int, spec: SupernetSpec, step: Any) -> None:
     """Raises UserError if a later stage needs more memory than the devices have.
 
-    Which operations remain is not known yet: the heaviest ones are assumed. Devices that do not
-    state their memory, such as CPUs, are not checked, and neither is a stage that is far from the
-    limit, because compiling it takes as long as the first step.
+    Which operations will remain is not known yet, so those with the most parameters are assumed.
+    Devices that do not report their memory, such as CPUs, are not checked. Neither is a stage that
+    is estimated to stay far below the limit, because its compilation takes time.
 
     Args:
       experiment: Inputs of the search.
@@ -99,18 +99,19 @@ def heaviest(
         }
 
     edges = [edge for _, cell in spec.cells for edge in cell.edges if len(edge.primitives) > 1]
-    whole, weights = parameters(columns_without(None)), {}
+    whole, sizes = parameters(columns_without(None)), {}
     for name in {name: None for edge in edges for name in edge.primitives}:
-        lost = whole - parameters(columns_without(name))
-        weights[name] = lost / sum(name in edge.primitives for edge in edges)
+        removed = whole - parameters(columns_without(name))
+        sizes[name] = removed / sum(name in edge.primitives for edge in edges)
     scores = {name: np.zeros(cell.shape) for name, cell in spec.cells}
     for cell_type, cell in spec.cells:
         for row, edge in zip(scores[cell_type], cell.edges, strict=True):
-            row[: len(edge.primitives)] = [weights.get(name, 0) for name in edge.primitives]
+            row[: len(edge.primitives)] = [sizes.get(name, 0) for name in edge.primitives]
     return resized_spec(spec, columns_to_keep(scores, spec, operations), partial_channels)
 
 
 def _shapes(experiment: Experiment, spec: SupernetSpec) -> Any:
+    """Returns the shapes of a state at this stage, replicated on all devices."""
     sharding = NamedSharding(experiment.mesh, REPLICATED)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

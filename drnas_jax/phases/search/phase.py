@@ -123,7 +123,7 @@ class SearchPhase:
         self.memory: dict[str, dict[str, Any]] = {kind: {} for kind in self.rules}
         self.fixed: FixedEdges = ()
         self.decision: Stop | None = None
-        self.fits = False  # whether the memory of all stages has been checked
+        self.memory_checked = False  # for all stages
         self._enter(0, experiment.first_spec())
 
     @property
@@ -187,7 +187,7 @@ class SearchPhase:
             state = self._advance(state, stage)
         if not self.programs:
             self._describe_stage(state)
-        if not self.fits:
+        if not self.memory_checked:
             self._check_memory(state)
         if frozen not in self.programs:
             self.programs[frozen] = self._compile(state, frozen)
@@ -195,10 +195,11 @@ class SearchPhase:
 
     def _check_memory(self, state: SearchState) -> None:
         """Raises UserError if the devices lack the memory for a step of this or a later stage."""
-        if memory.available(self.mesh) is not None:  # the heaviest program, which is needed later
+        if memory.available(self.mesh) is not None:
+            # Of the two programs of a stage this one needs more, and it is used later in any case.
             self.programs[False] = step = self._compile(state, frozen=False)
             check_later_stages(self.experiment, self.stage, self.spec, step)
-        self.fits = True
+        self.memory_checked = True
 
     def _advance(self, state: SearchState, stage: int) -> SearchState:
         host_state = jax.tree.map(np.asarray, state)

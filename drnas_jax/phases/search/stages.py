@@ -123,8 +123,8 @@ def advance(
       seed: Seed of the copies.
 
     Raises:
-      UserError: The result has not the shapes of a fresh state: the space resizes its arrays in
-        another way, or an optimiser keeps a state that cannot follow.
+      UserError: The result does not have the shapes of a fresh state, because the space resizes
+        its arrays in another way, or the state of an optimiser does not follow the parameters.
     """
 
     def fit_weights(tree: Any, shapes: Any) -> Any:
@@ -152,6 +152,7 @@ def advance(
 
 
 def _check_shapes(state: SearchState, like: SearchState) -> None:
+    """Raises UserError if a resized state differs in any shape from a fresh one."""
     resize = "correct the method `resize` of the space"
     optimiser = (
         "use one whose state is shaped like the parameters (sgd, adam, masks and "
@@ -169,7 +170,7 @@ def _check_shapes(state: SearchState, like: SearchState) -> None:
             name = next(path for path in {**found, **wanted} if found.get(path) != wanted.get(path))
             raise UserError(
                 f"{what} cannot be taken to the next stage: {name or 'it'} has shape "
-                f"{found.get(name)}, and a fresh one has {wanted.get(name)}; {advice}"
+                f"{found.get(name)}, but there it needs {wanted.get(name)}; {advice}"
             )
 
 
