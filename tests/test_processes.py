@@ -86,7 +86,7 @@ def found(workdir):
 def test_two_processes(tmp_path):
     # Would catch a file, or a line on the terminal, that every process writes.
     one_program = {
-        "space": "tests/uneven_space.py",  # it compiles in no time, and is a user's own
+        "space": "tests/uneven_space.py",  # it compiles quickly, and is a user's module
         "search.epochs": "(1,)",
         "search.warmup_epochs": "(1,)",
         "search.operations": "(3,)",

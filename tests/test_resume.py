@@ -16,13 +16,13 @@ from drnas_jax.phases.retrain.retraining import Retraining
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.training.signals import Interrupted
 
-UNEVEN = str(ROOT / "tests" / "uneven_space.py")  # it compiles in no time
+UNEVEN = str(ROOT / "tests" / "uneven_space.py")  # it compiles quickly
 STEPS = 11  # in an epoch of digits: 718 training images in batches of 64
 
 
 @pytest.fixture
 def make_config(quick_compilation, monkeypatch):
-    """Returns the function from a space to a small run on digits; displays hear of every step."""
+    """Returns a function from a space to a small run on digits; its display reports every step."""
     monkeypatch.setattr(loop, "_REPORT_EVERY", 0.0)
     # Traced once for all the calls below; test_end_to_end.py resumes in a new process.
     for owner, name in (

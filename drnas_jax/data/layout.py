@@ -190,7 +190,7 @@ class _Reader:
                 if names
             ]
             raise UserError(
-                f"the classes of {train}/ and {name}/ in {self.root} differ, "
+                f"the classes of {train}/ and {name}/ in {self.root} differ, since "
                 f"{' and '.join(only_in)}: give the folders of each class one name, and add or "
                 "remove those without a counterpart"
             )

@@ -40,8 +40,8 @@ class Backend(NamedTuple):
       pointwise: Product with a matrix at every pixel, (x, matrix [c, d]) -> y.
       depthwise: Convolution of each channel by its filter, (x, filters [k, k, c], stride, dilation)
         -> y.
-      max_pool: Maximum over size x size pixels, (x, size, stride) -> y. Of equal pixels the first
-        gets the gradient, and a window with a NaN gives NaN, as in PyTorch.
+      max_pool: Maximum over size x size pixels, (x, size, stride) -> y. The first of
+        equal pixels gets the gradient, and a window with a NaN gives NaN, as in PyTorch.
       avg_pool: Mean over 3x3 pixels without the padding, (x, stride) -> y.
       axis_name: Mesh axis over which batch statistics are synchronised, or None.
     """

@@ -1,4 +1,4 @@
-"""Classes without a readable image, and the depth of images, in memory and streamed."""
+"""Checks of images in memory and streamed: unreadable classes, and images of 16 bits."""
 
 import cv2
 import numpy as np
@@ -94,7 +94,7 @@ def test_classes_of_other_sources(monkeypatch, limit, labels):
         opened(set(range(6)))
 
 
-def test_of_many_unlisted_labels_none_is_read(monkeypatch):
+def test_labels_of_a_large_split_are_not_read_for_the_check(monkeypatch):
     # Catches a start that reads all of ImageNet.
     monkeypatch.setattr(lib, "_MOST_READ", 5)
     lib.check_each_class(source({0, 2, 3}, labels=False))
@@ -156,7 +156,7 @@ def test_deep_images_are_scaled_by_max_value(tmp_path, limit, suffix, colour, to
 @pytest.mark.parametrize("given", [{}, GRAY], ids=["measured", "given"])
 @pytest.mark.parametrize(("top", "white"), [(8191, 8191), (3000, 4095), (600, 1023), (9, 255)])
 def test_deep_images_that_use_fewer_bits_need_max_value(tmp_path, limit, given, top, white):
-    # Catches a range that is guessed, or images that are nearly black.
+    # Catches a range that is guessed, or images that become nearly black.
     deep(tmp_path, top, "png", False)
     fields = dict(dir=str(tmp_path), memory_limit_mb=limit, **given)
     message = error("folder", **fields)
@@ -167,7 +167,7 @@ def test_deep_images_that_use_fewer_bits_need_max_value(tmp_path, limit, given, 
 
 @both
 def test_deep_images_that_use_their_range_need_no_max_value(tmp_path, limit):
-    # Catches a check that refuses what was fine.
+    # Catches a check that refuses images that are fine.
     deep(tmp_path, 8192, "png", False)
     assert load(config("folder", dir=str(tmp_path), memory_limit_mb=limit)).max_value == 0
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its training images, and which others fit it."""
+"""The description of training images in a checkpoint, and which other images fit it."""
 
 import json
 import unicodedata

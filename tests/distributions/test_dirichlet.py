@@ -26,7 +26,7 @@ CONCENTRATIONS = {
     "large": np.full(5, 5.0),
     "pruned": np.array([3.0, 0.7]),
 }
-# Those of a group are edges of one cell, so that the shorter ones are padded.
+# The concentrations of a group are edges of one cell, so that the shorter ones are padded.
 GROUPS = (("start",), ("mixed", "large", "pruned"))
 # For a few runs: optimisation would take longer than it saves.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
@@ -124,7 +124,7 @@ def test_marginals_are_beta(samples_and_jacobians):
     # Would catch samples of the right mean and variance, but of another shape.
     concentration, samples, _ = samples_and_jacobians
     for c, column in zip(concentration, samples.T, strict=True):
-        # Of the 34 p-values of Kolmogorov-Smirnov one is below 1e-4 for one seed in 300.
+        # One of the 34 p-values of Kolmogorov-Smirnov is below 1e-4 for one seed in 300.
         marginal = scipy.stats.beta(c, concentration.sum() - c)
         assert scipy.stats.kstest(column, marginal.cdf).pvalue > 1e-4
 
@@ -136,7 +136,7 @@ def test_both_samplers_have_one_distribution_and_one_gradient_of_an_expectation(
     weights = np.linspace(-1, 2, len(CONCENTRATIONS[name])) ** 3
     (one, slopes_of_one), (other, slopes_of_other) = (statistics(name, s) for s in ("tfp", "jax"))
     for column, other_column in zip(one.T, other.T, strict=True):
-        # Of the 17 p-values one is below 1e-4 for one seed in 600.
+        # One of the 17 p-values is below 1e-4 for one seed in 600.
         assert scipy.stats.ks_2samp(column, other_column).pvalue > 1e-4
     gradients = [
         2 * (x @ weights)[:, None] * np.einsum("nij,i->nj", slopes, weights)

@@ -87,7 +87,7 @@ def test_avg_pool_agrees_with_plain(platform, stride, shape):
     assert_plain(platform, "avg_pool", shape, static=(stride,))
 
 
-# Of equal values the first gets the gradient. A window of 2 is not padded, so sides are at least 2.
+# The first of equal values gets the gradient. A window of 2 is not padded, so sides are at least 2.
 @pytest.mark.parametrize("platform", other("max_pool"))
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (2, 2)])

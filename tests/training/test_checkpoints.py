@@ -344,7 +344,7 @@ def test_a_killed_save_leaves_no_checkpoint(tmp_path):
 
 
 # Writes a checkpoint, then another one that exceeds the limit on the size of a file, as on a full
-# disk. Of many arrays some are still being written when the first one fails.
+# disk. Some of its many arrays are still being written when the first one fails.
 FULL = f"""{SCRIPT}
 state = {{str(i): np.full((200 + 10 * i, 300), i, np.float32) for i in range(60)}}
 state["noise"] = jax.random.normal(jax.random.key(0), (600, 600))

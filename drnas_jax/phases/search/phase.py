@@ -243,15 +243,7 @@ class SearchPhase:
         batches = self.loader.evaluation(epoch)
         valid = loop.evaluate(self.validation, state, self.loader.raw, batches)
         genotype, scores = self.derived(state), to_numpy(self._scores(state))
-        for cell_type, cell in self.spec.cells:
-            names, kept = zip(*((e.name, e.primitives) for e in cell.edges), strict=True)
-            pairs = zip(scores[cell_type], kept, strict=True)
-            rows = [row[: len(primitives)] for row, primitives in pairs]
-            self.display.scores(cell_type, names, kept, rows)
-        self.display.message(
-            f"validation: loss {valid['loss']:.4f}, accuracy {100 * valid['accuracy']:.2f} %; "
-            f"genotype now: {experiment.space.describe(genotype)}"
-        )
+        self._show_epoch(valid, genotype, scores)
         mean = to_numpy(mean_mix(experiment.distribution, self.spec, state))
         line = {
             "stage": self.stage + 1,
@@ -292,6 +284,20 @@ class SearchPhase:
             say=self.display.message,
         )
         return self._decide(view, state), line
+
+    def _show_epoch(
+        self, valid: Mapping[str, float], genotype: Genotype, scores: Mapping[str, np.ndarray]
+    ) -> None:
+        """Prints the scores of all edges, the validation and the present genotype."""
+        for cell_type, cell in self.spec.cells:
+            names, kept = zip(*((e.name, e.primitives) for e in cell.edges), strict=True)
+            pairs = zip(scores[cell_type], kept, strict=True)
+            rows = [row[: len(primitives)] for row, primitives in pairs]
+            self.display.scores(cell_type, names, kept, rows)
+        self.display.message(
+            f"validation: loss {valid['loss']:.4f}, accuracy {100 * valid['accuracy']:.2f} %; "
+            f"genotype now: {self.experiment.space.describe(genotype)}"
+        )
 
     def _decide(self, view: View, state: SearchState) -> SearchState:
         for kind, rule in self.rules.items():

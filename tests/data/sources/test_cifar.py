@@ -44,7 +44,7 @@ def contents(name):
 
 @pytest.fixture
 def packed(monkeypatch, tmp_path):
-    """Returns small archives of the published form, by file name, and makes their sizes valid."""
+    """Returns small archives by file name; their sizes and checksums are the expected ones."""
     archives, small = {}, {}
     for name, archive in _cifar.ARCHIVES.items():
         buffer = io.BytesIO()
@@ -111,8 +111,8 @@ def server(packed, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", ["archive", "folder", "path of the archive", "path of the folder"])
-def test_all_images_are_read_from_any_form(name, form, folder):
-    # Catches planes taken for pixels, the coarse label, and a form that reads other images.
+def test_all_images_are_read_from_the_archive_and_its_folder(name, form, folder):
+    # Catches planes taken for pixels, coarse labels, and images that depend on how they are stored.
     archive = _cifar.ARCHIVES[name]
     where = folder
     if "folder" in form:
@@ -148,7 +148,7 @@ def test_the_archive_and_its_folder_are_the_same_data_set(folder):
     assert archive.file in packed.notes[0] and archive.folder in unpacked.notes[0]
 
 
-def test_the_form_of_tfds_comes_first(folder, shared):
+def test_what_tfds_has_prepared_comes_first(folder, shared):
     # Catches a run that is resumed on images in another order, and a source that is not named.
     archive = _cifar.open_cifar("cifar10", str(folder), False, ())
     (folder / "cifar10").symlink_to(shared / "tfds" / "cifar10")

@@ -141,14 +141,14 @@ def test_folder_with_an_unreadable_image(folder, content):
     assert data.count + data.test_count == without.count + without.test_count
 
 
-def test_what_was_read_is_said_in_one_line(folder):
+def test_one_note_says_what_was_read(folder):
     # Catches files that are left out without a word.
     (folder / "dog" / "more" / "empty").mkdir(parents=True)
     (folder / "dog" / "0.png").rename(folder / "dog" / "more" / "0.png")
     (folder / "cat" / "Thumbs.db").write_text("no image")
     (folder / "__MACOSX" / "cat").mkdir(parents=True)
     (folder / "__MACOSX" / "cat" / "._0.png").write_text("no image")
-    os.mkfifo(folder / "cat" / "pipe")  # whoever reads it waits for ever
+    os.mkfifo(folder / "cat" / "pipe")  # a reader would wait for ever
     for limit in (4096, 0):
         data = load(config("folder", dir=str(folder), memory_limit_mb=limit))
         (note,) = data.notes

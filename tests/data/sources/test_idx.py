@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST: read as published; what is missing or damaged is one line."""
+"""IDX files, the format of MNIST: read as published, or refused in one line."""
 
 import gzip
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_one_of_several_sets_is_chosen_by_its_prefix(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "absent", "empty"])
 def test_a_folder_without_the_files_is_refused(name, tmp_path):
-    # Catches a message that does not say which files are wanted, or where there are some.
+    # Catches a message that does not say which files are expected, or where to get some.
     (tmp_path / "empty").mkdir()
     message = error("idx", dir=str(tmp_path / name) if name else "")
     assert "train-images-idx3-ubyte" in message and "dataset-fashion-mnist" in message
@@ -135,7 +135,7 @@ def test_the_real_fashion_mnist():
     assert data.test_images.shape == (10_000, 28, 28, 1)
     np.testing.assert_array_equal(np.bincount(data.labels), [6000] * 10)
     np.testing.assert_array_equal(np.bincount(data.test_labels), [1000] * 10)
-    # Published values, in many a preprocessing.
+    # Values that many preprocessing scripts state.
     np.testing.assert_allclose(data.mean, 0.2860, atol=1e-4)
     np.testing.assert_allclose(data.std, 0.3530, atol=1e-4)
     # Trousers are tall: rows in place of columns would show here.

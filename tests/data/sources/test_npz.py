@@ -1,4 +1,4 @@
-"""Arrays in an .npz file: read as they are, and one line for any other file."""
+"""Arrays in an .npz file: read as they are; any other file is refused in one line."""
 
 import pickle
 
@@ -72,7 +72,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 def test_other_arrays_are_refused(tmp_path):
-    # Catches a check of arrays that files pass by: the rest is in tests/data/test_arrays.py.
+    # Catches arrays that are not checked if they come from a file; test_arrays.py has all cases.
     file = tmp_path / "images.npz"
     np.savez(file, **arrays(x_train=np.zeros((9, 6, 5), np.uint8)))
     message = error("npz", dir=str(file))

@@ -115,7 +115,7 @@ def test_states_of_users_optimisers_follow_to_the_next_stage(tiny, monkeypatch, 
     assert jax.tree.structure(after.weight_opt) == jax.tree.structure(like)
     for leaf, expected in zip(*map(jax.tree.leaves, (after.weight_opt, like)), strict=True):
         assert leaf.shape == expected.shape
-    # The numbers that are left belong to the arrays that are left.
+    # The kept arrays have kept their numbers.
     before = {float(leaf.flat[0]) for leaf in jax.tree.leaves(state.weight_opt)}
     assert {float(np.ravel(leaf)[0]) for leaf in jax.tree.leaves(after.weight_opt)} <= before
 
@@ -132,7 +132,7 @@ def test_an_optimiser_whose_state_cannot_follow_is_refused_before_the_search(
     monkeypatch.setattr(Experiment, "optimisers", (optimiser, optax.adam(0.1)))
     with pytest.raises(UserError, match="the state of the weights' optimiser cannot be taken to"):
         tiny().check()
-    tiny(**ONE_STAGE).check()  # where nothing is pruned
+    tiny(**ONE_STAGE).check()  # with one stage nothing is pruned
 
 
 def test_labels_of_a_streamed_data_set_are_read_once(tiny, tmp_path):

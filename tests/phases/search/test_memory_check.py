@@ -1,4 +1,4 @@
-"""A stage that does not fit in memory is found before the first step."""
+"""The check before the first step that every stage fits in memory."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ ADVICE = "lower it"
 
 
 def fake_program(size):
-    """Returns what is lowered to a program that needs so many bytes."""
+    """Returns a lowered program that needs `size` bytes when it is compiled."""
     names = ("argument", "output", "alias", "temp", "generated_code")
     sizes = dict.fromkeys((f"{name}_size_in_bytes" for name in names), 0)
     sizes["temp_size_in_bytes"] = size
