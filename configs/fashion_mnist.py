@@ -3,14 +3,14 @@
     python -m drnas_jax.main --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
 The four files of Fashion-MNIST are read from the folder into which Debian's package
-dataset-fashion-mnist puts them (`apt-get install dataset-fashion-mnist`). Elsewhere get them from
-github.com/zalandoresearch/fashion-mnist, and give their folder by `--config.data.dir=DIR`.
+dataset-fashion-mnist puts them (`apt-get install dataset-fashion-mnist`). On other systems, download them
+from github.com/zalandoresearch/fashion-mnist and name their folder by `--config.data.dir=DIR`.
 `--config.genotype=random --phases=retrain,evaluate` retrains a random cell in the same way.
 
 | variant | description | time, and test accuracy |
 |---|---|---|
 | (none) | C 16, N 5, 28x28 pixels, 50 + 50 epochs, 200 of retraining; for a GPU | not measured |
-| cpu | a proxy: C 8, N 3, 12x12 pixels, 10 epochs; then C 16, N 1, 8 epochs | about 10 to 20 minutes on 2 CPU cores (estimated from single steps), accuracy not measured |
+| cpu | a proxy: C 8, N 3, 12x12 pixels, 10 epochs; then C 16, N 1, 8 epochs | about 10 to 20 minutes on 2 CPU cores (estimated from single steps); accuracy not measured |
 | smoke | the same program: C 4, N 1, 8x8 pixels | 1 to 2 minutes on 2 CPU cores |
 
 For example `--config=configs/fashion_mnist.py:cpu`.
@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.retrain.update(dict(batch_size=256, nesterov=True))
     if variant == "cpu":
         config.data.update(dict(image_size=12, crop_padding=1))
-        config.arch.lr = 4e-3  # higher, since there are ten times fewer steps
+        config.arch.lr = 4e-3  # higher than the default, since there are ten times fewer steps
         config.search.update(
             dict(
                 channels=8,
