@@ -44,7 +44,7 @@ _PREFIX = f"{__name__}."
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
-class Source(NamedTuple):
+class ModuleSource(NamedTuple):
     """The file of a user's module, and its content when this process imported it.
 
     Attributes:
@@ -150,7 +150,7 @@ def create(kind: str, name: str, options: Any, *first: Any, field: str) -> Any:
         raise
 
 
-def source_of(kind: str, name: str) -> Source | None:
+def source_of(kind: str, name: str) -> ModuleSource | None:
     """Returns the file and the hash of a user's module, or None for a bundled component."""
     return _source(find(kind, name, kind)) if is_users(name) else None
 
@@ -234,9 +234,9 @@ def _import_users(name: str, field: str) -> ModuleType:
 
 
 @functools.cache  # the file may change later, the imported module does not
-def _source(module: ModuleType) -> Source:
+def _source(module: ModuleType) -> ModuleSource:
     file = Path(str(module.__file__)).resolve()
-    return Source(str(file), hashlib.sha256(file.read_bytes()).hexdigest())
+    return ModuleSource(str(file), hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 _PACKAGE = Path(__file__).parent
