@@ -379,11 +379,11 @@ OPTIONS: dict[str, str] = {
     f"{name.rpartition('.')[0]}.{component.options}".lstrip("."): name
     for name, component in COMPONENTS.items()
 }
-# Fields that may change at any time. They say where things are stored, how many processes read and
-# how often a checkpoint is written, which leaves the result as it is, or what else is evaluated.
+# Fields that may change at any time, because they leave the result as it is: where things are
+# stored, how many processes read, how often a checkpoint is written, and what else is evaluated.
 FREE = (
     *("data.dir", "data.download", "data.workers", "table.file"),
     *("checkpoint", "checkpoint_steps"),
 )
-# Phase -> how the names of the fields begin that only it reads. They may change until it begins.
+# Phase -> prefixes of the fields that only this phase reads. They may change until it begins.
 PHASE_FIELDS = {"search": ("search.", "arch.", "cost."), "retrain": ("retrain.", "genotype")}
