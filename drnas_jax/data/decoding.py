@@ -1,7 +1,7 @@
 """Loads a source as a data set, decoded into memory or streamed from where it is stored."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -138,32 +138,43 @@ def _in_memory(
     statistics = _given_statistics(config, source)
     train, test = (_decode_split(config, source, split, shape) for split in ("train", "test"))
     if not config.max_value:
-        check_depth(max(train[3], test[3]), source)
+        check_depth(max(train.largest_deep, test.largest_deep), source)
     return Dataset(
         name=name,
-        images=train[0],
-        labels=train[1],
-        test_images=test[0],
-        test_labels=test[1],
+        images=train.images,
+        labels=train.labels,
+        test_images=test.images,
+        test_labels=test.labels,
         classes=source.classes,
         flip=_flip(config, source),
         statistics=statistics,
-        skipped=train[2] + test[2],
+        skipped=train.unreadable + test.unreadable,
         fingerprint=source.fingerprint,
         max_value=config.max_value,
         notes=source.notes,
     )
 
 
+class _Decoded(NamedTuple):
+    """A decoded split.
+
+    Attributes:
+      images: All readable images, uint8 [n, h, w, c].
+      labels: Their labels, int32 [n].
+      unreadable: Messages about the unreadable images.
+      largest_deep: Largest value of the images of 16 bits; 0 without any.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    unreadable: tuple[str, ...]
+    largest_deep: int
+
+
 def _decode_split(
     config: DataConfig, source: Source, name: str, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], int]:
-    """Decodes a split.
-
-    Returns:
-      All images, uint8 [n, h, w, c], their labels, int32 [n], messages about unreadable images, and
-      the largest value of those that have 16 bits.
-    """
+) -> _Decoded:
+    """Decodes a split."""
     split = source.split(name)
     size = len(split)
     images, labels = np.empty((size, *shape), np.uint8), np.full(size, -1, np.int32)
@@ -202,7 +213,7 @@ def _decode_split(
         raise no_readable_image(source, name)
     check_labels(labels, source, name)
     messages = tuple(unreadable[i] for i in sorted(unreadable))
-    return images, labels, messages, int(largest.max(initial=0))
+    return _Decoded(images, labels, messages, int(largest.max(initial=0)))
 
 
 def _sample(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> np.ndarray:

@@ -139,21 +139,21 @@ class _Reader:
         self.left_out += [f"{name}/" for name in rest]
         self._count_loose(listing)
         inside, folder = _descend(listing.folders[train], f"{prefix}{train}/")
-        classes, reasons = self._classes(folder, inside), {}
-        for kind in ("test", "val"):
-            for name in splits.get(kind, ()):
-                found = self._labelled(listing.folders[name], prefix, name, train, classes)
-                if isinstance(found, str):
-                    reasons[name] = found
-                    continue
-                for other in splits.get("val", ()):
-                    if other != name:
-                        self.left_out.append(
-                            f"{other}/ (the search splits the training images itself)"
-                        )
-                self.left_out += [f"{other}/ ({reason})" for other, reason in reasons.items()]
-                return self._both_given(classes, found, train, name)
-        if val := splits.get("val"):
+        classes, val = self._classes(folder, inside), splits.get("val", [])
+        reasons: dict[str, str] = {}
+        for name in [*splits.get("test", []), *val]:
+            found = self._labelled(listing.folders[name], prefix, name, train, classes)
+            if isinstance(found, str):
+                reasons[name] = found
+                continue
+            self.left_out += [
+                f"{other}/ (the search splits the training images itself)"
+                for other in val
+                if other != name
+            ]
+            self.left_out += [f"{other}/ ({reason})" for other, reason in reasons.items()]
+            return self._both_given(classes, found, train, name)
+        if val:
             raise UserError(
                 f"{self.root}/{prefix}{val[0]}/ cannot be the test split ({reasons[val[0]]}): put "
                 f"its images into {val[0]}/CLASS/, or move it away to hold out a fifth of {train}/"
