@@ -3,7 +3,7 @@
     python -m drnas_jax.main --config=configs/digits.py --workdir=runs/digits
 
 The search has two stages (K 4 to 2, operations 5 to 3). Then the cell it found is retrained, and
-tested on 360 images that neither phase used.
+tested on 359 images that neither phase used.
 
 | variant | description | time on 2 CPU cores | test accuracy |
 |---|---|---|---|
