@@ -16,7 +16,7 @@ from drnas_jax.flags import parse
 from drnas_jax.phases.evaluate import run_evaluate
 from drnas_jax.phases.retrain.phase import check_retrain, run_retrain
 from drnas_jax.phases.search.phase import run_search
-from drnas_jax.phases.setup import Run, loader
+from drnas_jax.phases.setup import Run, dataset_loader
 from drnas_jax.training import hosts
 from drnas_jax.training.hosts import PrimaryFailedError, cores, from_primary, is_primary
 from drnas_jax.training.metrics import Display
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display) -> None:
     """Runs the phases and writes a report; with several seeds, each has a separate workdir."""
     configs = config.of_each_seed()
-    load = loader(config.data, display)  # once for all seeds
+    load = dataset_loader(config.data, display)  # once for all seeds
     for seed_config in configs:
         directory = workdir
         if len(configs) > 1:

@@ -52,7 +52,7 @@ class Run:
         return spaces.create(self.config.space, self.config.space_options)
 
 
-def loader(config: DataConfig, display: Display) -> Callable[[], ImageDataset]:
+def dataset_loader(config: DataConfig, display: Display) -> Callable[[], ImageDataset]:
     """Returns a function that loads a data set once, and prints what was read.
 
     Args:
@@ -97,7 +97,7 @@ def open_run(
             dataset, named
         )  # before the workdir is made, in case of a mistake
     shown = display or Display(quiet=not is_primary())
-    load = loader(config.data, shown) if arrays is None else lambda: arrays
+    load = dataset_loader(config.data, shown) if arrays is None else lambda: arrays
     return Run(config, open_workdir(workdir, config), shown, load)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from resuming import Listener
 
 from drnas_jax.config import DataConfig
-from drnas_jax.phases.setup import loader
+from drnas_jax.phases.setup import dataset_loader
 
 
 def test_what_was_read_is_printed_once(tmp_path):
@@ -15,7 +15,7 @@ def test_what_was_read_is_printed_once(tmp_path):
         for i in range(2):
             assert cv2.imwrite(str(tmp_path / name / f"{i}.png"), np.zeros((4, 4), np.uint8))
     display = Listener()
-    load = loader(DataConfig(name="folder", dir=str(tmp_path)), display)
+    load = dataset_loader(DataConfig(name="folder", dir=str(tmp_path)), display)
     assert display.messages == []
     assert load() is load()
     (line,) = display.messages
