@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 LICENCES := "Apache;BSD;MIT;MPL;Mozilla Public License;PSF;Python Software Foundation"
+# One process more than there are cores, since tests that start commands wait for them.
+PROCESSES = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+SHARED = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-install lint docs clean
@@ -26,11 +29,11 @@ $(STAMP): requirements.txt pyproject.toml
 demo: $(STAMP)  ## a small search, retraining and report, into runs/digits
 	$(BIN)/python -m drnas_jax.main --config=configs/digits.py --workdir=runs/digits
 
-test: $(STAMP)  ## the tests, without the slow ones; a file at a time on each core
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## the tests, without the slow ones; a file at a time in each process
+	$(BIN)/python -m pytest $(SHARED)
 
 test-all: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(SHARED)
 	$(BIN)/python -m pytest -m 'slow or install'
 
 test-install: $(STAMP)  ## plugins beside an installed wheel

@@ -27,7 +27,7 @@ def logits_of(state, images, mix):
     return module.apply(variables, images, mix, True, mutable=["batch_stats"])[0]
 
 
-@pytest.mark.parametrize("devices, batches", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("devices, batches", [pytest.param(1, 1, marks=pytest.mark.slow), (2, 2)])
 def test_curvature_is_the_largest_eigenvalue(small, devices, batches):
     # Would catch a Hessian that is summed and not averaged over batches or devices, and batch
     # statistics of a device in place of those of the batch.
