@@ -124,9 +124,11 @@ def map_like_params(
         other shapes and which may have fewer keys.
       state: State of the optimiser before the change.
     """
+    # Without arrays, since JAX prints what does not fit into an error that `_is_like` discards.
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), params)
 
     def is_like_params(tree: Any) -> bool:
-        return not _is_masked(tree) and _is_like(tree, params)
+        return not _is_masked(tree) and _is_like(tree, shapes)
 
     return jax.tree.map(
         lambda tree: function(tree) if is_like_params(tree) else tree, state, is_leaf=is_like_params
@@ -137,12 +139,12 @@ def _is_masked(tree: Any) -> bool:
     return isinstance(tree, optax.MaskedNode)
 
 
-def _is_like(tree: Any, params: Any) -> bool:
+def _is_like(tree: Any, shapes: Any) -> bool:
     """Returns whether a tree has the paths and shapes of the parameters, except masked parts."""
     structure: Any = jax.tree.structure(tree, is_leaf=_is_masked)
     leaves = jax.tree.leaves(tree, is_leaf=_is_masked)
     try:
-        parts = structure.flatten_up_to(params)
+        parts = structure.flatten_up_to(shapes)
     except ValueError:  # the structure is not the upper part of that of the parameters
         return False
     return all(
