@@ -104,6 +104,7 @@ def arrays_of(brightness):
     return dict(x_train=images, y_train=labels, x_test=images[:16], y_test=labels[:16])
 
 
+@pytest.mark.slow
 def test_a_whole_run_on_arrays_in_a_space_without_batchnorm(
     on_devices, quick_compilation, tmp_path
 ):

@@ -77,6 +77,7 @@ def test_a_data_set_beyond_the_memory_limit_is_not_decoded(shared_tfds, monkeypa
         load(config("cifar10", memory_limit_mb=176, **given))
 
 
+@pytest.mark.slow
 def test_statistics_of_a_stream_are_estimated(shared_tfds, cifar10):
     # Catches a sample of the first images only, which may be of one class.
     data = load(config("cifar10", dir=shared_tfds, memory_limit_mb=1))

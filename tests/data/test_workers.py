@@ -101,7 +101,9 @@ def set_main(monkeypatch, file):
     monkeypatch.setitem(sys.modules, "__main__", main)
 
 
-@pytest.mark.parametrize("script", ["guardless.py", "<stdin>"])
+@pytest.mark.parametrize(
+    "script", [pytest.param("guardless.py", marks=pytest.mark.slow), "<stdin>"]
+)
 def test_a_script_needs_no_guard(monkeypatch, tmp_path, script):
     # Catches workers that import the main script, which begins the run again or is not there.
     (tmp_path / "guardless.py").write_text("raise SystemExit('the run begins again')")

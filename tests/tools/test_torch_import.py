@@ -170,7 +170,11 @@ def variables_of(module, *arguments):
 
 @pytest.mark.parametrize(
     ("channels", "cells", "classes", "partial", "stem"),
-    [(6, 4, 7, 2, "cifar"), (10, 3, 3, 5, "imagenet"), (4, 1, 2, 1, "cifar")],
+    [
+        pytest.param(6, 4, 7, 2, "cifar", marks=pytest.mark.slow),
+        pytest.param(10, 3, 3, 5, "imagenet", marks=pytest.mark.slow),
+        (4, 1, 2, 1, "cifar"),
+    ],
 )
 def test_darts_supernets_of_any_size_are_recognised(channels, cells, classes, partial, stem):
     space, side = darts.create(darts.Options(stem)), 2 * darts.STEMS[stem]
@@ -187,7 +191,10 @@ def test_darts_supernets_of_any_size_are_recognised(channels, cells, classes, pa
         np.testing.assert_array_equal(value, state[name], err_msg=name)
 
 
-@pytest.mark.parametrize(("stem", "auxiliary"), [("cifar", True), ("imagenet", False)])
+@pytest.mark.parametrize(
+    ("stem", "auxiliary"),
+    [pytest.param("cifar", True, marks=pytest.mark.slow), ("imagenet", False)],
+)
 def test_networks_of_any_size_are_recognised(stem, auxiliary):
     genotype = PUBLISHED["pc_darts_imagenet"]
     space, side = darts.create(darts.Options(stem)), {"cifar": 32, "imagenet": 224}[stem]

@@ -178,6 +178,7 @@ def test_devices_draw_one_sample_or_each_its_own(small, sample_per_device):
 # Alpha and weights
 
 
+@pytest.mark.slow
 def test_a_step_on_the_darts_space(tiny):
     # Would catch a cell type whose alpha gets another's gradient.
     changes = dict(space="darts", search__operations=(7, 4), arch__regulariser="none")

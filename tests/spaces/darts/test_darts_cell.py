@@ -143,7 +143,7 @@ CELLS = (
     ("network", 1),
 )
 # The others show what these show, or only the shuffle's part in it.
-FAST_CELLS = {("unequal", 2, "reduce"), ("network", 1, "reduce")}
+FAST_CELLS = {("unequal", 2, "reduce")}
 ONE_CELL = [
     pytest.param(*case, marks=() if case in FAST_CELLS else pytest.mark.slow)
     for case in ((*cell, cell_type) for cell in CELLS for cell_type in ("normal", "reduce"))
