@@ -26,6 +26,14 @@ CHANNELS, CLASSES, IMAGE = 8, 5, (8, 8, 3)
 # Compiled for one run: optimisation would take longer than it saves.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
+# The largest supernet; the tests of its cells compare the same gradients with plain code.
+BUT_DARTS = pytest.mark.parametrize(
+    "space",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "darts" else n for n in NAMES],
+    ids=components.short_name,
+    indirect=True,
+)
+
 
 @pytest.fixture(params=NAMES, ids=components.short_name)
 def space(request):
@@ -298,6 +306,7 @@ def evaluate(*case):
     return jax.jit(function, compiler_options=FAST_COMPILE)(*arguments)
 
 
+@BUT_DARTS
 def test_every_choice_has_a_gradient(space):
     # Would catch an operation that is not connected, or a mixing weight that is not used.
     spec = first_spec(space)
@@ -319,6 +328,7 @@ def test_every_choice_has_a_gradient(space):
     assert len(idle) <= 1, idle
 
 
+@BUT_DARTS
 def test_gradients_and_statistics_are_float32_if_images_are_not(space):
     # Would catch parameters or running averages that become half precision after the first step.
     spec = pruned(first_spec(space), 2)

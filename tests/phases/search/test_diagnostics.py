@@ -46,7 +46,7 @@ def test_curvature_is_the_largest_eigenvalue(small, devices, batches):
             parts.append(jnp.mean(cross_entropy(logits, labels[part])))
         return jnp.mean(jnp.stack(parts))
 
-    expected = np.linalg.eigvalsh(jax.hessian(loss)(here.alpha["cell"].reshape(-1)))
+    expected = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(here.alpha["cell"].reshape(-1)))
     found = Diagnostics(experiment, spec).curvature(state, 0, batches)
     assert found == pytest.approx(expected[-1], rel=1e-3)
     assert abs(found) > 1e-3
