@@ -101,7 +101,7 @@ def _parse_other(text: str, source: str) -> Genotype:
     if text.startswith(("{", "[")):
         return _from_values(parse_json(text, source), source)
     if _CALL.search(text):
-        return _from_python(text, source)
+        return _from_python(text.strip("\"'"), source)
     raise _fault(source, text)
 
 
@@ -111,7 +111,7 @@ def parse_arch(text: str) -> Genotype | None:
     Raises:
       UserError: A name is too long.
     """
-    text = text.strip()
+    text = re.sub(r"\s+", "", text)
     if not _ARCH.fullmatch(text):
         return None
     pairs = [re.findall(_PAIR, node, re.ASCII) for node in text.split("+")]

@@ -11,9 +11,10 @@ from absl import flags, logging
 
 from drnas_jax import tables
 from drnas_jax.config import Config
+from drnas_jax.data.names import printable
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
-from drnas_jax.phases.evaluate import run_evaluate
+from drnas_jax.phases.evaluate import check_evaluate, run_evaluate
 from drnas_jax.phases.retrain.phase import check_retrain, run_retrain
 from drnas_jax.phases.search.phase import run_search
 from drnas_jax.phases.setup import Run, dataset_loader
@@ -72,6 +73,8 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
             check_retrain(run)  # before the search, which takes long
         if "evaluate" in phases:
             tables.open_table(seed_config)  # the file may be damaged
+            if "retrain" not in phases:
+                check_evaluate(run)
         for phase in phases:
             PHASES[phase](run)
 
@@ -86,7 +89,7 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
 
 
 def _end(code: int, message: str) -> int:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)  # names of files may hold anything
     return code
 
 

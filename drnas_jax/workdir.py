@@ -42,6 +42,12 @@ def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
             "give the path of the mount (docs/scaling.md)"
         )
     directory = Path(workdir).expanduser()
+    try:
+        os.fspath(directory).encode()
+    except UnicodeEncodeError as error:  # TensorStore takes no such path
+        raise UserError(
+            f"--workdir is {os.fspath(directory)!a}, which is no UTF-8: take another name"
+        ) from error
     from_primary(lambda: _open(directory, config))
     if not (directory / "config.json").exists():
         raise UserError(
@@ -160,7 +166,14 @@ def has_work(directory: Path) -> bool:
     if any((directory / name).exists() for name in ("history.jsonl", "genotype.json")):
         return True
     checkpoints = directory / "checkpoints"
-    return (checkpoints.is_dir() and any(checkpoints.iterdir())) or _is_locked(directory)
+    if checkpoints.is_dir() and not all(map(_is_unfinished, checkpoints.iterdir())):
+        return True
+    return _is_locked(directory)
+
+
+def _is_unfinished(checkpoint: Path) -> bool:
+    """Returns whether Orbax was stopped while it wrote a checkpoint."""
+    return "orbax-checkpoint-tmp" in checkpoint.name
 
 
 def _is_locked(directory: Path) -> bool:

@@ -130,6 +130,8 @@ def values(**changes):
         (f'"{ARCH}"\n', NASBENCH201),
         (f"# seed 3\n{ARCH}  # 94.37 %\n", NASBENCH201),
         (f"Structure(4 nodes with {ARCH})", NASBENCH201),
+        (ARCH.replace("+", " +\n "), NASBENCH201),  # as a document breaks the line
+        (f'"{OFFICIAL}"', DARTS),
         (NNI_EDGES, NASBENCH201),
         (NNI_EDGES.replace('"0_', '"cell/0_').replace('"1_', '"cell/1_')
          .replace('"2_', '"cell/2_'), NASBENCH201),

@@ -100,6 +100,7 @@ def refused(capsys, *argv):
         ([DIGITS, "--config.table.file=no/such.csv"], ["no/such.csv"]),
         ([DIGITS, "--config.table.name=nasbench202"], ["nasbench202", "nasbench201"]),
         ([DIGITS, "--phases=evaluate"], ["no checkpoint", "retrain phase"]),
+        ([DIGITS, "--phases=search,evaluate"], ["no checkpoint", "retrain phase"]),
         ([DIGITS, "--phases=evaluate", "--config.checkpoint=no/such"], ["no/such"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
@@ -110,6 +111,15 @@ def test_a_mistake_is_one_line(capsys, tmp_path, argv, words):
         assert word in line
     written = {path.name for path in (tmp_path / "run").rglob("*")}
     assert written <= {"config.json"}  # not even an empty folder
+
+
+def test_names_of_files_cannot_break_the_line(capsys, tmp_path):
+    # Would catch a message of two lines, or one that a terminal cannot show.
+    folder = tmp_path / os.fsdecode(b"a\nb\xff")
+    folder.mkdir()
+    argv = [DIGITS, "--config.data.name=folder", f"--config.data.dir={folder}"]
+    assert r"a\nb\udcff has no folders" in refused(capsys, *argv, f"--workdir={tmp_path}/run")
+    assert "no UTF-8" in refused(capsys, DIGITS, f"--workdir={folder}")  # before it has trained
 
 
 def test_no_workdir(capsys):

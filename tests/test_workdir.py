@@ -144,6 +144,25 @@ def test_a_phase_without_a_checkpoint_has_not_begun_unless_it_runs(tmp_path):
     open_workdir(tmp_path, config(seed=1))
 
 
+def test_what_a_kill_leaves_of_the_first_checkpoint_is_no_work(tmp_path):
+    # Would catch a workdir that holds nothing, and still refuses another config.
+    open_workdir(tmp_path, config())
+    (tmp_path / "search/checkpoints/1.orbax-checkpoint-tmp").mkdir(parents=True)
+    open_workdir(tmp_path, config(seed=1))
+    (tmp_path / "search/checkpoints/0").mkdir()
+    with pytest.raises(UserError, match="seed was 1 and is 2"):
+        open_workdir(tmp_path, config(seed=2))
+
+
+def test_what_leaves_the_result_as_it_is_may_change(tmp_path):
+    # Would catch advice on memory that the workdir refuses, since the search has begun.
+    values = defaults()
+    open_workdir(tmp_path, from_config_dict(values))
+    begin(tmp_path)
+    values.compute.remat, values.compute.donate, values.table.name = "cells", False, "nasbench201"
+    open_workdir(tmp_path, from_config_dict(values))
+
+
 def test_a_config_of_an_older_version_is_refused(tmp_path):
     file = open_workdir(tmp_path, config()) / "config.json"
     values = json.loads(file.read_text())

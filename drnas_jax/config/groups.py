@@ -383,7 +383,8 @@ OPTIONS: dict[str, str] = {
 # stored, how many processes read, how often a checkpoint is written, and what else is evaluated.
 FREE = (
     *("data.dir", "data.download", "data.workers", "table.file"),
-    *("checkpoint", "checkpoint_steps"),
+    *("checkpoint", "checkpoint_steps", "table.name", "table.options"),
+    *("compute.remat", "compute.donate"),
 )
 # Phase -> prefixes of the fields that only this phase reads. They may change until it begins.
 PHASE_FIELDS = {"search": ("search.", "arch.", "cost."), "retrain": ("retrain.", "genotype")}

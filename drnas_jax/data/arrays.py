@@ -1,6 +1,6 @@
 """A data source from arrays, checked so that a mistake is found before any long work begins."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ def source_from_arrays(
     arrays: Mapping[str, Any],
     *,
     title: str = "given as arrays",
-    classes: tuple[str, ...] = (),
+    classes: Iterable[str] = (),
     flip: bool = True,
 ) -> Source:
     """Makes a data source of arrays.
@@ -65,9 +65,9 @@ def source_from_arrays(
             f"x_test of the data set {title} has images {list(test_shape)}: expected "
             f"{list(shape)}, as in x_train"
         )
-    classes = _class_names(train.labels, test.labels, classes, title)
-    fingerprint = fingerprint_of_arrays(train, test, classes)
-    return Source(title, train, test, classes, shape[2], flip, fingerprint)
+    names = _class_names(train.labels, test.labels, tuple(map(str, classes)), title)
+    fingerprint = fingerprint_of_arrays(train, test, names)
+    return Source(title, train, test, names, shape[2], flip, fingerprint)
 
 
 def _check_keys(arrays: Mapping[str, Any], title: str) -> None:

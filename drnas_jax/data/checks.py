@@ -87,17 +87,22 @@ def _is_readable(source: Source, split: Split, index: int) -> bool:
 
 
 def largest_deep_value(source: Source, count: int) -> int:
-    """Returns the largest value of the 16-bit images among some training images; 0 without any.
+    """Returns the largest value of the 16-bit images in a sample of both splits; 0 without any.
 
     Args:
       source: Source of the images; unreadable ones are skipped.
-      count: Number of training images to look at, evenly spaced.
+      count: Number of images of each split to look at, evenly spaced.
     """
-    count = min(count, len(source.train))
+    sample = [
+        (split, i * len(split) // min(count, len(split)))
+        for split in (source.train, source.test)
+        for i in range(min(count, len(split)))
+    ]
 
-    def largest(i: int) -> int:
+    def largest(k: int) -> int:
+        split, i = sample[k]
         try:
-            example = source.train[i * len(source.train) // count]
+            example = split[i]
             if not may_be_deep(example.image):
                 return 0
             pixels = read_pixels(example, source.channels)
@@ -105,7 +110,7 @@ def largest_deep_value(source: Source, count: int) -> int:
             return 0
         return int(pixels.max()) if pixels.dtype == np.uint16 else 0
 
-    return max(in_threads(largest, range(count)), default=0)
+    return max(in_threads(largest, range(len(sample))), default=0)
 
 
 def check_depth(largest: int, source: Source) -> None:

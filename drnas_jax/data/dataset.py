@@ -79,6 +79,10 @@ class ImageDataset(Protocol):
         """Value of `data.max_value`, by which images of 16 bits are scaled; 0 is the full range."""
 
     @property
+    def resized_for(self) -> str:
+        """Value of `data.crop`, for which images were resized; '' if `data.image_size` is unset."""
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         """Messages about the unreadable images that were left out while loading."""
 
@@ -135,6 +139,7 @@ class Dataset:
       fingerprint: Number that changes if the examples or their order change, see `Source`.
       max_value: Value of `data.max_value`, by which images of 16 bits were scaled.
       notes: Lines for the user about what was read, see `Source`.
+      resized_for: Value of `data.crop`, for which images were resized; '' if they were not.
     """
 
     name: str
@@ -149,6 +154,7 @@ class Dataset:
     fingerprint: int = 0
     max_value: int = 0
     notes: tuple[str, ...] = ()
+    resized_for: str = ""
     already_cropped = False
     workers = 0
 

@@ -152,6 +152,7 @@ def _in_memory(
         fingerprint=source.fingerprint,
         max_value=config.max_value,
         notes=source.notes,
+        resized_for=config.crop if config.image_size else "",
     )
 
 

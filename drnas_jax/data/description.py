@@ -22,6 +22,7 @@ class TrainingData:
       mean: Mean of each channel, of pixels in 0..1.
       std: Standard deviation of each channel.
       max_value: Value of `data.max_value`, by which images of 16 bits were scaled; 0 if unset.
+      resized_for: Value of `data.crop`, for which images were resized; '' if they were not.
     """
 
     name: str
@@ -30,6 +31,7 @@ class TrainingData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     max_value: int = 0
+    resized_for: str = ""
 
     @classmethod
     def of(cls, dataset: ImageDataset) -> "TrainingData":
@@ -37,7 +39,7 @@ class TrainingData:
         height, width, channels = map(int, dataset.shape)
         mean, std = (tuple(map(float, values)) for values in (dataset.mean, dataset.std))
         shape, classes = (height, width, channels), tuple(dataset.classes)
-        return cls(dataset.name, classes, shape, mean, std, dataset.max_value)
+        return cls(dataset.name, classes, shape, mean, std, dataset.max_value, dataset.resized_for)
 
     def to_json(self) -> dict[str, Any]:
         """Converts to JSON values."""
@@ -62,14 +64,20 @@ class TrainingData:
           Index of the output for each label of the data set, int32 [classes].
 
         Raises:
-          UserError: The images have other channels, another size or another value of white than
-            the training images, or the classes have other names.
+          UserError: The images have other channels, another size, another crop or another value of
+            white than the training images, or the classes have other names.
         """
         self._check_shape(dataset)
         if self.max_value not in (0, dataset.max_value):
             raise UserError(
                 f"the network was trained on images whose white is {self.max_value}, and "
                 f"data.max_value is {dataset.max_value}: set data.max_value={self.max_value}"
+            )
+        if dataset.resized_for not in ("", self.resized_for or dataset.resized_for):
+            raise UserError(
+                f"the network was trained with data.crop='{self.resized_for}', and data.crop is "
+                f"'{dataset.resized_for}', for which test images are cut out in another way: set "
+                f"data.crop={self.resized_for}"
             )
         if set(dataset.classes) != set(self.classes):
             raise UserError(

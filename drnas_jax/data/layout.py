@@ -13,6 +13,7 @@ from drnas_jax.data.names import (
     comparable,
     composed,
     distinct,
+    hinted_kind,
     is_image,
     listed,
     printable,
@@ -27,6 +28,8 @@ _UNSORTED = frozenset(
 )
 
 _IN_SUB_FOLDERS = "images in sub-folders of a class belong to it"
+_PICTURES = frozenset(["image", "images", "img", "imgs"])
+_ANNOTATIONS = frozenset(["annotation", "annotations", "label", "labels", "mask", "masks"])
 
 Classes = dict[str, list[str]]  # name of a class -> paths of its images
 
@@ -91,7 +94,13 @@ class _Reader:
             )
         whole, (prefix, listing) = listing, _descend(listing, "")
         if prefix:
-            self._count_loose(whole)
+            self._count_loose(whole, "")
+        if len(listing.folders) == 1 and (loose := _images(listing)):
+            raise UserError(
+                f"{self._path(prefix)} has one folder, {next(iter(listing.folders))}/, and "
+                f"{loose[0]} beside it: put the images of each class into a folder, or move them "
+                "away"
+            )
         splits: dict[str, list[str]] = {}
         for name in sorted(listing.folders):
             splits.setdefault(split_kind(name), []).append(name)
@@ -111,7 +120,33 @@ class _Reader:
                 f"beside it, only {listed(rest)}: name the folder of test images test/, or move "
                 "what is not a class away from the class folders"
             )
+        self._check_names(listing, prefix)
         return self._held_out(self._classes(listing, prefix), prefix)
+
+    def _check_names(self, listing: Listing, prefix: str) -> None:
+        """Raises UserError if folders that would be classes have the names of something else."""
+        kinds = {name: hinted_kind(name) for name in sorted(listing.folders)}
+        nested = any(
+            kind == "train" and _descend(listing.folders[name], "")[1].folders
+            for name, kind in kinds.items()
+        )
+        found = set(kinds.values())
+        if "train" in found and found & {"test", "val"} and (nested or "" not in found):
+            raise UserError(
+                f"{self._path(prefix)} has folders {listed(kinds)}, which do not look like "
+                "classes: name the folder of training images train/ and that of test images test/, "
+                "or rename the classes"
+            )
+        pictures, notes = (
+            [name for name in kinds if name.casefold() in names]
+            for names in (_PICTURES, _ANNOTATIONS)
+        )
+        if pictures and notes:
+            raise UserError(
+                f"{self._path(prefix)} has {pictures[0]}/ beside {notes[0]}/, which do not look "
+                f"like classes: move {notes[0]}/ away and put the images into "
+                f"{pictures[0]}/CLASS/, or rename the classes"
+            )
 
     def _no_classes(self, listing: Listing, splits: Mapping[str, Sequence[str]]) -> UserError:
         names = ", ".join(sorted(listing.folders))
@@ -137,7 +172,7 @@ class _Reader:
                 )
         (train,) = splits["train"]
         self.left_out += [f"{name}/" for name in rest]
-        self._count_loose(listing)
+        self._count_loose(listing, prefix)
         inside, folder = _descend(listing.folders[train], f"{prefix}{train}/")
         classes, val = self._classes(folder, inside), splits.get("val", [])
         reasons: dict[str, str] = {}
@@ -203,7 +238,13 @@ class _Reader:
         self, listing: Listing, prefix: str, file: str, train: str, classes: Classes
     ) -> Classes:
         """Returns the images of each class, read from lines of a text file: image, tab, class."""
-        images = {os.path.basename(path): path for path in self._all_images(listing, prefix)}
+        images: dict[str, str] = {}
+        for image in self._all_images(listing, prefix):
+            if (other := images.setdefault(os.path.basename(image), image)) != image:
+                raise UserError(
+                    f"{self.root}/{other} and {self.root}/{image} have the same name, so a line of "
+                    f"{file} means both: rename or remove one of them"
+                )
         path = f"{self.root}/{prefix}{file}"
         found: Classes = {}
         label_of: dict[str, str] = {}
@@ -231,10 +272,7 @@ class _Reader:
 
     def _classes(self, listing: Listing, prefix: str) -> Classes:
         """Returns the images of each class folder, sorted by the composed names of the classes."""
-        self._count_loose(listing)
-        for name in listing.broken:
-            if not os.path.splitext(name)[1]:
-                raise UserError(f"{self.root}/{prefix}{name} is a broken link: fix or remove it")
+        self._count_loose(listing, prefix)
         classes: Classes = {}
         folder_of: dict[str, str] = {}
         for name in sorted(listing.folders, key=lambda name: (composed(name), name)):
@@ -313,11 +351,14 @@ class _Reader:
         paths = list(listing.paths(prefix))
         images = [path for path in paths if is_image(path)]
         if len(images) < len(paths):
-            suffixes = (os.path.splitext(path)[1].lower() for path in set(paths) - set(images))
-            self.others.update(f"{suffix} files" for suffix in suffixes)
+            names = (os.path.basename(path).lower() for path in set(paths) - set(images))
+            self.others.update(f"{os.path.splitext(name)[1] or name} files" for name in names)
         return images
 
-    def _count_loose(self, listing: Listing) -> None:
+    def _count_loose(self, listing: Listing, prefix: str) -> None:
+        for name in listing.broken:
+            if not os.path.splitext(name)[1]:  # it may have led to a folder
+                raise UserError(f"{self.root}/{prefix}{name} is a broken link: fix or remove it")
         if listing.files:
             self.others["files beside the folders"] += len(listing.files)
 
@@ -337,7 +378,7 @@ def _descend(listing: Listing, prefix: str) -> tuple[str, Listing]:
 
 
 def _images(listing: Listing) -> list[str]:
-    return [name for name in listing.files if is_image(name)]
+    return [name for name in listing.files if name not in listing.broken and is_image(name)]
 
 
 def _flat(classes: Classes, names: Sequence[str]) -> tuple[list[str], np.ndarray]:

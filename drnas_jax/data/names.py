@@ -10,9 +10,11 @@ _SPLIT = re.compile(
 )
 _KINDS = ("", "train", "test", "val")  # of the groups of the expression
 _NO_IMAGES = re.compile(
-    r"\.(csv|db|docx?|gz|html?|ini|jsonl?|lnk|log|mat|md|npy|npz|pdf|pkl|py|rtf|tar|tsv|txt|url|xlsx?"
-    r"|xml|ya?ml|zip)",
-    re.IGNORECASE,
+    r".*\.(7z|bib|bz2|csv|db|docx?|gz|h5|html?|ini|jsonl?|lnk|log|mat|md|md5|npy|npz|parquet|pdf|pkl"
+    r"|py|rar|rtf|sh|sha\d+|tar|tgz|tsv|txt|url|xlsx?|xml|ya?ml|zip)"
+    r"|(authors|changelog|citation|contributing|copying|copyright|licen[cs]e|makefile|manifest"
+    r"|(md5|sha\d*)sums?|notice|read_?me|version)",
+    re.IGNORECASE | re.DOTALL,
 )
 # Names that begin with a dot are left out too.
 _SYSTEM = re.compile(
@@ -29,14 +31,20 @@ def split_kind(folder: str) -> str:
     return _KINDS[match.lastindex or 0] if match else ""
 
 
+def hinted_kind(folder: str) -> str:
+    """Returns 'train', 'test' or 'val' if a word of a folder's name says so, otherwise ''."""
+    kinds = {split_kind(word) for word in re.findall("[a-z]+", folder.casefold())} - {""}
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
 def is_system(name: str) -> bool:
     """Returns whether a file or folder is hidden, or one that a system or a zip program made."""
     return bool(_SYSTEM.fullmatch(name))
 
 
 def is_image(path: str) -> bool:
-    """Returns False if the suffix says that a file is no image; any other file may be one."""
-    return not _NO_IMAGES.fullmatch(os.path.splitext(path)[1])
+    """Returns False if the name says that a file is no image; any other file may be one."""
+    return not _NO_IMAGES.fullmatch(os.path.basename(path))
 
 
 def composed(name: str) -> str:

@@ -93,6 +93,11 @@ class Stream:
         return len(self.source.test)
 
     @property
+    def resized_for(self) -> str:
+        """Value of `data.crop` if images are resized, otherwise ''."""
+        return self.crop if self.image_size else ""
+
+    @property
     def already_cropped(self) -> bool:
         """Whether training batches hold random crops."""
         return self.crop == "resized"

@@ -181,7 +181,7 @@ def _tfp_distributions() -> ModuleType:
         with jax.ensure_compile_time_eval():
             # Not `from ...substrates import jax`: that is lazy, and would fail later.
             from tensorflow_probability.substrates.jax import distributions
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a version that does not fit raises anything
         raise UserError(
             "the Dirichlet's option sampler is 'tfp', and TensorFlow Probability fails to import "
             f"({' '.join(str(error).split())}): set --config.arch.options.sampler=jax, or "

@@ -104,21 +104,9 @@ def run_evaluate(run: Run) -> EvaluateResult:
     """Runs the evaluation phase; see `evaluate`."""
     config, workdir, dataset, mesh = run.config, run.workdir, run.dataset, run.mesh
     table = tables.open_table(config)  # before the evaluation: the file may be damaged
-    directory = (
-        Path(config.checkpoint).expanduser()
-        if config.checkpoint
-        else workdir / "retrain/checkpoints"
-    )
-    if not directory.is_dir():
-        raise UserError(
-            f"there is no checkpoint to evaluate: {directory} does not exist; run the retrain "
-            "phase first, or set --config.checkpoint=DIR"
-        )
     devices.check_batch(config.retrain.batch_size, mesh, "retrain.batch_size")
-    with Checkpoints(directory, cleanup=False) as checkpoints:
-        saved = _latest(checkpoints, directory, config, dataset)
-        metadata = RetrainMetadata.from_json(saved.phase)
-        metadata.data.outputs(dataset)  # raises if network and images do not belong together
+    with Checkpoints(_directory(run), cleanup=False) as checkpoints:
+        saved, metadata = _latest(checkpoints, run)
         spec = metadata.spec
         spaces.check_genotype(metadata.genotype, run.space)
         run.space.check(spec)
@@ -153,15 +141,41 @@ def run_evaluate(run: Run) -> EvaluateResult:
     return result
 
 
-def _latest(
-    checkpoints: Checkpoints, directory: Path, config: Config, dataset: ImageDataset
-) -> CheckpointInfo:
-    """Returns the newest checkpoint; it must be final and of these images unless it was named."""
+def check_evaluate(run: Run) -> None:
+    """Raises UserError if there is no checkpoint now that fits the data set."""
+    with Checkpoints(_directory(run), cleanup=False) as checkpoints:
+        _latest(checkpoints, run)
+
+
+def _directory(run: Run) -> Path:
+    named = run.config.checkpoint
+    directory = Path(named).expanduser() if named else run.workdir / "retrain/checkpoints"
+    if not directory.is_dir():
+        raise UserError(
+            f"there is no checkpoint to evaluate: {directory} does not exist; run the retrain "
+            "phase first, or set --config.checkpoint=DIR"
+        )
+    return directory
+
+
+def _latest(checkpoints: Checkpoints, run: Run) -> tuple[CheckpointInfo, RetrainMetadata]:
+    """Returns the newest checkpoint and its description of the network.
+
+    It must be final and of these images unless it was named.
+    """
     saved = checkpoints.latest()
     if saved is None or "genotype" not in saved.phase:
-        raise UserError(f"{directory} holds no checkpoint of retraining")
-    if config.checkpoint:
-        return saved
+        raise UserError(f"{_directory(run)} holds no checkpoint of retraining")
+    if not run.config.checkpoint:
+        _check_own(saved, run)
+    metadata = RetrainMetadata.from_json(saved.phase)
+    metadata.data.outputs(run.dataset)  # raises if network and images do not belong together
+    return saved, metadata
+
+
+def _check_own(saved: CheckpointInfo, run: Run) -> None:
+    """Raises UserError unless the workdir's own retraining has ended, and on the same images."""
+    directory, config, dataset = _directory(run), run.config, run.dataset
     if saved.progress.fingerprint != dataset.fingerprint:
         raise UserError(
             f"data set {dataset.name} is not the one of the retraining (files were added, "
@@ -175,7 +189,6 @@ def _latest(
             f"retraining has done {done} of {epochs} epochs: run it to its end, or evaluate "
             f"its newest checkpoint with --config.checkpoint={directory}"
         )
-    return saved
 
 
 def score(

@@ -1,9 +1,10 @@
 """The inputs that all phases of a run share; a command makes them once."""
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from drnas_jax.spaces import Space
 from drnas_jax.training import devices
 from drnas_jax.training.hosts import is_primary
 from drnas_jax.training.metrics import Display
-from drnas_jax.workdir import open_workdir
+from drnas_jax.workdir import alone, open_workdir
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +51,18 @@ class Run:
     def space(self) -> Space:
         """Search space of the config."""
         return spaces.create(self.config.space, self.config.space_options)
+
+    @contextlib.contextmanager
+    def alone(self, phase: str) -> Iterator[Path]:
+        """Yields the directory of a phase; while the context is active, other runs are kept out.
+
+        Raises:
+          UserError: Another run is at work there, or another command has opened the workdir with
+            another config since this one did.
+        """
+        with alone(self.workdir / phase):
+            open_workdir(self.workdir, self.config)
+            yield self.workdir / phase
 
 
 def dataset_loader(config: DataConfig, display: Display) -> Callable[[], ImageDataset]:

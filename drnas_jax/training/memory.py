@@ -27,6 +27,11 @@ def available(mesh: Mesh) -> int | None:
     return min(limits) or None
 
 
+def or_remat(remat: str) -> str:
+    """Returns the last part of advice on memory; '' if `compute.remat` already saves the most."""
+    return "" if remat == "cells" else f", or set compute.remat ('{remat}') to 'cells'"
+
+
 def compile_within(lowered: Any, mesh: Mesh, what: str, advice: Callable[[], str]) -> Any:
     """Compiles a program, and checks that the devices have enough memory for it.
 

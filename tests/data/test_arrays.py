@@ -1,5 +1,6 @@
 """Arrays as a data set: what is accepted, and one line for everything that is refused."""
 
+import dataclasses
 import types
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 from loading import config
 
 from drnas_jax.data import from_arrays, source_from_arrays
+from drnas_jax.data.sources.base import check_source
 from drnas_jax.errors import UserError
 
 
@@ -152,3 +154,12 @@ def test_wrong_statistics_are_refused():
     # Catches a mean of three channels for gray images.
     with pytest.raises(UserError, match=r"data\.mean is \(0\.5, 0\.5, 0\.5\)"):
         from_arrays(arrays(c=1), settings(mean=(0.5,) * 3, std=(0.2,) * 3))
+
+
+def test_names_of_classes_are_texts_and_differ():
+    # Catches labels of two classes that are scored as one, and a traceback for numbers.
+    assert source_from_arrays(arrays(), classes=range(3)).classes == ("0", "1", "2")
+    for names in (("a", "b", "a"), (1, 2, 3)):
+        source = dataclasses.replace(source_from_arrays(arrays()), classes=names)
+        with pytest.raises(UserError, match="classes named ('a'|1): expected"):
+            check_source(source, "mine")

@@ -186,6 +186,16 @@ def test_one_deep_image_among_others_is_checked_too(tmp_path, limit):
 
 
 @both
+def test_deep_test_images_are_checked_too(tmp_path, limit):
+    # Catches test images that are nearly black, found only if they fit in memory.
+    for split, image in (("train", np.uint8), ("test", np.uint16)):
+        for name in "ab":
+            write(tmp_path / split / name / "0.png", np.full((4, 4), 200, image))
+    message = error("folder", dir=str(tmp_path), memory_limit_mb=limit, **GRAY)
+    assert "data.max_value" in message
+
+
+@both
 def test_a_value_above_max_value_is_an_error(tmp_path, limit):
     # Catches values that are clipped or wrap around.
     deep(tmp_path, 5000, "png", False)

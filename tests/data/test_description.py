@@ -11,10 +11,10 @@ from drnas_jax.data import TrainingData
 from drnas_jax.errors import UserError
 
 
-def images(classes=("cat", "dog", "eel"), shape=(8, 8, 3), max_value=0):
+def images(classes=("cat", "dog", "eel"), shape=(8, 8, 3), max_value=0, resized_for=""):
     mean, std = (np.full(shape[2], value, np.float32) for value in (0.1, 0.3))
     fields = dict(name="folder", classes=classes, shape=shape, max_value=max_value)
-    return SimpleNamespace(**fields, mean=mean, std=std)
+    return SimpleNamespace(**fields, mean=mean, std=std, resized_for=resized_for)
 
 
 def test_a_description_is_the_same_after_a_file():
@@ -49,6 +49,16 @@ def test_white_is_what_it_was_in_training():
     with pytest.raises(UserError, match="white is 4095, and data.max_value is 0: set data.max_v"):
         TrainingData.of(images(max_value=4095)).outputs(images())
     TrainingData.of(images()).outputs(images(max_value=4095))  # trained on 8 bits
+
+
+def test_test_images_are_cut_out_as_in_training():
+    # Would catch a network for the middle 7/8 of an image that is evaluated on the whole image.
+    trained = TrainingData.of(images(resized_for="resized"))
+    for fits in ("resized", ""):  # '': given at the network's size
+        trained.outputs(images(resized_for=fits))
+    with pytest.raises(UserError, match="data.crop is 'padded', .* set data.crop=resized"):
+        trained.outputs(images(resized_for="padded"))
+    TrainingData.of(images()).outputs(images(resized_for="padded"))
 
 
 def test_names_that_look_alike_are_told_apart():

@@ -243,7 +243,7 @@ def test_letters_of_both_cases_stay_apart():
         (images("train", "test"), ["no folder for each class in its train/", "train/CLASS/"]),
         (images("Training", "Testing"), ["in its Training/"]),
         (images("test/a", "test/b", "val/a", "val/b"), ["no train/"]),
-        (TRAIN + images("val"), ["val/ cannot be the test split", "val/CLASS/"]),
+        (TRAIN + images("val"), ["my_images/val/ cannot be the test split", "val/CLASS/"]),
         (TRAIN + images("Train/cat", "test/cat", "test/dog"), ["Train/ and train/", "keep one"]),
         (TRAIN + images("test/cat", "Testing/cat"), ["Testing/ and test/"]),
         (TRAIN + images("annotations"), ["no test/ or val/", "annotations"]),
@@ -257,6 +257,13 @@ def test_letters_of_both_cases_stay_apart():
         ([*images("cat", "dog"), "bird/"], ["my_images/bird has no images"]),
         ([*images("cat", "dog"), "bird/Thumbs.db"], ["my_images/bird has no images"]),
         ([*images("cat", "dog"), "bird/0.png"], ["my_images/bird has 1 image"]),
+        (images("seg_train/seg_train/a", "seg_train/seg_train/b", "seg_test/a"), ["train/ and"]),
+        (images("train_2/a", "train_2/b", "test/a", "validation_2/b"), ["train_2", "test/"]),
+        ([*TRAIN, "a.png"], ["one folder, train/, and a.png beside it"]),
+        ([*images("x/train/a", "x/test/a"), "b.png"], ["one folder, x/", "move them away"]),
+        (images("my_train", "my_test"), ["do not look like classes"]),
+        (images("Images/a", "Images/b", "Annotation/a"), ["Images/ beside Annotation/", "CLASS"]),
+        (images("images", "annotations/trimaps"), ["annotations/ away"]),
     ],
 )
 def test_what_can_be_read_in_several_ways_or_in_none_is_refused(paths, texts):
@@ -265,10 +272,36 @@ def test_what_can_be_read_in_several_ways_or_in_none_is_refused(paths, texts):
     assert all(text in message for text in texts), message
 
 
-def test_a_broken_link_in_place_of_a_class_is_refused():
-    # Catches a class that is missing without a word.
-    message = refused([*images("cat", "dog"), "bird"], broken=["bird"])
-    assert "my_images/bird is a broken link" in message
+@pytest.mark.parametrize(
+    ("paths", "broken"),
+    [
+        (images("cat", "dog"), "bird"),
+        (TRAIN, "test"),
+        (TRAIN, "train/bird"),
+        (TRAIN + images("val/cat", "val/dog"), "test"),
+    ],
+)
+def test_a_broken_link_in_place_of_a_folder_is_refused(paths, broken):
+    # Catches a class or a split that is missing without a word.
+    message = refused([*paths, broken], broken=[broken])
+    assert f"my_images/{broken} is a broken link" in message
+
+
+@pytest.mark.parametrize("wrapper", ["", "photos/"])
+@pytest.mark.parametrize("test", [[], images("test/cat", "test/dog")])
+def test_a_licence_beside_a_folder_is_no_image(wrapper, test):
+    # Catches a file without a suffix that hides the folders beside it.
+    paths = [wrapper + path for path in TRAIN + test]
+    layout = read([*paths, "LICENSE", f"{wrapper}train/cat/README"])
+    assert layout.classes == ("cat", "dog")
+    assert "1 readme file" in layout.summary
+
+
+def test_a_name_may_not_stand_for_two_labelled_images():
+    # Catches images that are left out, and not counted either.
+    paths, texts = tiny_imagenet("".join(f"{i}.JPEG\tn0144353{7}\n" for i in range(3)))
+    message = refused([*paths, "tiny-imagenet-200/val/more/0.JPEG"], texts)
+    assert "val/images/0.JPEG" in message and "val/more/0.JPEG" in message
 
 
 def test_a_long_list_of_classes_is_cut_and_kept_in_one_line():

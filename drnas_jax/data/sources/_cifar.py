@@ -127,7 +127,7 @@ def open_cifar(name: str, directory: str, download: bool, others: Iterable[str])
 
 def _find(archive: Archive, root: Path) -> Path | None:
     """Returns the path of the archive or of its unpacked folder, or None if there is neither."""
-    if root.is_file() or any((root / file).is_file() for file in archive.test):
+    if root.is_file() or any((root / file).is_file() for file in (*archive.train, *archive.test)):
         return root
     return next(
         (path for path in (root / archive.file, root / archive.folder) if path.exists()), None

@@ -44,6 +44,7 @@ get a pickled copy of a split, so it should hold paths rather than open files.
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -181,10 +182,16 @@ def check_source(source: object, name: str) -> Source:
         )
     classes = source.classes
     if len(classes) < 2:
-        listed = ", ".join(classes) or "none"
+        listed = ", ".join(map(str, classes)) or "none"
         raise UserError(
             f"data set {source.title} needs at least 2 classes, but has {listed}: add another one"
         )
+    for class_name, count in Counter(classes).items():
+        if not isinstance(class_name, str) or count > 1:
+            raise UserError(
+                f"data set {source.title} has {count} classes named {class_name!r}: expected a "
+                "str for each class, and no two the same"
+            )
     if source.channels not in (1, 3):
         raise UserError(
             f"data set {source.title} has channels = {source.channels}: expected 1 (gray) or 3 "

@@ -78,8 +78,14 @@ def create(directory: str) -> Source:
         )
 
     def read(name: str) -> str:
-        with open(os.path.join(root, name), encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        path = os.path.join(root, name)
+        try:
+            with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+                return file.read()
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): make it readable, or remove it"
+            ) from error
 
     root = os.path.normpath(root)
     layout = layout_of(scan(root), root, read)

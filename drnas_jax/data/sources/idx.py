@@ -23,11 +23,14 @@ import numpy as np
 
 from drnas_jax.config import field
 from drnas_jax.data.arrays import source_from_arrays
+from drnas_jax.data.names import is_system
 from drnas_jax.data.sources.base import Source, title_of
 from drnas_jax.errors import UserError
 
 # Some programs replace the dash before idx by a dot when they unpack a file.
-_NAME = re.compile(r"(.*?)(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?")
+_NAME = re.compile(
+    r"(.*?)(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?", re.IGNORECASE
+)
 _KINDS = {"images": 3, "labels": 1}  # number of dimensions
 _EXPECTED = (
     "the files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
@@ -96,8 +99,9 @@ def _choose(root: Path, prefix: str) -> tuple[str, dict[tuple[str, str], Path]]:
     """
     sets: dict[str, dict[tuple[str, str], Path]] = {}
     for file in sorted(root.iterdir()):  # NAME comes before NAME.gz, which is the same file packed
-        if match := _NAME.fullmatch(file.name):
-            begin, split, kind = match.groups()
+        # macOS puts a file ._NAME beside some, and unpacking may put NAME into a folder NAME.
+        if not is_system(file.name) and file.is_file() and (match := _NAME.fullmatch(file.name)):
+            begin, split, kind = map(str.lower, match.groups())
             key = ("train" if split == "train" else "test", kind)
             other = sets.setdefault(begin, {}).setdefault(key, file)
             if file.name not in (other.name, f"{other.name}.gz"):
@@ -113,7 +117,7 @@ def _choose(root: Path, prefix: str) -> tuple[str, dict[tuple[str, str], Path]]:
         )
     if not prefix and sets:
         (prefix,) = sets
-    files = sets.get(prefix, {})
+    files = sets.get(prefix.lower(), {})
     missing = [
         f"{prefix}{split}-{kind}-idx{_KINDS[kind]}-ubyte"
         for split, key in (("train", "train"), ("test" if prefix else "t10k", "test"))

@@ -22,7 +22,7 @@ from drnas_jax.phases.setup import Run, open_run
 from drnas_jax.training import devices, memory
 from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
-from drnas_jax.workdir import alone, has_work
+from drnas_jax.workdir import has_work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,6 @@ def retrain(
 
 def run_retrain(run: Run) -> RetrainResult:
     """Runs the retraining phase; see `retrain`."""
-    directory = run.workdir / "retrain"
 
     def chosen() -> dict[str, Any]:
         return to_json(choose_genotype(run.config, run.space, run.workdir))
@@ -73,7 +72,7 @@ def run_retrain(run: Run) -> RetrainResult:
     retraining = Retraining(run.config, genotype, run.dataset, run.mesh)
     retraining.check()
     phase = RetrainPhase(retraining, run.display)
-    with alone(directory):
+    with run.alone("retrain") as directory:
         state, progress = loop.run(phase, directory)
     return RetrainResult(int(state.step), progress.seconds)
 
@@ -153,10 +152,8 @@ class RetrainPhase:
 
     def _advice(self) -> str:
         config = self.retraining.config
-        return (
-            f"lower retrain.batch_size ({config.retrain.batch_size}), or set compute.remat "
-            f"('{config.compute.remat}') to 'cells'"
-        )
+        ways = f"lower retrain.batch_size ({config.retrain.batch_size})"
+        return ways + memory.or_remat(config.compute.remat)
 
     def end_epoch(
         self, state: RetrainState, epoch: int, train: Mapping[str, float]

@@ -40,11 +40,9 @@ def compile_step(experiment: Experiment, spec: SupernetSpec, state: Any, frozen:
     what = f"the search with K = {spec.partial_channels}"
 
     def advice() -> str:
-        return (
-            f"lower search.batch_size ({config.search.batch_size}), raise search.partial_channels "
-            f"{config.search.partial_channels}, or set compute.remat ('{config.compute.remat}') "
-            "to 'cells'"
-        )
+        batch_size, k = config.search.batch_size, config.search.partial_channels
+        ways = f"lower search.batch_size ({batch_size}), or raise search.partial_channels {k}"
+        return ways + memory.or_remat(config.compute.remat)
 
     return memory.compile_within(lowered, experiment.mesh, what, advice)
 

@@ -42,7 +42,7 @@ from drnas_jax.training.devices import replicate, run_once
 from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
 from drnas_jax.training.progress import Progress
-from drnas_jax.workdir import alone, version
+from drnas_jax.workdir import version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def run_search(run: Run) -> SearchResult:
     experiment = Experiment(run.config, run.dataset, run.mesh, directory / "labels.npy")
     experiment.check()
     phase = SearchPhase(experiment, run.display)  # before any checkpoint is made
-    with alone(directory):
+    with run.alone("search"):
         _, progress = loop.run(phase, directory)
         genotype = phase.result
 

@@ -63,6 +63,15 @@ def test_packed_and_unpacked_files_are_one_data_set(tmp_path):
     assert load(config("idx", dir=str(tmp_path))).fingerprint == packed.fingerprint
 
 
+def test_only_files_of_the_right_names_count(tmp_path):
+    # Catches a folder or a file of macOS beside the files that is taken for one of them.
+    write(tmp_path, end="-ubyte", dash=".")
+    (tmp_path / "train-images-idx3-ubyte").mkdir()
+    (tmp_path / "._train-images.idx3-ubyte").write_bytes(b"x")
+    (tmp_path / "t10k-labels.idx1-ubyte").rename(tmp_path / "T10K-Labels.idx1-ubyte")
+    assert load(config("idx", dir=str(tmp_path))).count == COUNTS["train"]
+
+
 def test_emnist_is_turned_upright_and_its_labels_count_from_0(tmp_path):
     # Catches letters that lie on their side, and a class 0 that no image has.
     write(tmp_path, "emnist-letters-", test="test", first=1)

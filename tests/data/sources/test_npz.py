@@ -66,6 +66,17 @@ def test_damaged_files_are_refused(tmp_path):
     for content in (b"", b"x", whole[:-60], whole[:300] + bytes(100) + whole[400:]):
         file.write_bytes(content)
         assert str(file) in error("npz", dir=str(file))
+    np.savez(file, **arrays())
+    plain = file.read_bytes()
+    flag, method = plain.index(b"PK\1\2") + 8, plain.index(b"PK\1\2") + 10
+    for content in (
+        plain[:6] + b"\1" + plain[7:flag] + b"\1" + plain[flag + 1 :],  # encrypted
+        plain[:8] + b"a" + plain[9:method] + b"a" + plain[method + 1 :],  # packed in another way
+        plain.replace(b"(9, 6, 5, 3)", b"(9, 6, 5, 3'"),
+        plain.replace(b"(9, 6, 5, 3)", b"(9, 9**9999)"),
+    ):
+        file.write_bytes(content)
+        assert str(file) in error("npz", dir=str(file))
     with file.open("wb") as npy:
         np.save(npy, arrays()["x_train"])
     assert "is no .npz file" in error("npz", dir=str(file))

@@ -50,6 +50,12 @@ def test_a_compiler_that_runs_out_of_memory_is_one_line():
         )
 
 
+def test_advice_can_be_followed():
+    # Would catch the advice to set what is set already.
+    assert memory.or_remat("auto").endswith("compute.remat ('auto') to 'cells'")
+    assert memory.or_remat("cells") == ""
+
+
 @pytest.fixture
 def experiment(tiny, quick_compilation):
     """A search whose second stage needs more memory than its first."""
