@@ -165,7 +165,10 @@ def _latest(checkpoints: Checkpoints, run: Run) -> tuple[CheckpointInfo, Retrain
     """
     saved = checkpoints.latest()
     if saved is None or "genotype" not in saved.phase:
-        raise UserError(f"{_directory(run)} holds no checkpoint of retraining")
+        raise UserError(
+            f"{_directory(run)} holds no checkpoint of retraining: give the folder "
+            "retrain/checkpoints of a workdir (--config.checkpoint)"
+        )
     if not run.config.checkpoint:
         _check_own(saved, run)
     metadata = RetrainMetadata.from_json(saved.phase)
