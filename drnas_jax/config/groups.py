@@ -380,7 +380,8 @@ OPTIONS: dict[str, str] = {
     for name, component in COMPONENTS.items()
 }
 # Fields that may change at any time, because they leave the result as it is: where things are
-# stored, how many processes read, how often a checkpoint is written, and what else is evaluated.
+# stored, how many processes read, how often a checkpoint is written, what else is evaluated, and
+# how memory is saved. compute.remat may change rounding; a resumed phase reports another value.
 FREE = (
     *("data.dir", "data.download", "data.workers", "table.file"),
     *("checkpoint", "checkpoint_steps", "table.name", "table.options"),

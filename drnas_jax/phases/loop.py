@@ -31,6 +31,7 @@ class Phase(Protocol):
       steps: Number of steps of an epoch.
       checkpoint_steps: Number of steps between the checkpoints within an epoch; 0 if there are
         only those at its end.
+      remat: Value of `compute.remat`.
       loader: Batches on the devices.
       mesh: Device mesh with the single axis `data`.
       display: What the user sees.
@@ -39,6 +40,7 @@ class Phase(Protocol):
     epochs: int
     steps: int
     checkpoint_steps: int
+    remat: str
     loader: Loader
     mesh: jax.sharding.Mesh
     display: Display
@@ -119,6 +121,7 @@ def _progress(phase: Phase, epochs_done: int, seconds: float) -> Progress:
         images=phase.loader.count,
         fingerprint=phase.loader.fingerprint,
         steps=phase.steps,
+        remat=phase.remat,
     )
 
 

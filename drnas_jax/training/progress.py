@@ -19,6 +19,7 @@ class Progress:
       images: Number of training images.
       fingerprint: Number that differs between data sets with different examples.
       steps: Number of steps in an epoch.
+      remat: Value of `compute.remat`; '' in checkpoints that were written without it.
     """
 
     epochs_done: int
@@ -28,6 +29,7 @@ class Progress:
     images: int
     fingerprint: int
     steps: int
+    remat: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Converts to JSON values."""
@@ -76,5 +78,10 @@ def check_resume(before: Progress, now: Progress, phase: str) -> list[str]:
         messages.append(
             f"{phase} was started with jax {before.jax} and continues with {now.jax}: the result "
             "may differ by rounding"
+        )
+    if before.remat not in ("", now.remat):
+        messages.append(
+            f"{phase} was started with compute.remat '{before.remat}' and continues with "
+            f"'{now.remat}': the result may differ by rounding"
         )
     return messages

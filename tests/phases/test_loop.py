@@ -52,7 +52,7 @@ class Phase:
       last_epoch: Number of the epoch, from 1, after which the phase has finished.
     """
 
-    name, epochs, steps = "count", 3, STEPS
+    name, epochs, steps, remat = "count", 3, STEPS, "auto"
 
     def __init__(self, checkpoint_steps=0, loss=lambda step: 1.0, last_epoch=3):
         self.mesh, self.loader = make_mesh(jax.devices()[:1]), Loader()
@@ -176,8 +176,10 @@ def test_changes_since_the_checkpoint_are_reported(tmp_path):
         loop.run(Phase(loss=terminate_at(13)), tmp_path)
     phase = Phase()
     phase.mesh = make_mesh(jax.devices()[:2])
+    phase.remat = "cells"
     loop.run(phase, tmp_path)
     assert any("1 devices" in text and "2" in text for text in phase.messages)
+    assert any("'auto'" in text and "'cells'" in text for text in phase.messages)
 
 
 def test_a_signal_during_compilation_ends_at_once(tmp_path):

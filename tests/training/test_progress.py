@@ -9,7 +9,14 @@ from drnas_jax.errors import UserError
 from drnas_jax.training.progress import Progress, check_resume
 
 BEFORE = Progress(
-    epochs_done=3, seconds=1 / 3, devices=2, jax="0.9", images=718, fingerprint=2**63, steps=11
+    epochs_done=3,
+    seconds=1 / 3,
+    devices=2,
+    jax="0.9",
+    images=718,
+    fingerprint=2**63,
+    steps=11,
+    remat="none",
 )
 
 
@@ -53,6 +60,7 @@ def test_other_data_are_refused(changes, words):
     [
         ({"devices": 8}, [("2 devices", "8")]),
         ({"jax": "0.10"}, [("0.9", "0.10")]),
+        ({"remat": "cells"}, [("'none'", "'cells'")]),
         ({"devices": 8, "jax": "0.10"}, [("2 devices", "8"), ("0.9", "0.10")]),
     ],
 )
@@ -62,3 +70,10 @@ def test_changes_that_may_alter_the_result_are_reported(changes, words):
     assert len(messages) == len(words)
     for message, parts in zip(messages, words, strict=True):
         assert all(part in message for part in parts)
+
+
+def test_a_checkpoint_without_remat_gives_no_message():
+    # Catches a checkpoint of an older version that cannot be resumed, or a message that guesses.
+    values = BEFORE.to_json()
+    del values["remat"]
+    assert check_resume(Progress.from_json(values), BEFORE, "search") == []

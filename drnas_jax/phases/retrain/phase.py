@@ -111,7 +111,7 @@ class RetrainPhase:
         self.retraining, self.display = retraining, display
         config = retraining.config
         self.epochs, self.steps = config.retrain.epochs, retraining.steps
-        self.checkpoint_steps = config.checkpoint_steps
+        self.checkpoint_steps, self.remat = config.checkpoint_steps, config.compute.remat
         self.loader, self.mesh = retraining.loader, retraining.mesh
         self.program: Callable[..., Any] | None = None
         display.message(f"retrain: {retraining.space.describe(retraining.genotype)}")

@@ -111,7 +111,7 @@ class SearchPhase:
         config = experiment.config
         self.epochs, self.steps = experiment.epochs, experiment.steps
         self.loader, self.mesh = experiment.loader, experiment.mesh
-        self.checkpoint_steps = config.checkpoint_steps
+        self.checkpoint_steps, self.remat = config.checkpoint_steps, config.compute.remat
         self.stages = config.search.stages
         self.rules: dict[str, Rule] = {}
         for kind, name, options in (
