@@ -187,10 +187,15 @@ def check_source(source: object, name: str) -> Source:
             f"data set {source.title} needs at least 2 classes, but has {listed}: add another one"
         )
     for class_name, count in Counter(classes).items():
-        if not isinstance(class_name, str) or count > 1:
+        if not isinstance(class_name, str):
             raise UserError(
-                f"data set {source.title} has {count} classes named {class_name!r}: expected a "
-                "str for each class, and no two the same"
+                f"data set {source.title} has a class named {class_name!r}, which is a "
+                f"{type(class_name).__name__}: expected a str"
+            )
+        if count > 1:
+            raise UserError(
+                f"data set {source.title} has {count} classes named {class_name!r}: give each "
+                "class another name"
             )
     if source.channels not in (1, 3):
         raise UserError(
