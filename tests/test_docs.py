@@ -23,7 +23,7 @@ SCRIPTS = [
     *sorted((ROOT / "examples").glob("*.py")),
 ]
 FILE = re.compile(
-    r"\b(?:drnas_jax|configs|tests|launch|examples|docs)/(?:\w+/)*[\w-]+\.(?:py|sh|md|csv)\b"
+    r"\b(?:drnas_jax|configs|benchmarks|tests|launch|examples|docs)/(?:\w+/)*[\w-]+\.(?:py|sh|md|csv)\b"
 )
 COMMAND = re.compile(r"python -m drnas_jax\.\w+[^\n`;]*")
 
