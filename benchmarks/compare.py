@@ -103,7 +103,7 @@ def measure(words: Sequence[str], tree: Path, epochs: int) -> list[float]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         workdir, cache, printed, log = (Path(name, each) for each in ("run", "cache", "out", "log"))
         history = workdir / "search" / "history.jsonl"
-        changed = {"PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": str(cache)}
+        changed = {"PYTHONPATH": f"{tree}", "JAX_COMPILATION_CACHE_DIR": f"{cache}", "TMPDIR": name}
         is_bench = words[0].endswith("bench")
         argv = [sys.executable, "-m", *words, *([] if is_bench else [f"--workdir={workdir}"])]
         ends: list[float] = []
