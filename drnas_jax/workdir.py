@@ -64,6 +64,12 @@ def _open(directory: Path, config: Config) -> None:
         before = _read(file) if file.exists() else None
         now["genotype"] = _genotype_hash(config.genotype, before or {})
         directory.mkdir(parents=True, exist_ok=True)
+        for phase in PHASE_FIELDS:
+            if (folder := directory / phase).exists() and not folder.is_dir():
+                raise UserError(
+                    f"{folder} is a file, and the {phase} phase needs a folder of this name: move "
+                    "it, or take a new --workdir"
+                )
         if before is None:
             write_json(file, {**now, **_machine()})
             return

@@ -344,6 +344,8 @@ def test_a_file_with_the_name_of_a_phase_is_kept(tmp_path):
         alone(tmp_path / "retrain"),
     ):
         raise AssertionError
+    with pytest.raises(UserError, match="retrain is a file, and the retrain phase needs a folder"):
+        open_workdir(tmp_path, config())  # before the search
     assert (tmp_path / "retrain").read_text() == "mine"
 
 
