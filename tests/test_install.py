@@ -33,7 +33,7 @@ pytestmark = pytest.mark.install
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """Python of an environment that has the wheel, and all else from this one.
+    """Returns the Python of an environment with the wheel, and with this one's other packages.
 
     Only the folder of this environment's packages is added, so the finder of an editable install in
     it stays out, and the build uses this environment's tools: the test needs no network.

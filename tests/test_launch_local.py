@@ -66,7 +66,7 @@ def starts(recorder, i):
 
 
 def ends(pid):
-    """Waits up to a minute for a process that was killed, and tells whether it ended."""
+    """Waits up to a minute for a process that was killed, and returns whether it ended."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:

@@ -58,21 +58,12 @@ def initialize(
     """
     given = (coordinator, num_processes, process_id)
     sure = True  # whether there are certainly other processes
-    if all(value is None for value in given):
+    if coordinator is None and num_processes is None and process_id is None:
         sure = detect or launched(os.environ)
         if not (sure or may_be_tpu_host()):
             return
-    elif None in given:
-        raise UserError(
-            "--coordinator, --num_processes and --process_id belong together: give all three, or "
-            "none if the launcher sets them (TPU, Slurm, Open MPI 4)"
-        )
-    elif not 0 <= process_id < num_processes:  # type: ignore[operator]
-        raise UserError(
-            f"--process_id is {process_id}: expected 0 to {num_processes - 1}"  # type: ignore[operator]
-        )
-    elif not re.fullmatch(r".+:\d+", coordinator):  # type: ignore[arg-type]
-        raise UserError(f"--coordinator is {coordinator}: expected HOST:PORT")
+    else:
+        _check_given(*given)
     # JAX's preemption service would swallow a SIGTERM that comes before our handlers are set.
     jax.config.update("jax_enable_preemption_service", False)
     # JAX aborts with a stack trace when its own timeout ends, so ours ends a minute earlier.
@@ -93,6 +84,21 @@ def initialize(
         raise ConnectionError(_connection_message(reason)) from error
     finally:
         timer.cancel()
+
+
+def _check_given(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Raises UserError unless all three values are given and in range; see `initialize`."""
+    if coordinator is None or num_processes is None or process_id is None:
+        raise UserError(
+            "--coordinator, --num_processes and --process_id belong together: give all three, or "
+            "none if the launcher sets them (TPU, Slurm, Open MPI 4)"
+        )
+    if not 0 <= process_id < num_processes:
+        raise UserError(f"--process_id is {process_id}: expected 0 to {num_processes - 1}")
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"--coordinator is {coordinator}: expected HOST:PORT")
 
 
 def _exit_after_timeout() -> None:
