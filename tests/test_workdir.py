@@ -160,7 +160,8 @@ def test_what_leaves_the_result_as_it_is_may_change(tmp_path):
     open_workdir(tmp_path, from_config_dict(values))
     begin(tmp_path)
     values.compute.remat, values.compute.donate, values.table.name = "cells", False, "nasbench201"
-    open_workdir(tmp_path, from_config_dict(values))
+    written = read_json(open_workdir(tmp_path, from_config_dict(values)) / "config.json")
+    assert written["config"]["compute"]["remat"] == "cells"
 
 
 def test_a_config_of_an_older_version_is_refused(tmp_path):
