@@ -32,8 +32,8 @@ demo: $(STAMP)  ## a small search, retraining and report, into runs/digits
 test: $(STAMP)  ## the tests, without the slow ones; a file at a time in each process
 	$(BIN)/python -m pytest $(SHARED)
 
-test-all: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest $(SHARED)
+test-all: $(STAMP)  ## all tests, with new random examples
+	$(BIN)/python -m pytest $(SHARED) --hypothesis-profile=random
 	$(BIN)/python -m pytest -m 'slow or install'
 
 test-install: $(STAMP)  ## plugins beside an installed wheel
