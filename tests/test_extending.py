@@ -82,8 +82,8 @@ def test_the_command_of_the_page_can_be_traced_with_all_components_together(fold
     assert isinstance(experiment.distribution, Distribution)
     spec = experiment.first_spec()
     state = jax.eval_shape(lambda: experiment.init(spec, 0))
-    batches = experiment.loader.abstract_batches(0)
-    jax.eval_shape(experiment.step_program(spec, False), state, experiment.loader.raw, *batches)
+    dispatch = experiment.loader.abstract_dispatch
+    jax.eval_shape(experiment.step_program(spec), state, experiment.loader.raw, dispatch)
 
     genotype = random_genotype(experiment.space, 0)
     network = NetworkSpec(genotype, 8, 1, 10, (8, 8, 1))

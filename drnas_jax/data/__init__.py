@@ -5,7 +5,14 @@ from drnas_jax.data.dataset import Dataset, ImageDataset
 from drnas_jax.data.decoding import from_arrays, load
 from drnas_jax.data.description import TrainingData
 from drnas_jax.data.loader import Loader
-from drnas_jax.data.preprocess import Batch, Images, Preprocessing, preprocessing_of
+from drnas_jax.data.preprocess import (
+    AugmentationKeys,
+    Batch,
+    Images,
+    Preprocessing,
+    augmentation_streams,
+    preprocessing_of,
+)
 from drnas_jax.data.schedule import Request, Schedule, Subset
 from drnas_jax.data.sources import open_source
 from drnas_jax.data.sources.base import Example, Source, Split, UnreadableImage, fingerprint_of
@@ -13,6 +20,7 @@ from drnas_jax.data.splits import search_split, steps_per_epoch
 from drnas_jax.data.stream import Stream
 
 __all__ = [
+    "AugmentationKeys",
     "Batch",
     "Dataset",
     "Example",
@@ -28,6 +36,7 @@ __all__ = [
     "Subset",
     "TrainingData",
     "UnreadableImage",
+    "augmentation_streams",
     "fingerprint_of",
     "from_arrays",
     "load",

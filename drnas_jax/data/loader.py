@@ -6,8 +6,7 @@ streamed data set is read by worker processes, and a batch is its images, as uin
 
 import collections
 import functools
-import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +14,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from drnas_jax.data.dataset import ImageDataset, Rows
-from drnas_jax.data.preprocess import Batch, Images
+from drnas_jax.data.preprocess import Images
 from drnas_jax.data.schedule import Request, Schedule
 from drnas_jax.training import devices
 from drnas_jax.training.devices import REPLICATED, SHARDED, STEPS
+from drnas_jax.training.programs import Dispatch
 
 _AHEAD = 2  # batches that are prepared before they are needed; streamed ones wait on the devices
 
@@ -26,8 +26,8 @@ _AHEAD = 2  # batches that are prepared before they are needed; streamed ones wa
 class Loader:
     """Puts the batches of a schedule onto devices, one after the other.
 
-    Nothing is put there before it is asked for: the devices need not exist if only `abstract_raw`,
-    `abstract_batch` and `abstract_batches` are used.
+    Nothing is put there before it is asked for: the devices need not exist if only `abstract_raw`
+    and `abstract_dispatch` are used.
 
     Args:
       dataset: Data set that the batches come from.
@@ -43,9 +43,13 @@ class Loader:
         self._dataset, self._schedule, self._mesh = dataset, schedule, mesh
         self._arrays = dataset.arrays(schedule.split)
         self.skipped: dict[str, None] = dict.fromkeys(dataset.skipped)
-        self._steps_left = schedule.steps  # steps that whole dispatches must make up
         self._next = 0  # number of the request that the open generator yields next
         self._open: Generator[tuple[Any, Any], None, None] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Number of examples in a global batch."""
+        return self._schedule.batch_size
 
     @property
     def count(self) -> int:
@@ -81,47 +85,43 @@ class Loader:
         return Images(*(self._abstract(a.shape, a.dtype, REPLICATED) for a in self._arrays))
 
     @property
-    def abstract_batch(self) -> Any:
-        """Shapes and shardings of the batches [steps, b] of one subset, for compiling."""
+    def abstract_dispatch(self) -> Dispatch:
+        """Shapes and shardings of what `training` yields, for compiling."""
         size = (self.steps_per_dispatch, self._schedule.batch_size)
-        indices_or_labels = self._abstract(size, np.int32, STEPS)
-        if self.in_memory:
-            return indices_or_labels
-        images = self._abstract((*size, *self._dataset.shape), np.uint8, STEPS)
-        return Images(images, indices_or_labels)
-
-    def abstract_batches(self, epoch: int) -> tuple[Any, ...]:
-        """Returns the shapes and shardings of what `training` yields in an epoch."""
-        return (self.abstract_batch,) * len(self._schedule.subsets_in(epoch))
-
-    def resume_after(self, step: int) -> None:
-        """Lets training begin after a step of the phase.
-
-        The rest of that step's epoch is divided into whole dispatches too, even if the steps before
-        ran one by one, on other devices.
-        """
-        self._steps_left = math.gcd(self._schedule.steps, step)
+        batch: Any = self._abstract(size, np.int32, STEPS)  # of indices or labels
+        if not self.in_memory:
+            batch = Images(self._abstract((*size, *self._dataset.shape), np.uint8, STEPS), batch)
+        subsets = len(self._schedule.subsets)
+        steps = self._abstract((), np.int32, REPLICATED)
+        return Dispatch((batch,) * subsets, steps, self._abstract((subsets,), bool, REPLICATED))
 
     @property
     def steps_per_dispatch(self) -> int:
-        """Number of training steps that run in one dispatch."""
-        return devices.steps_per_dispatch(self._mesh, self._steps_left) if self.in_memory else 1
+        """Largest number of training steps that run in one dispatch."""
+        steps = self._schedule.steps
+        return devices.steps_per_dispatch(self._mesh, steps) if self.in_memory else 1
 
-    def training(self, epoch: int, done: int) -> Iterator[tuple[Batch, ...]]:
-        """Yields the batches [steps, b] of each dispatch of an epoch, one for each subset.
+    def training(self, epoch: int, done: int) -> Iterator[tuple[int, Dispatch]]:
+        """Yields the number of steps and the input of each dispatch of an epoch.
 
         Args:
           epoch: Number of the epoch, from 0.
           done: Number of steps of the epoch that are already done.
         """
-        subsets, steps = len(self._schedule.subsets_in(epoch)), self.steps_per_dispatch
+        names = [subset.name for subset in self._schedule.subsets_in(epoch)]
+        subsets = [subset.name for subset in self._schedule.subsets]
+        idle = np.array([name not in names for name in subsets])
         position = self._schedule.position(epoch, done)
-        for _ in range(done, self._schedule.steps, steps):
-            batches = [batch for batch, _ in self._take(position, steps * subsets)]
-            position += len(batches)
-            yield tuple(self._stacked(batches[subset::subsets]) for subset in range(subsets))
+        while done < self._schedule.steps:
+            steps = min(self.steps_per_dispatch, self._schedule.steps - done)
+            read = [batch for batch, _ in self._take(position, steps * len(names))]
+            position, done = position + len(read), done + steps
+            # The batches of a step follow one another.
+            stacked = {n: self._stacked(read[i :: len(names)]) for i, n in enumerate(names)}
+            batches = tuple(stacked.get(name, stacked[subsets[0]]) for name in subsets)
+            yield steps, Dispatch(batches, *devices.replicate((np.int32(steps), idle), self._mesh))
 
-    def evaluation(self, epoch: int = 0) -> Iterator[tuple[Batch, jax.Array]]:
+    def evaluation(self, epoch: int = 0) -> Iterator[tuple[Any, jax.Array]]:
         """Yields the batches [b] of the evaluation after an epoch, with weights, float32 [b]."""
         first = self._schedule.position(epoch, self._schedule.steps)
         for batch in range(self._schedule.evaluation_batches):
@@ -146,10 +146,12 @@ class Loader:
         self._next = position + count
         return [next(self._open) for _ in range(count)]
 
-    def _stacked(self, batches: list[Any]) -> Batch:
+    def _stacked(self, batches: Sequence[Any]) -> Any:
+        """Returns the batches of one subset in a dispatch, [steps, b]."""
         if not self.in_memory:  # one step in a dispatch, and already on the devices
             return batches[0]
-        return devices.place(np.stack(batches), self._mesh, STEPS)
+        filling = [batches[-1]] * (self.steps_per_dispatch - len(batches))
+        return devices.place(np.stack([*batches, *filling]), self._mesh, STEPS)
 
     def _read(self, start: int) -> Generator[tuple[Any, Any], None, None]:
         rows = devices.local_rows(self._mesh, self._schedule.batch_size)

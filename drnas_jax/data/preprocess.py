@@ -13,7 +13,6 @@ from jax import lax
 
 from drnas_jax.data.dataset import ImageDataset
 from drnas_jax.training.devices import AXIS
-from drnas_jax.training.random_keys import stream_key
 
 
 class Images(NamedTuple):
@@ -30,6 +29,27 @@ class Images(NamedTuple):
 
 # What a step is given: indices of examples of a data set in memory, int32 [b], or raw Images.
 Batch = jax.Array | Images
+
+
+class AugmentationKeys(NamedTuple):
+    """The random keys with which a batch is augmented, or the names or numbers of their streams.
+
+    Attributes:
+      crop: Key of crop, mirroring and cutout.
+      jitter: Key of the changes of colour.
+    """
+
+    crop: Any
+    jitter: Any
+
+
+def augmentation_streams(stream: str) -> AugmentationKeys:
+    """Returns the names of the streams of both keys for the batches of a subset of the data.
+
+    Args:
+      stream: Name of the subset.
+    """
+    return AugmentationKeys(stream, f"{stream}/jitter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,25 +74,19 @@ class Preprocessing:
     jitter: tuple[float, ...] = ()
     dtype: str = "float32"
 
-    def augment(
-        self, raw: Images | None, batch: Batch, stream: str, seed: jax.Array, step: jax.Array
-    ) -> Images:
+    def augment(self, raw: Images | None, batch: Batch, keys: AugmentationKeys) -> Images:
         """Augments this device's shard of a training batch.
 
         Args:
           raw: Data set in memory, or None if the batch brings its images.
           batch: This device's shard of the batch.
-          stream: Name of the random stream.
-          seed: Seed of the run.
-          step: Number of the training step.
+          keys: Random keys of the batch.
         """
         images, labels = _gather(raw, batch)
-        key, count = stream_key(seed, stream, step), labels.size
-        position = lax.axis_index(AXIS) * count + jnp.arange(count)
+        position = lax.axis_index(AXIS) * labels.size + jnp.arange(labels.size)
         if self.jitter:
-            jitter_key = stream_key(seed, f"{stream}/jitter", step)
-            images = color_jitter(jitter_key, position, images, self.jitter)
-        images = augment_batch(key, position, images, self)
+            images = color_jitter(keys.jitter, position, images, self.jitter)
+        images = augment_batch(keys.crop, position, images, self)
         return Images(images.astype(self.dtype), labels)
 
     def normalise(self, raw: Images | None, batch: Batch) -> Images:

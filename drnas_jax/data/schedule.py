@@ -52,7 +52,7 @@ class Schedule:
     Attributes:
       batch_size: Number of examples in a global batch, over all devices.
       seed: Seed of the run.
-      subsets: Subsets that each training step takes a batch of.
+      subsets: Subsets that each training step takes a batch of. The first one is never idle.
       epochs: Number of epochs in the phase.
       steps: Number of training steps in an epoch.
       evaluated: Indices of the examples to evaluate after each epoch, int32 [n].

@@ -115,7 +115,8 @@ def count_work(jaxpr: Any) -> Work:
     """Counts the work of a program over all devices.
 
     Every operand counts as read once, and every result as written once. The body of a loop counts
-    as often as it runs, or once if its length is unknown. Branches do not count.
+    as often as it runs, or once if its length is unknown. Of several branches, the one with the
+    most multiply-adds counts.
 
     Args:
       jaxpr: Program to count, a `jax.core.Jaxpr`.
@@ -130,11 +131,12 @@ def count_work(jaxpr: Any) -> Work:
             moved += sum(var.aval.size * var.aval.dtype.itemsize for var in equation.outvars)
         repeats = params["length"] if name == "scan" else 1
         repeats *= params["mesh"].size if name == "shard_map" else 1
-        for value in params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                work = count_work(inner)
-                macs, moved = macs + repeats * work.macs, moved + repeats * work.bytes
+        inner = [getattr(value, "jaxpr", value) for value in params.values()]
+        works = [count_work(program) for program in inner if hasattr(program, "eqns")]
+        if name == "cond":
+            works.append(max(count_work(branch.jaxpr) for branch in params["branches"]))
+        for work in works:
+            macs, moved = macs + repeats * work.macs, moved + repeats * work.bytes
     return Work(macs, moved)
 
 

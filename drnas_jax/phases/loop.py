@@ -137,7 +137,6 @@ def run_epochs(
       directory: Directory of history.jsonl and the event files.
       checkpoints: Checkpoints of this phase.
     """
-    phase.loader.resume_after(int(state.step))
     with (
         contextlib.closing(phase.loader),
         Interrupt() as interrupt,
@@ -296,20 +295,19 @@ class _Work:
             averages = losses.averages(jax.device_get(state.totals))
             display.update(int(state.step), averages["loss"], averages["accuracy"], rate)
 
-        for batches in phase.loader.training(epoch, done):
-            state = program(state, phase.loader.raw, *batches)
+        for steps, dispatch in phase.loader.training(epoch, done):
+            state = program(state, phase.loader.raw, dispatch)
             if blocking:
                 jax.block_until_ready(state)
-            labels = jax.tree.leaves(batches[0])[-1]  # or example numbers: [steps, b]
-            images += labels.size
-            done += len(labels)
+            images += steps * phase.loader.batch_size
+            done += steps
             since = time.monotonic() - reported
             if since > _REPORT_EVERY:
                 report((images - seen) / since)
                 reported, seen = time.monotonic(), images
             if self.stop.soon():
                 break
-            if _due(phase, epoch, done, len(labels)) and done < phase.steps:
+            if _due(phase, epoch, done, steps) and done < phase.steps:
                 self.averages(state, epoch)
                 self.save(state, epoch)
         jax.block_until_ready(state)

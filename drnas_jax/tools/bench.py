@@ -31,7 +31,15 @@ from jax.sharding import Mesh
 
 from drnas_jax import data, spaces
 from drnas_jax.config import Config
-from drnas_jax.data import Dataset, ImageDataset, Images, Loader, open_source, preprocessing_of
+from drnas_jax.data import (
+    Dataset,
+    ImageDataset,
+    Images,
+    Loader,
+    augmentation_streams,
+    open_source,
+    preprocessing_of,
+)
 from drnas_jax.data.images import decode
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
@@ -41,6 +49,7 @@ from drnas_jax.phases.retrain.retraining import Retraining, choose_genotype
 from drnas_jax.phases.search.experiment import Experiment, state_at
 from drnas_jax.training import devices
 from drnas_jax.training.hosts import cores
+from drnas_jax.training.random_keys import stream_keys, stream_number
 
 _REPEATS = 3  # measurements of streamed input, and of the plain loop to compare with
 # Shape [h, w, c] and number of classes of synthetic images, by data set.
@@ -95,14 +104,14 @@ def step_case(config: Config, stage: int) -> Case:
     experiment.check()
     spec, state = state_at(experiment, stage)
     state = devices.replicate(state, experiment.mesh)
-    program = experiment.step_program(spec, frozen=False)
-    batches = next(experiment.loader.training(0, 0))
-    sizes = (experiment.loader.steps_per_dispatch, config.search.batch_size)
+    loader, program = experiment.loader, experiment.step_program(spec)
+    steps, dispatch = next(loader.training(0, 0))
 
     def plain() -> Any:
-        return experiment.step_program(spec, frozen=False, chosen=backend.PLAIN)
+        return experiment.step_program(spec, backend.PLAIN)
 
-    return Case(program, state, (experiment.loader.raw, *batches), *sizes, plain)
+    arguments = (loader.raw, dispatch)
+    return Case(program, state, arguments, steps, config.search.batch_size, plain)
 
 
 def retrain_case(config: Config, stage: int) -> Case:
@@ -121,9 +130,9 @@ def retrain_case(config: Config, stage: int) -> Case:
 
     loader = retraining.loader
     state = devices.run_once(retraining.init, mesh, config.seed)
-    arguments = (loader.raw, *next(loader.training(0, 0)))
-    sizes = (loader.steps_per_dispatch, config.retrain.batch_size)
-    return Case(retraining.step_program(), state, arguments, *sizes, plain)
+    steps, dispatch = next(loader.training(0, 0))
+    arguments, images = (loader.raw, dispatch), config.retrain.batch_size
+    return Case(retraining.step_program(), state, arguments, steps, images, plain)
 
 
 def bench_input(config: Config, steps: int) -> dict[str, Any]:
@@ -178,27 +187,26 @@ def _augmentation_rate(config: Config, dataset: ImageDataset, mesh: Mesh, steps:
     seed = jnp.uint32(config.seed)
 
     def augment(raw: Images, batch: jax.Array, step: jax.Array) -> Images:
-        return jax.lax.map(
-            lambda rows: preprocessing.augment(raw, rows, "bench", seed, step), batch
-        )
+        keys = stream_keys(seed, jax.tree.map(stream_number, augmentation_streams("bench")), step)
+        return jax.lax.map(lambda rows: preprocessing.augment(raw, rows, keys), batch)
 
     specs = (devices.REPLICATED, devices.STEPS, devices.REPLICATED)
     program = devices.data_parallel(augment, mesh, specs, out_specs=devices.STEPS)
     loader = Loader(dataset, _schedule(config, dataset, steps), mesh)
     for epoch in range(2):
         began = time.perf_counter()
-        for step, (batch,) in enumerate(loader.training(epoch, 0)):
-            jax.block_until_ready(program(loader.raw, batch, step))
+        for step, (_, dispatch) in enumerate(loader.training(epoch, 0)):
+            jax.block_until_ready(program(loader.raw, *dispatch.batches, step))
     return config.search.batch_size * steps / (time.perf_counter() - began)
 
 
 def _stream_rate(dataset: ImageDataset, schedule: data.Schedule, mesh: Mesh, warm: int) -> float:
     """Returns the images per second on the devices, after `warm` batches for workers to start."""
     with contextlib.closing(Loader(dataset, schedule, mesh)) as loader:
-        for step, batch in enumerate(loader.training(0, 0)):
+        for step, (_, dispatch) in enumerate(loader.training(0, 0)):
             if step == warm:
                 began = time.perf_counter()
-            jax.block_until_ready(batch)
+            jax.block_until_ready(dispatch.batches)
         seconds = time.perf_counter() - began
     return schedule.batch_size * (schedule.steps - warm) / seconds
 
@@ -264,7 +272,7 @@ def bench_program(
     )
     work = count_work(cases[0].plain().trace(*shapes).jaxpr.jaxpr)
     for name, amount in (("gflop", 2 * work.macs), ("gbyte", work.bytes)):
-        per_step = amount / cases[0].steps / 1e9
+        per_step = amount / 1e9  # a dispatch of several steps is a loop of unknown length
         result |= {name: round(per_step, 2), f"{name}_per_s": round(per_step / seconds, 1)}
     result |= _limits(config.compute.dtype) | _machine()
     if others:

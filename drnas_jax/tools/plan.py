@@ -3,8 +3,8 @@
 Compiles the search step of every stage for the TPUs of a topology and prints the memory and time
 that it needs. The memory is what the compiler reserves. There are two estimates of a step's time,
 neither of them confirmed on a TPU. The roofline is optimistic: it divides the multiply-adds of the
-program's convolutions and matrix products, and the bytes that these and its pools move, by the
-chip's published rates. The sum of the compiler's estimates for all instructions is pessimistic.
+plain program's convolutions and matrix products, and the bytes that these and its pools move, by
+the chip's published rates. The sum of the compiler's estimates for all instructions is pessimistic.
 """
 
 import concurrent.futures
@@ -30,6 +30,7 @@ from drnas_jax.config import Config
 from drnas_jax.data import ImageDataset, Source, Stream
 from drnas_jax.errors import UserError
 from drnas_jax.flags import parse
+from drnas_jax.nn import backend
 from drnas_jax.nn.counting import count_work
 from drnas_jax.phases.search.experiment import Experiment, state_at
 from drnas_jax.training import devices
@@ -202,7 +203,6 @@ class _Lowered(NamedTuple):
     program: Any
     flops: float  # operations of one step, over all devices
     bytes: float  # memory traffic of one step, over all devices
-    steps: int  # number of steps in a dispatch
 
 
 def _lower(experiment: Experiment, stage: int) -> _Lowered:
@@ -212,11 +212,13 @@ def _lower(experiment: Experiment, stage: int) -> _Lowered:
     state = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state
     )
-    raw, batch = experiment.loader.abstract_raw, experiment.loader.abstract_batch
-    steps = experiment.loader.steps_per_dispatch
-    traced = experiment.step_program(spec, frozen=False).trace(state, raw, batch, batch)
-    work = count_work(traced.jaxpr.jaxpr)
-    return _Lowered(traced.lower(), 2 * work.macs / steps, work.bytes / steps, steps)
+    raw, dispatch = experiment.loader.abstract_raw, experiment.loader.abstract_dispatch
+    arguments = (state, raw, dispatch)
+    # The plain program has no loop of unknown length, except that over the steps of a dispatch.
+    plain = experiment.step_program(spec, backend.PLAIN).trace(*arguments)
+    work = count_work(plain.jaxpr.jaxpr)
+    lowered = experiment.step_program(spec).lower(*arguments)
+    return _Lowered(lowered, 2 * work.macs, work.bytes)
 
 
 def _compile(experiment: Experiment, rate: float, stage: int, lowered: _Lowered) -> Plan:
@@ -242,7 +244,7 @@ def _compile(experiment: Experiment, rate: float, stage: int, lowered: _Lowered)
     roofline = max(times.values())
     limit = next(name for name, seconds in times.items() if seconds == roofline)
     try:
-        cautious = max(count_cycles(compiled.as_text() or "") / lowered.steps / rate, roofline)
+        cautious = max(count_cycles(compiled.as_text() or "") / rate, roofline)
     except jax.errors.JaxRuntimeError:  # this jaxlib cannot read the program of a newer libtpu
         cautious = None
     seconds = (roofline, cautious)

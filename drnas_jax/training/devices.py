@@ -117,7 +117,7 @@ def run_once(function: Callable[[jax.Array], Any], mesh: Mesh, seed: int) -> Any
 def data_parallel(
     function: Callable[..., Any],
     mesh: Mesh,
-    in_specs: tuple[PartitionSpec, ...],
+    in_specs: tuple[Any, ...],
     out_specs: Any = REPLICATED,
     donate: tuple[int, ...] = (),
 ) -> Any:
@@ -129,7 +129,7 @@ def data_parallel(
     Args:
       function: Function of one device's shards.
       mesh: Device mesh with the single axis `data`.
-      in_specs: Partition of each argument.
+      in_specs: Partition of each argument, a PartitionSpec or a pytree of them.
       out_specs: Partition of the result, a prefix of its pytree.
       donate: Positions of the arguments whose memory the result may reuse.
     """
@@ -142,14 +142,12 @@ def data_parallel(
 
 
 def steps_per_dispatch(mesh: Mesh, steps: int) -> int:
-    """Returns how many steps one dispatch scans over, a divisor of `steps`.
+    """Returns how many steps one dispatch takes at most.
 
     On CPUs it is 1, since a dispatch costs little there and convolutions inside a loop are slow.
 
     Args:
       mesh: Device mesh with the single axis `data`.
-      steps: Number of steps to divide into dispatches.
+      steps: Number of steps in an epoch.
     """
-    if platform(mesh) == "cpu":
-        return 1
-    return max(n for n in range(1, _MAX_STEPS_PER_DISPATCH + 1) if steps % n == 0)
+    return 1 if platform(mesh) == "cpu" else min(steps, _MAX_STEPS_PER_DISPATCH)

@@ -1,7 +1,7 @@
 """Compiles functions of one device's shard to the programs that a phase runs over all devices."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -10,26 +10,47 @@ from jax.sharding import Mesh
 from drnas_jax.training.devices import AXIS, REPLICATED, SHARDED, STEPS, data_parallel
 
 
-def step_program(step: Callable[..., Any], mesh: Mesh, batches: int, donate: bool = True) -> Any:
+class Dispatch(NamedTuple):
+    """The input of the steps that run in one dispatch.
+
+    The shapes are always the same, so that one program serves all dispatches of a phase.
+
+    Attributes:
+      batches: Tuple of the batches [steps, b], one of each subset that a step takes images of.
+      steps: Number of steps to take, int32 []; the rows after them are not read.
+      idle: Whether a subset is idle, bool [subsets]; its batch is then that of the first subset,
+        and must not be used.
+    """
+
+    batches: Any
+    steps: Any
+    idle: Any
+
+
+def step_program(step: Callable[..., Any], mesh: Mesh, donate: bool = True) -> Any:
     """Compiles a training step so that several of them may run in one dispatch.
 
     Args:
-      step: Function (state, raw, *batches [b]) -> state of one device's shard. `raw` is a data set
-        in memory, or None.
+      step: Function (state, raw, batches, idle) -> state of one device's shard. `raw` is a data set
+        in memory, or None; `batches` has a batch [b] of each subset, and `idle` is that of the
+        `Dispatch`.
       mesh: Device mesh with the single axis `data`.
-      batches: Number of batches that a step takes.
       donate: Whether the new state may take the memory of the old one.
 
     Returns:
-      A jitted function (state, raw, *batches [steps, b]) -> state.
+      A jitted function (state, raw, dispatch) -> state.
     """
 
-    def several(state: Any, raw: Any, *stacked: Any) -> Any:
-        if jax.tree.leaves(stacked)[0].shape[0] == 1:
-            return step(state, raw, *jax.tree.map(lambda rows: rows[0], stacked))
-        return lax.scan(lambda carry, rows: (step(carry, raw, *rows), None), state, stacked)[0]
+    def several(state: Any, raw: Any, dispatch: Dispatch) -> Any:
+        def one(i: Any, state: Any) -> Any:
+            return step(state, raw, jax.tree.map(lambda rows: rows[i], batches), dispatch.idle)
 
-    specs = (REPLICATED, REPLICATED, *(STEPS,) * batches)
+        batches = dispatch.batches
+        if jax.tree.leaves(batches)[0].shape[0] == 1:
+            return one(0, state)
+        return lax.fori_loop(0, dispatch.steps, one, state)
+
+    specs = (REPLICATED, REPLICATED, Dispatch(STEPS, REPLICATED, REPLICATED))
     return data_parallel(several, mesh, specs, donate=(0,) if donate else ())
 
 

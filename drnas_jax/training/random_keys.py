@@ -4,9 +4,17 @@ None is ever passed from one step to the next, so a resumed run draws the same n
 """
 
 import zlib
+from typing import Any
 
 import jax
 import numpy as np
+
+MODULE_STREAMS = ("dropout", "noise")  # random streams that every call of a module gets
+
+
+def stream_number(stream: str) -> np.uint32:
+    """Returns the number of a named random stream."""
+    return np.uint32(zlib.crc32(stream.encode()))
 
 
 def stream_key(seed: jax.Array | int, stream: str, step: jax.Array | int = 0) -> jax.Array:
@@ -18,7 +26,25 @@ def stream_key(seed: jax.Array | int, stream: str, step: jax.Array | int = 0) ->
       step: Number of the step within the stream. It may be traced.
     """
     key = jax.random.key(seed)
-    return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(stream.encode())), step)
+    return jax.random.fold_in(jax.random.fold_in(key, stream_number(stream)), step)
+
+
+def stream_keys(seed: jax.Array | int, numbers: Any, step: jax.Array | int) -> Any:
+    """Returns the keys of many streams, each as `stream_key` does, by a single computation.
+
+    Args:
+      seed: Seed of the run.
+      numbers: Pytree of the streams' numbers, see `stream_number`. They may be traced.
+      step: Number of the step within the streams.
+
+    Returns:
+      A pytree of keys, shaped like `numbers`.
+    """
+    leaves, structure = jax.tree.flatten(numbers)
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    keys = fold(jax.random.key(seed), jax.numpy.stack(leaves))
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    return jax.tree.unflatten(structure, list(keys))
 
 
 def host_generator(seed: int, stream: str, *numbers: int) -> np.random.Generator:
@@ -46,5 +72,5 @@ def module_streams(
     """
     return {
         name: jax.random.fold_in(stream_key(seed, f"{stream}/{name}", step), device)
-        for name in ("dropout", "noise")
+        for name in MODULE_STREAMS
     }

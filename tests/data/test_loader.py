@@ -1,11 +1,22 @@
 """The loader: whole dispatches, worker processes that end, and nothing placed too early."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from loading import config, write_folder
 
-from drnas_jax.data import Images, Loader, Schedule, Stream, Subset, load, preprocessing_of
+from drnas_jax.data import (
+    Images,
+    Loader,
+    Schedule,
+    Stream,
+    Subset,
+    augmentation_streams,
+    load,
+    preprocessing_of,
+)
 from drnas_jax.data.dataset import Rows
 from drnas_jax.data.preprocess import augment_batch, color_jitter
 from drnas_jax.training import devices
@@ -27,26 +38,57 @@ def scheduled(dataset, epochs=3):
 
 
 @pytest.mark.parametrize(
-    ("step", "dispatch"), [(0, 8), (8, 8), (4, 4), (8 + 6, 2), (16 + 3, 1), (16 + 7, 1)]
+    ("most", "resumed", "sizes"),
+    [
+        (16, 0, [8]),
+        (8, 0, [8]),
+        (5, 0, [5, 3]),
+        (3, 0, [3, 3, 2]),
+        (3, 4, [3, 1]),
+        (1, 6, [1, 1]),
+        (16, 7, [1]),
+    ],
 )
-def test_a_resumed_run_reads_the_rest_in_whole_dispatches(mesh, monkeypatch, step, dispatch):
-    # Catches steps that are lost or repeated after a resume on other devices, where the steps
-    # before had run one by one.
+def test_an_epoch_is_full_dispatches_and_a_rest(mesh, monkeypatch, most, resumed, sizes):
+    # Catches steps that are lost or repeated at the end of an epoch, or after a resume on other
+    # devices, where the steps before had run one by one.
     dataset = load(config("digits"))
     schedule = scheduled(dataset)
-    with monkeypatch.context() as patch:
-        patch.setattr(devices, "platform", lambda mesh: "gpu")
-        loader = Loader(dataset, schedule, mesh)
-        loader.resume_after(step)
-        assert loader.steps_per_dispatch == dispatch
-        for epoch in range(step // STEPS, 3):
-            done = step % STEPS if epoch == step // STEPS else 0
-            read = zip(*loader.training(epoch, done), strict=True)
-            first, last = schedule.position(epoch, done), schedule.position(epoch, STEPS)
-            for subset, dispatches in enumerate(read):
-                expected = [schedule[k].indices for k in range(first + subset, last, 2)]
-                np.testing.assert_array_equal(np.concatenate(dispatches), expected)
-            assert len(list(loader.evaluation(epoch))) == schedule.evaluation_batches
+    monkeypatch.setattr(devices, "_MAX_STEPS_PER_DISPATCH", most)
+    monkeypatch.setattr(devices, "platform", lambda mesh: "gpu")
+    loader = Loader(dataset, schedule, mesh)
+    assert loader.steps_per_dispatch == min(most, STEPS)
+    for epoch, done in ((1, resumed), (2, 0)):
+        counts, dispatches = zip(*loader.training(epoch, done), strict=True)
+        assert epoch == 2 or list(counts) == sizes
+        assert [int(d.steps) for d in dispatches] == list(counts)
+        position = schedule.position(epoch, done)
+        for subset in (0, 1):
+            read = [d.batches[subset] for d in dispatches]
+            assert {len(rows) for rows in read} == {min(most, STEPS)}  # one program serves all
+            steps = [row for rows, n in zip(read, counts, strict=True) for row in rows[:n]]
+            last = schedule.position(epoch, STEPS)
+            expected = [schedule[k].indices for k in range(position + subset, last, 2)]
+            np.testing.assert_array_equal(steps, expected)
+        assert len(list(loader.evaluation(epoch))) == schedule.evaluation_batches
+
+
+@pytest.mark.parametrize("limit", [0, 4096])
+def test_an_idle_subset_gets_the_batch_of_the_first(tmp_path, mesh, monkeypatch, limit):
+    # Catches images that are read for nothing, and an epoch that counts as idle which is not.
+    given = dict(dir=str(write_folder(tmp_path)), memory_limit_mb=limit, **STATISTICS)
+    dataset = load(config("folder", **given))
+    monkeypatch.setattr(Stream, "batches", pretend)
+    schedule = scheduled(dataset)
+    first, second = schedule.subsets
+    idle = dataclasses.replace(second, idle=frozenset([1]))
+    loader = Loader(dataset, dataclasses.replace(schedule, subsets=(first, idle)), mesh)
+    for epoch in range(3):
+        for _, dispatch in loader.training(epoch, 0):
+            assert dispatch.idle.tolist() == [False, epoch == 1]
+            assert (dispatch.batches[1] is dispatch.batches[0]) == (epoch == 1)
+        list(loader.evaluation(epoch))
+    loader.close()
 
 
 def test_all_settings_reach_the_images(tmp_path, mesh):
@@ -57,8 +99,11 @@ def test_all_settings_reach_the_images(tmp_path, mesh):
     np.testing.assert_array_equal(settings.mean, dataset.mean)
     np.testing.assert_array_equal(settings.std, dataset.std)
     batch = Images(dataset.images[:8], dataset.labels[:8])
+    keys = jax.tree.map(lambda name: stream_key(7, name, 3), augmentation_streams("name"))
     program = devices.data_parallel(
-        lambda batch: settings.augment(None, batch, "name", 7, 3), mesh, (devices.SHARDED,)
+        lambda batch: settings.augment(None, batch, keys),
+        mesh,
+        (devices.SHARDED,),
     )
 
     @jax.jit
@@ -91,8 +136,8 @@ def test_abstract_shapes_are_those_of_what_is_read(tmp_path, mesh, monkeypatch, 
     def described(tree):
         return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
 
-    batches = next(loader.training(0, 0))
-    assert described(loader.abstract_batches(0)) == described(batches)
+    _, dispatch = next(loader.training(0, 0))
+    assert described(loader.abstract_dispatch) == described(dispatch)
     assert loader.in_memory == (limit > 0)
     assert described(loader.abstract_raw) == described(loader.raw)
     loader.close()

@@ -103,6 +103,22 @@ def test_work_of_a_strided_convolution_and_its_gradients():
     assert count_work(gradient.jaxpr).macs == 3 * 4 * 4 * 9 * 3 * 5  # forward, image, filter
 
 
+def test_work_of_the_larger_branch():
+    # Would catch the update of alpha, which a search skips at first, counted as no work.
+    def function(skip, x):
+        return jax.lax.cond(skip, lambda x: x, lambda x: jax.lax.cond(skip, f, g, x), x)
+
+    def f(x):
+        return x @ x
+
+    def g(x):
+        return f(x) @ x
+
+    matrix = jax.ShapeDtypeStruct((3, 3), "float32")
+    program = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((), bool), matrix)
+    assert count_work(program.jaxpr) == (2 * 27, 2 * 4 * 27)
+
+
 def test_work_of_a_gradient_on_two_devices():
     # Would catch the work of one device only, or a result that counts as never written.
     def function(x, kernel, matrix):

@@ -30,14 +30,11 @@ class State(struct.PyTreeNode):
 class Loader:
     """Batches without images."""
 
-    raw, in_memory, skipped, count, fingerprint = None, False, {}, 40, 1
+    raw, in_memory, skipped, count, fingerprint, batch_size = None, False, {}, 40, 1, 4
 
     def training(self, epoch, done):
         for _ in range(done, STEPS):
-            yield (np.zeros((1, 4), np.int32),)
-
-    def resume_after(self, step):
-        pass
+            yield 1, None
 
     def close(self):
         pass
@@ -75,7 +72,7 @@ class Phase:
     def begin_epoch(self, state, epoch):
         return state, self.step
 
-    def step(self, state, raw, batch):
+    def step(self, state, raw, dispatch):
         loss = self.loss(int(state.step) + 1)
         totals = {name: value + loss for name, value in state.totals.items()}
         weight = state.weight + loss

@@ -141,8 +141,8 @@ class RetrainPhase:
         """Returns the state and the step, which is compiled before the first epoch."""
         if self.program is None:
             began = time.monotonic()
-            batches = self.loader.abstract_batches(epoch)
-            lowered = self.retraining.step_program().lower(state, self.loader.raw, *batches)
+            program, dispatch = self.retraining.step_program(), self.loader.abstract_dispatch
+            lowered = program.lower(state, self.loader.raw, dispatch)
             self.program = memory.compile_within(lowered, self.mesh, "retraining", self._advice)
             self.display.message(
                 f"retrain: {count_parameters(state.params):,} parameters, step compiled in "

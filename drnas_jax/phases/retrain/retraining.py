@@ -21,6 +21,7 @@ from drnas_jax.data import (
     Schedule,
     Subset,
     TrainingData,
+    augmentation_streams,
     preprocessing_of,
 )
 from drnas_jax.errors import UserError
@@ -32,6 +33,7 @@ from drnas_jax.phases.retrain.step import RetrainState, StepConfig, init_state, 
 from drnas_jax.spaces import NetworkSpec, Space
 from drnas_jax.training import devices, optimisers
 from drnas_jax.training.programs import step_program
+from drnas_jax.training.random_keys import stream_keys, stream_number
 
 
 def choose_genotype(config: Config, space: Space, workdir: Path) -> Genotype:
@@ -169,7 +171,7 @@ class Retraining:
         return init_state(config.network, config.optimiser, self.dataset.shape, seed)
 
     def step_program(self, chosen: Backend | None = None) -> Any:
-        """Returns the jitted function (state, raw, batch [steps, b]) -> state.
+        """Returns the jitted function (state, raw, dispatch) -> state, see `step_program`.
 
         Args:
           chosen: Backend to use instead of the config's.
@@ -183,11 +185,16 @@ class Retraining:
             jitter=config.retrain.color_jitter,
         )
 
-        def step(state: RetrainState, raw: Images | None, batch: Batch) -> RetrainState:
-            augmented = preprocessing.augment(raw, batch, "retrain/augment", state.seed, state.step)
-            return retrain_step(step_config, state, augmented)
+        numbers = jax.tree.map(stream_number, augmentation_streams("retrain/augment"))
 
-        return step_program(step, self.mesh, batches=1, donate=config.compute.donate)
+        def step(
+            state: RetrainState, raw: Images | None, batches: tuple[Batch], idle: jax.Array
+        ) -> RetrainState:
+            del idle  # no epoch is without training images
+            keys = stream_keys(state.seed, numbers, state.step)
+            return retrain_step(step_config, state, preprocessing.augment(raw, *batches, keys))
+
+        return step_program(step, self.mesh, config.compute.donate)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,14 +39,19 @@ from drnas_jax.phases.search.stages import (
     stage_at,
 )
 from drnas_jax.phases.search.state import SearchState, init_state, with_fixed
-from drnas_jax.phases.search.step import Alpha, Mix, StepConfig, mean_logits, search_step
+from drnas_jax.phases.search.step import (
+    SUBSETS,
+    Alpha,
+    Mix,
+    StepConfig,
+    mean_logits,
+    search_step,
+)
 from drnas_jax.spaces import NetworkSpec, Space, SupernetSpec
 from drnas_jax.training import devices, losses, optimisers
 from drnas_jax.training.hosts import from_primary, total
 from drnas_jax.training.programs import step_program, sum_program
 from drnas_jax.training.random_keys import host_generator
-
-STREAMS = ("search/train", "search/valid")  # batches for the weights, and for alpha
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +116,10 @@ class Experiment:
         return Schedule(
             batch_size=config.batch_size,
             seed=self.config.seed,
-            subsets=(Subset(STREAMS[0], train), Subset(STREAMS[1], valid, idle=frozenset(frozen))),
+            subsets=(
+                Subset(SUBSETS["weights"], train),
+                Subset(SUBSETS["alpha"], valid, frozenset(frozen)),
+            ),
             epochs=self.epochs,
             steps=self.steps,
             evaluated=valid,
@@ -297,25 +305,24 @@ class Experiment:
         supernet = self.space.supernet(spec, self.backend())
         return init_state(spec, supernet, self.distribution, *self.optimisers, seed)
 
-    def step_program(self, spec: SupernetSpec, frozen: bool, chosen: Backend | None = None) -> Any:
-        """Returns the jitted step (state, raw, train [steps, b], valid [steps, b]) -> state.
+    def step_program(self, spec: SupernetSpec, chosen: Backend | None = None) -> Any:
+        """Returns the jitted step (state, raw, dispatch) -> state, see `step_program`.
+
+        Alpha is frozen in steps in which its subset is idle.
 
         Args:
           spec: Spec of the supernet.
-          frozen: Whether alpha does not change; the argument `valid` is then missing.
           chosen: Backend to use instead of the config's.
         """
         config = self.step_config(spec, chosen)
 
-        def step(state: SearchState, raw: Images | None, *batches: Batch) -> SearchState:
-            augmented = (
-                self.preprocessing.augment(raw, batch, name, state.seed, state.step)
-                for name, batch in zip(STREAMS, batches, strict=not frozen)
-            )
-            return search_step(config, state, *augmented, frozen=frozen)
+        def step(
+            state: SearchState, raw: Images | None, batches: tuple[Batch, Batch], idle: jax.Array
+        ) -> SearchState:
+            augment = functools.partial(self.preprocessing.augment, raw)
+            return search_step(config, state, *batches, idle[1], augment)
 
-        batches, donate = 1 if frozen else 2, self.config.compute.donate
-        return step_program(step, self.mesh, batches, donate)
+        return step_program(step, self.mesh, self.config.compute.donate)
 
     def validation_program(self, spec: SupernetSpec) -> Callable[..., Any]:
         """Returns the jitted function (state, raw, batch [b], weight [b]) -> totals at the mean."""

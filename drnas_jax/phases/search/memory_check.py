@@ -21,21 +21,19 @@ from drnas_jax.training.devices import REPLICATED
 _NEAR = 0.5
 
 
-def compile_step(experiment: Experiment, spec: SupernetSpec, state: Any, frozen: bool) -> Any:
+def compile_step(experiment: Experiment, spec: SupernetSpec, state: Any) -> Any:
     """Compiles the step of a stage.
 
     Args:
       experiment: Inputs of the search.
       spec: Spec of the stage's supernet.
       state: State at this stage, or its shapes.
-      frozen: Whether alpha does not change.
 
     Raises:
       UserError: The devices do not have enough memory.
     """
-    program, loader = experiment.step_program(spec, frozen), experiment.loader
-    batches = (loader.abstract_batch,) * (1 if frozen else 2)
-    lowered = program.lower(state, loader.abstract_raw, *batches)
+    program, loader = experiment.step_program(spec), experiment.loader
+    lowered = program.lower(state, loader.abstract_raw, loader.abstract_dispatch)
     config = experiment.config
     what = f"the search with K = {spec.partial_channels}"
 
@@ -58,7 +56,7 @@ def check_later_stages(experiment: Experiment, stage: int, spec: SupernetSpec, s
       experiment: Inputs of the search.
       stage: Number of the current stage, from 0.
       spec: Spec of the current stage's supernet.
-      step: Compiled step of the current stage, in which alpha changes.
+      step: Compiled step of the current stage.
     """
     limit, stages = memory.available(experiment.mesh), experiment.config.search.stages
     if limit is None:
@@ -68,7 +66,7 @@ def check_later_stages(experiment: Experiment, stage: int, spec: SupernetSpec, s
         if memory.needed(step) * max(1.0, growth) < _NEAR * limit:
             continue
         heavy = heaviest(experiment, spec, later.operations, later.partial_channels)
-        compile_step(experiment, heavy, _shapes(experiment, heavy), frozen=False)
+        compile_step(experiment, heavy, _shapes(experiment, heavy))
 
 
 def heaviest(

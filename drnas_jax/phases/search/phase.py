@@ -37,7 +37,6 @@ from drnas_jax.picture import to_svg
 from drnas_jax.rules.base import Fix, Rule, Stop, View, checked_edges
 from drnas_jax.spaces import SupernetSpec
 from drnas_jax.spaces.base import one_hot
-from drnas_jax.training import memory
 from drnas_jax.training.devices import replicate, run_once
 from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
@@ -146,7 +145,7 @@ class SearchPhase:
 
     def _enter(self, stage: int, spec: SupernetSpec) -> None:
         self.stage, self.spec = stage, spec
-        self.programs: dict[bool, Callable[..., Any]] = {}
+        self.program: Callable[..., Any] | None = None
         self.validation = self.experiment.validation_program(spec)
         self.diagnostics = Diagnostics(self.experiment, spec)
         self.cost_table = self.experiment.cost_table(spec)
@@ -182,24 +181,16 @@ class SearchPhase:
 
     def begin_epoch(self, state: SearchState, epoch: int) -> tuple[SearchState, Any]:
         """Returns the state for an epoch, which a new stage changes, and its compiled step."""
-        stage, frozen = stage_at(self.stages, epoch)
+        stage, _ = stage_at(self.stages, epoch)
         if stage != self.stage:
             state = self._advance(state, stage)
-        if not self.programs:
+        if self.program is None:
             self._describe_stage(state)
+            self.program = self._compile(state)
         if not self.memory_checked:
-            self._check_memory(state)
-        if frozen not in self.programs:
-            self.programs[frozen] = self._compile(state, frozen)
-        return state, self.programs[frozen]
-
-    def _check_memory(self, state: SearchState) -> None:
-        """Raises UserError if the devices lack the memory for a step of this or a later stage."""
-        if memory.available(self.mesh) is not None:
-            # Of the two programs of a stage this one needs more, and it is used later in any case.
-            self.programs[False] = step = self._compile(state, frozen=False)
-            check_later_stages(self.experiment, self.stage, self.spec, step)
-        self.memory_checked = True
+            check_later_stages(self.experiment, self.stage, self.spec, self.program)
+            self.memory_checked = True
+        return state, self.program
 
     def _advance(self, state: SearchState, stage: int) -> SearchState:
         host_state = jax.tree.map(np.asarray, state)
@@ -218,11 +209,10 @@ class SearchPhase:
             f"{count_parameters(state.params):,} parameters"
         )
 
-    def _compile(self, state: SearchState, frozen: bool) -> Callable[..., Any]:
+    def _compile(self, state: SearchState) -> Callable[..., Any]:
         began = time.monotonic()
-        compiled = compile_step(self.experiment, self.spec, state, frozen)
-        trained = "weights only, alpha frozen" if frozen else "alpha and weights"
-        self.display.message(f"step ({trained}) compiled in {time.monotonic() - began:.1f} s")
+        compiled = compile_step(self.experiment, self.spec, state)
+        self.display.message(f"step compiled in {time.monotonic() - began:.1f} s")
         return compiled
 
     def _scores(self, state: SearchState) -> dict[str, Any]:
@@ -329,7 +319,7 @@ class SearchPhase:
             fixed[cell_type][row] = weights
             self.display.message(f"fixed: {cell_type} {edge.name} to {primitive or 'no edge'}")
         if not state.fixed:  # the state has new arrays now: compile again
-            self.programs = {}
+            self.program = None
         self.fixed += edges
         return state.replace(fixed=replicate(fixed, self.mesh))
 

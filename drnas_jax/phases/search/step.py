@@ -7,7 +7,7 @@ devices.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from drnas_jax.data import Images
+from drnas_jax.data import AugmentationKeys, Batch, Images, augmentation_streams
 from drnas_jax.distributions import Distribution
 from drnas_jax.distributions.base import Role
 from drnas_jax.nn import weight_gradients
@@ -25,11 +25,18 @@ from drnas_jax.spaces import SupernetSpec
 from drnas_jax.training import losses
 from drnas_jax.training.devices import AXIS
 from drnas_jax.training.optimisers import clip
-from drnas_jax.training.random_keys import module_streams, stream_key
+from drnas_jax.training.random_keys import (
+    MODULE_STREAMS,
+    module_streams,
+    stream_keys,
+    stream_number,
+)
 
 Mix = dict[str, jax.Array]
 Alpha = dict[str, Any]
+Augment = Callable[[Any, AugmentationKeys], Images]  # (batch, keys) -> augmented batch
 STREAMS: dict[Role, str] = {"alpha": "alpha-sample", "weights": "weight-sample"}
+SUBSETS: dict[Role, str] = {"alpha": "search/valid", "weights": "search/train"}  # of the images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +77,52 @@ class StepConfig:
         return step / self.total_steps
 
 
+class PassKeys(NamedTuple):
+    """The random keys of alpha's pass or the weights' pass, or the names or numbers of streams.
+
+    Attributes:
+      sample: Keys of the mixing weights, by cell type.
+      modules: Keys of the random streams of the supernet's modules, the same on each device.
+      augmentation: Keys of the augmentation of the batch.
+    """
+
+    sample: dict[str, Any]
+    modules: dict[str, Any]
+    augmentation: AugmentationKeys
+
+
+def _stream_numbers(config: StepConfig, role: Role) -> PassKeys:
+    names = PassKeys(
+        {name: f"search/{STREAMS[role]}/{name}" for name, _ in config.spec.cells},
+        {name: f"search/{role}/{name}" for name in MODULE_STREAMS},
+        augmentation_streams(SUBSETS[role]),
+    )
+    return cast(PassKeys, jax.tree.map(stream_number, names))
+
+
+def _keys(config: StepConfig, state: SearchState, numbers: PassKeys) -> PassKeys:
+    """Returns the keys of a pass from the numbers of its streams."""
+    keys: PassKeys = stream_keys(state.seed, numbers, state.step)
+    return keys._replace(sample=_on_device(keys.sample)) if config.sample_per_device else keys
+
+
+def _on_device(keys: dict[str, Any]) -> dict[str, Any]:
+    """Returns other keys on each device."""
+    return {name: jax.random.fold_in(key, lax.axis_index(AXIS)) for name, key in keys.items()}
+
+
+def pass_keys(config: StepConfig, state: SearchState, role: Role) -> PassKeys:
+    """Returns the keys of alpha's pass or the weights' pass, which differ in every step."""
+    return _keys(config, state, _stream_numbers(config, role))
+
+
 def search_step(
     config: StepConfig,
     state: SearchState,
-    train: Images,
-    valid: Images | None = None,
-    *,
-    frozen: bool,
+    train: Batch,
+    valid: Batch,
+    frozen: jax.Array | bool,
+    augment: Augment,
 ) -> SearchState:
     """Takes one step of the bilevel search (DrNAS): alpha first, then the weights.
 
@@ -84,25 +130,23 @@ def search_step(
       config: Static inputs of the step.
       state: State of the search, the same on every device.
       train: This device's shard of a training batch, for the weights.
-      valid: This device's shard of a validation batch, for alpha; None if alpha is frozen.
-      frozen: Whether alpha does not change (warm-up); its gradient is then not computed.
+      valid: This device's shard of a validation batch, for alpha; not used if alpha is frozen, but
+        of the same shape.
+      frozen: Whether alpha does not change (warm-up), bool []; its gradient is then not computed.
+        One program serves both cases.
+      augment: Function that augments a batch.
     """
-    if frozen:
-        return update_weights(config, state, train)
-    assert valid is not None
     if config.share_program:
-        return lax.fori_loop(0, 2, partial(_update_one, config, train, valid), state)
-    return update_weights(config, update_alpha(config, state, valid), train)
+        first = jnp.asarray(frozen).astype(jnp.int32)
+        return lax.fori_loop(first, 2, partial(_update_one, config, train, valid, augment), state)
+    update = partial(update_alpha, config, state, valid, augment)
+    return update_weights(config, lax.cond(frozen, lambda: state, update), train, augment)
 
 
-def sample(config: StepConfig, state: SearchState, alpha: Alpha, role: Role) -> Mix:
-    """Draws mixing weights by cell type [e, o], different for every seed, step and role."""
-    return _draw(config, state, _keys(config, state, role), role, alpha)
-
-
-def _draw(
+def sample(
     config: StepConfig, state: SearchState, keys: dict[str, jax.Array], role: Role, alpha: Alpha
 ) -> Mix:
+    """Draws mixing weights by cell type [e, o]."""
     progress = config.progress(state.step)
     mix = {
         name: config.distribution.sample(alpha[name], cell, keys[name], progress, role)
@@ -111,68 +155,65 @@ def _draw(
     return with_fixed(mix, state.fixed)
 
 
-def _keys(config: StepConfig, state: SearchState, role: Role) -> dict[str, jax.Array]:
-    keys = {
-        name: stream_key(state.seed, f"search/{STREAMS[role]}/{name}", state.step)
-        for name, _ in config.spec.cells
-    }
-    if config.sample_per_device:
-        return {name: jax.random.fold_in(key, lax.axis_index(AXIS)) for name, key in keys.items()}
-    return keys
-
-
-def _streams(state: SearchState, name: str) -> dict[str, jax.Array]:
-    """Returns the random streams of the supernet's modules, different on each device."""
-    return module_streams(state.seed, f"search/{name}", state.step, lax.axis_index(AXIS))
-
-
-def update_alpha(config: StepConfig, state: SearchState, batch: Images) -> SearchState:
+def update_alpha(
+    config: StepConfig, state: SearchState, batch: Batch, augment: Augment
+) -> SearchState:
     """Updates alpha by the pathwise gradient of the validation loss.
 
     The weights do not change, nor do the running averages of BatchNorm, which describe the training
     images.
     """
-    streams = _streams(state, "alpha")
+    keys = pass_keys(config, state, "alpha")
+    images = augment(batch, keys.augmentation)
 
     def loss_of(alpha: Alpha) -> jax.Array:
-        mix = sample(config, state, alpha, "alpha")
-        return _loss(config, state, batch, streams, state.params, mix)[0]
+        mix = sample(config, state, keys.sample, "alpha", alpha)
+        return _loss(config, state, images, keys.modules, state.params, mix)[0]
 
     return _apply_alpha_gradient(config, state, jax.grad(loss_of)(state.alpha))
 
 
-def update_weights(config: StepConfig, state: SearchState, batch: Images) -> SearchState:
+def update_weights(
+    config: StepConfig, state: SearchState, batch: Batch, augment: Augment
+) -> SearchState:
     """Updates the weights by the gradient of the training loss at newly drawn mixing weights."""
-    mix = sample(config, state, state.alpha, "weights")
-    loss_of = partial(_loss, config, state, batch, _streams(state, "weights"))
+    keys = pass_keys(config, state, "weights")
+    mix = sample(config, state, keys.sample, "weights", state.alpha)
+    images = augment(batch, keys.augmentation)
+    loss_of = partial(_loss, config, state, images, keys.modules)
     gradient, outputs = jax.grad(loss_of, has_aux=True)(state.params, mix)
-    return _apply_weight_gradient(config, state, batch, gradient, outputs)
+    return _apply_weight_gradient(config, state, images, gradient, outputs)
 
 
 def _update_one(
-    config: StepConfig, train: Images, valid: Images, i: jax.Array, state: SearchState
+    config: StepConfig,
+    train: Batch,
+    valid: Batch,
+    augment: Augment,
+    i: jax.Array,
+    state: SearchState,
 ) -> SearchState:
     """Updates alpha (i = 0) or the weights (i = 1) with one program, which is compiled once."""
     is_weight_pass = i == 1
     choose = partial(jax.tree.map, partial(jnp.where, is_weight_pass))
-    batch = choose(train, valid)
-    keys = choose(_keys(config, state, "weights"), _keys(config, state, "alpha"))
-    streams = choose(_streams(state, "weights"), _streams(state, "alpha"))
+    numbers = choose(_stream_numbers(config, "weights"), _stream_numbers(config, "alpha"))
+    keys = _keys(config, state, numbers)
+    images = augment(choose(train, valid), keys.augmentation)
 
     def draw(alpha: Alpha) -> Mix:
-        mix = _draw(config, state, keys, "alpha", alpha)
-        if _depends_on_role(config, state, keys):
-            return choose(_draw(config, state, keys, "weights", alpha), mix)
+        mix = sample(config, state, keys.sample, "alpha", alpha)
+        if _depends_on_role(config, state, keys.sample):
+            return choose(sample(config, state, keys.sample, "weights", alpha), mix)
         return mix
 
     mix, pull_mix = jax.vjp(draw, state.alpha)
-    loss_of = partial(_loss, config, state, batch, streams)
+    loss_of = partial(_loss, config, state, images, keys.modules)
     with weight_gradients.computed_if(is_weight_pass.astype(jnp.float32)):
         loss, pull, outputs = jax.vjp(loss_of, state.params, mix, has_aux=True)
         d_params, d_mix = pull(jnp.ones_like(loss))
     return lax.cond(
         is_weight_pass,
-        lambda: _apply_weight_gradient(config, state, batch, d_params, outputs),
+        lambda: _apply_weight_gradient(config, state, images, d_params, outputs),
         lambda: _apply_alpha_gradient(config, state, *pull_mix(d_mix)),
     )
 
@@ -180,7 +221,7 @@ def _update_one(
 def _depends_on_role(config: StepConfig, state: SearchState, keys: dict[str, jax.Array]) -> bool:
     """Returns whether the distribution draws differently for alpha's pass and the weights' pass."""
     alpha, weights = (
-        jax.make_jaxpr(partial(_draw, config, state, keys, role))(state.alpha) for role in STREAMS
+        jax.make_jaxpr(partial(sample, config, state, keys, role))(state.alpha) for role in STREAMS
     )
     if str(alpha) != str(weights):
         return True
@@ -198,7 +239,7 @@ def _loss(
     config: StepConfig,
     state: SearchState,
     batch: Images,
-    streams: dict[str, jax.Array],
+    keys: dict[str, jax.Array],
     params: Any,
     mix: Mix,
 ) -> tuple[jax.Array, tuple[jax.Array, dict[str, Any]]]:
@@ -208,7 +249,7 @@ def _loss(
         batch.images,
         mix,
         True,
-        rngs=streams,
+        rngs=_on_device(keys),
         mutable=list(state.variables),
     )
     loss = jnp.mean(losses.cross_entropy(logits, batch.labels))
@@ -262,7 +303,7 @@ def logits_at(config: StepConfig, state: SearchState, mix: Mix, images: jax.Arra
         images,
         mix,
         True,
-        rngs=_streams(state, "validation"),
+        rngs=module_streams(state.seed, "search/validation", state.step, lax.axis_index(AXIS)),
         mutable=list(state.variables),
     )
     return cast(jax.Array, logits)

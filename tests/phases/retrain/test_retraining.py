@@ -146,9 +146,9 @@ def test_the_widest_network_within_max_macs():
 def test_other_devices_change_all_that_follows_from_them():
     # Would catch a loader that still puts its batches onto the devices of before.
     one = small_retraining()
-    assert one.loader.abstract_batch.sharding.mesh.size == 1
+    assert one.loader.abstract_dispatch.batches[0].sharding.mesh.size == 1
     four = dataclasses.replace(one, mesh=devices.make_mesh(jax.devices()[:4]))
-    assert four.loader.abstract_batch.sharding.mesh.size == 4
+    assert four.loader.abstract_dispatch.batches[0].sharding.mesh.size == 4
 
 
 def test_augmentation_is_that_of_the_config(monkeypatch):

@@ -1,7 +1,5 @@
 """Each update of a search step draws its own mixing weights, in both forms of the step."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -66,8 +64,12 @@ def recorded_draws(share_program, count):
         totals=losses.zero_totals(),
     )
     images = Images(jnp.zeros((2, 1)), jnp.ones(2, jnp.int32))
+
+    def step(state, train, valid):
+        return steps.search_step(config, state, train, valid, False, lambda images, keys: images)
+
     program = data_parallel(
-        functools.partial(steps.search_step, config, frozen=False),
+        step,
         make_mesh(jax.devices()[:1]),
         (REPLICATED, SHARDED, SHARDED),
     )

@@ -32,9 +32,9 @@ def experiment(tiny):
 
 def test_other_devices_change_all_that_follows_from_them(experiment):
     # Would catch a loader, or a supernet, that is still for the devices of before.
-    assert experiment.loader.abstract_batch.sharding.mesh.size == 1
+    assert experiment.loader.abstract_dispatch.batches[0].sharding.mesh.size == 1
     four = dataclasses.replace(experiment, mesh=make_mesh(jax.devices()[:4]))
-    assert four.loader.abstract_batch.sharding.mesh.size == 4
+    assert four.loader.abstract_dispatch.batches[0].sharding.mesh.size == 4
     assert four.loader.abstract_raw.images.sharding.mesh.size == 4
     device = types.SimpleNamespace(platform="tpu")
     there = dataclasses.replace(experiment, mesh=types.SimpleNamespace(devices=np.array([device])))
@@ -50,7 +50,7 @@ def test_another_config_changes_all_that_follows_from_it(experiment):
         experiment, config=dataclasses.replace(config, search=halved, seed=config.seed + 1)
     )
     assert (experiment.steps, other.steps) == (2, 2)
-    assert other.loader.abstract_batch.shape == (1, 8)
+    assert other.loader.abstract_dispatch.batches[0].shape == (1, 8)
     assert [len(part) for part in other.split] == [16, 48]
     assert other.schedule.seed == experiment.schedule.seed + 1
     assert all(getattr(other, name) is not getattr(experiment, name) for name in NAMES[:4])

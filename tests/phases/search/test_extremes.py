@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from drnas_jax.training.devices import replicate
+from drnas_jax.training.programs import Dispatch
 
 CASES = {
     "one image": dict(search__batch_size=1),
@@ -41,9 +42,10 @@ def test_steps_stay_finite(tiny, case):
     before = jax.device_get(state)
     batch_size = experiment.config.search.batch_size
     batches = np.arange(2 * batch_size, dtype=np.int32).reshape(2, 1, -1)
-    program = experiment.step_program(spec, frozen=False)
+    dispatch = Dispatch(tuple(batches), np.int32(1), np.zeros(2, bool))
+    program = experiment.step_program(spec)
     for _ in range(2):
-        state = program(state, experiment.loader.raw, *batches)
+        state = program(state, experiment.loader.raw, dispatch)
     after = jax.device_get(state)
     for path, leaf in jax.tree_util.tree_leaves_with_path(after):
         assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)

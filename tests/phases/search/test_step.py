@@ -19,6 +19,7 @@ from drnas_jax.distributions.base import softmax
 from drnas_jax.phases.search import step as steps
 from drnas_jax.training.devices import REPLICATED, SHARDED, data_parallel, make_mesh
 from drnas_jax.training.losses import cross_entropy
+from drnas_jax.training.programs import Dispatch
 
 BATCH = 16
 # Programs are compiled for a few steps: optimisation would take longer than it saves.
@@ -60,20 +61,33 @@ def indices(rows=3):
 
 def run(experiment, train, valid, frozen=False):
     """Returns the state after a step for each row of the indices, in separate dispatches."""
-    program, state = compiled(experiment, frozen), begin(experiment)
+    program, state = compiled(experiment), begin(experiment)
     for row in range(len(train)):
-        batches = [part[row : row + 1] for part in ((train,) if frozen else (train, valid))]
-        state = program(state, experiment.loader.raw, *batches)
+        dispatch = dispatch_of(train[row : row + 1], valid[row : row + 1], frozen)
+        state = program(state, experiment.loader.raw, dispatch)
     return state
 
 
+def dispatch_of(train, valid, frozen=False):
+    return Dispatch((train, valid), np.int32(len(train)), np.array([False, frozen]))
+
+
 @functools.cache
-def compiled(experiment, frozen):
-    index = jax.ShapeDtypeStruct((1, BATCH), np.int32)
-    program = experiment.step_program(spec_of(experiment), frozen)
-    batches = (index,) if frozen else (index, index)
-    lowered = program.lower(begin(experiment), experiment.loader.raw, *batches)
+def compiled(experiment):
+    program, row = experiment.step_program(spec_of(experiment)), np.zeros((1, BATCH), np.int32)
+    lowered = program.lower(begin(experiment), experiment.loader.raw, dispatch_of(row, row))
     return lowered.compile(compiler_options=FAST)
+
+
+def unchanged(images, keys):
+    """Takes the place of the augmentation."""
+    del keys
+    return images
+
+
+def draw_mix(config, state, alpha, role):
+    keys = steps.pass_keys(config, state, role)
+    return steps.sample(config, state, keys.sample, role, alpha)
 
 
 def batch(seed=0):
@@ -91,7 +105,8 @@ def call(function, mesh, state, *batches):
 def update(function, config, state, mesh=None):
     """Runs `update_alpha` or `update_weights` on one batch."""
     one_device = make_mesh(jax.devices()[:1])
-    return call(functools.partial(function, config), mesh or one_device, state, batch())
+    unaugmented = functools.partial(function, config, augment=unchanged)
+    return call(unaugmented, mesh or one_device, state, batch())
 
 
 def assert_equal(found, expected):
@@ -165,7 +180,7 @@ def test_devices_draw_one_sample_or_each_its_own(small, sample_per_device):
     config, state = experiment.step_config(spec_of(experiment)), begin(experiment)
 
     def draw(state):
-        return steps.sample(config, state, state.alpha, "weights")["cell"][None]
+        return draw_mix(config, state, state.alpha, "weights")["cell"][None]
 
     mixes = np.asarray(data_parallel(draw, experiment.mesh, (REPLICATED,), SHARDED)(state))
     different = {mix.tobytes() for mix in mixes}
@@ -191,15 +206,19 @@ def test_a_step_on_the_darts_space(tiny):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(after))
 
 
-def test_a_frozen_step_moves_only_the_weights(small):
-    # Would catch Adam's moments that move while alpha is frozen.
-    experiment = small()
-    before = begin(experiment)
-    after = run(experiment, *indices(), frozen=True)
+@pytest.mark.parametrize("kernels", ["cpu", "plain"])  # one loop for both passes, and two passes
+def test_a_frozen_step_moves_only_the_weights(small, kernels):
+    # Would catch Adam's moments that move while alpha is frozen, or a validation batch that is
+    # read then.
+    experiment = small(compute__kernels=kernels)
+    assert experiment.backend().share_program == (kernels == "cpu")
+    before, (train, valid) = begin(experiment), indices()
+    after = run(experiment, train, valid, frozen=True)
     assert_equal((after.alpha, after.alpha_opt), (before.alpha, before.alpha_opt))
     assert_differs(after.params, before.params)
     assert int(after.step) == 3
-    alive = run(experiment, *indices(), frozen=False)
+    assert_equal(run(experiment, train, train, frozen=True), after)
+    alive = run(experiment, train, valid, frozen=False)
     assert_differs(alive.alpha, before.alpha)
 
 
@@ -249,7 +268,7 @@ def gradient_of(config, state, role):
     @jax.jit
     @functools.partial(jax.grad, argnums=("weights", "alpha").index(role))
     def compute(params, alpha):
-        mix = steps.sample(config, state, alpha, role)
+        mix = draw_mix(config, state, alpha, role)
         variables = {"params": params, **state.variables}
         logits, _ = config.supernet.apply(
             variables, images.images, mix, True, mutable=["batch_stats"]
@@ -386,13 +405,16 @@ def test_the_step_is_deterministic(small):
 
 
 def test_several_steps_in_one_dispatch_are_the_same_steps(small):
-    # Would catch a scan that gives every step the first batch or the first key.
+    # Would catch a loop that gives every step the first batch or the first key, or that also takes
+    # a step of the row that only fills the dispatch.
     experiment = small()
-    train, valid = indices(3)
-    program = experiment.step_program(spec_of(experiment), frozen=False)
-    together = program(begin(experiment), experiment.loader.raw, train, valid)
+    train, valid = indices(4)
+    dispatch = dispatch_of(train, valid)._replace(steps=np.int32(3))
+    program = experiment.step_program(spec_of(experiment))
+    together = program(begin(experiment), experiment.loader.raw, dispatch)
+    assert int(together.step) == 3
     # The compiler fuses the same sums in another way in a loop's body.
-    assert_close(together, run(experiment, train, valid), rtol=1e-4, atol=1e-6)
+    assert_close(together, run(experiment, train[:3], valid[:3]), rtol=1e-4, atol=1e-6)
 
 
 class Sharpened(Distribution):
@@ -432,16 +454,13 @@ def test_one_program_for_both_passes_is_the_same_step_of_a_real_supernet(tiny):
 def check_one_program(experiment, distribution):
     config, before = experiment.step_config(spec_of(experiment)), begin(experiment)
     config = dataclasses.replace(config, distribution=distribution or config.distribution)
+
+    def step(shared, state, train, valid):
+        variant = dataclasses.replace(config, share_program=shared)
+        return steps.search_step(variant, state, train, valid, False, unchanged)
+
     one, two = (
-        call(
-            functools.partial(
-                steps.search_step, dataclasses.replace(config, share_program=shared), frozen=False
-            ),
-            experiment.mesh,
-            before,
-            batch(1),
-            batch(2),
-        )
+        call(functools.partial(step, shared), experiment.mesh, before, batch(1), batch(2))
         for shared in (True, False)
     )
     assert_differs((one.alpha, one.params), (before.alpha, before.params))
@@ -463,7 +482,7 @@ def test_progress_is_that_of_the_whole_search(small):
             return alpha
 
     config = dataclasses.replace(config, distribution=Spy())
-    steps.sample(config, state, state.alpha, "weights")
+    draw_mix(config, state, state.alpha, "weights")
     assert seen == [(0.25, "weights")]
 
 
