@@ -96,6 +96,15 @@ class Loader:
         return Dispatch((batch,) * subsets, steps, self._abstract((subsets,), bool, REPLICATED))
 
     @property
+    def abstract_evaluation(self) -> tuple[Any, jax.ShapeDtypeStruct]:
+        """Shapes and shardings of what `evaluation` yields, for compiling."""
+        size = self._schedule.batch_size
+        batch: Any = self._abstract((size,), np.int32, SHARDED)  # of indices or labels
+        if not self.in_memory:
+            batch = Images(self._abstract((size, *self._dataset.shape), np.uint8, SHARDED), batch)
+        return batch, self._abstract((size,), np.float32, SHARDED)
+
+    @property
     def steps_per_dispatch(self) -> int:
         """Largest number of training steps that run in one dispatch."""
         steps = self._schedule.steps

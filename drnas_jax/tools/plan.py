@@ -23,7 +23,7 @@ import rich.console
 import rich.table
 from absl import flags, logging
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from drnas_jax import data
 from drnas_jax.config import Config
@@ -34,7 +34,6 @@ from drnas_jax.nn import backend
 from drnas_jax.nn.counting import count_work
 from drnas_jax.phases.search.experiment import Experiment, state_at
 from drnas_jax.training import devices
-from drnas_jax.training.devices import REPLICATED
 from drnas_jax.training.memory import needed
 
 
@@ -206,12 +205,8 @@ class _Lowered(NamedTuple):
 
 
 def _lower(experiment: Experiment, stage: int) -> _Lowered:
-    mesh = experiment.mesh
     spec, state = state_at(experiment, stage, random_alpha=True)
-    everywhere = NamedSharding(mesh, REPLICATED)
-    state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state
-    )
+    state = devices.abstract(state, experiment.mesh)
     raw, dispatch = experiment.loader.abstract_raw, experiment.loader.abstract_dispatch
     arguments = (state, raw, dispatch)
     # The plain program has no loop of unknown length, except that over the steps of a dispatch.

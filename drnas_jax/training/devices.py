@@ -70,6 +70,19 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return place(tree, mesh, REPLICATED)
 
 
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """Returns the shapes and shardings of arrays of which every device has a copy, for compiling.
+
+    Args:
+      tree: Pytree of arrays or shapes.
+      mesh: Device mesh with the single axis `data`.
+    """
+    sharding = NamedSharding(mesh, REPLICATED)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
 def local_rows(mesh: Mesh, size: int) -> np.ndarray:
     """Returns which examples of a global batch this process's devices hold.
 

@@ -1,6 +1,8 @@
 """Compiles functions of one device's shard to the programs that a phase runs over all devices."""
 
+import contextvars
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +27,17 @@ class Dispatch(NamedTuple):
     batches: Any
     steps: Any
     idle: Any
+
+
+_THREADS = ThreadPoolExecutor(2, "compile")
+
+
+def in_background(function: Callable[[], Any]) -> "Future[Any]":
+    """Calls a function in another thread, such as one that traces or compiles a program.
+
+    XLA uses one core for much of a compilation, and releases Python's lock meanwhile.
+    """
+    return _THREADS.submit(contextvars.copy_context().run, function)
 
 
 def step_program(step: Callable[..., Any], mesh: Mesh, donate: bool = True) -> Any:

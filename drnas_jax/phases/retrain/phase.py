@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from drnas_jax.phases.setup import Run, open_run
 from drnas_jax.training import devices, memory
 from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
+from drnas_jax.training.programs import in_background
 from drnas_jax.workdir import has_work
 
 
@@ -114,6 +116,7 @@ class RetrainPhase:
         self.checkpoint_steps, self.remat = config.checkpoint_steps, config.compute.remat
         self.loader, self.mesh = retraining.loader, retraining.mesh
         self.program: Callable[..., Any] | None = None
+        self.lowered: Future[Any] | None = None  # the step, before it is compiled
         display.message(f"retrain: {retraining.space.describe(retraining.genotype)}")
         if limit := config.retrain.max_macs:
             display.message(
@@ -122,7 +125,8 @@ class RetrainPhase:
             )
 
     def start(self) -> RetrainState:
-        """Returns a fresh state on the devices."""
+        """Returns a fresh state on the devices; meanwhile the step is traced."""
+        self._trace(jax.eval_shape(self.retraining.init, 0))
         return devices.run_once(self.retraining.init, self.mesh, self.retraining.config.seed)
 
     def state_shapes(self, metadata: Mapping[str, Any]) -> RetrainState:
@@ -141,14 +145,21 @@ class RetrainPhase:
         """Returns the state and the step, which is compiled before the first epoch."""
         if self.program is None:
             began = time.monotonic()
-            program, dispatch = self.retraining.step_program(), self.loader.abstract_dispatch
-            lowered = program.lower(state, self.loader.raw, dispatch)
+            lowered = (self.lowered or self._trace(state)).result()
+            self.lowered = None  # it takes memory
             self.program = memory.compile_within(lowered, self.mesh, "retraining", self._advice)
             self.display.message(
                 f"retrain: {count_parameters(state.params):,} parameters, step compiled in "
                 f"{time.monotonic() - began:.1f} s"
             )
         return state, self.program
+
+    def _trace(self, state: RetrainState) -> "Future[Any]":
+        """Begins to trace the step, given the state or its shapes."""
+        program, loader = self.retraining.step_program(), self.loader
+        abstract = devices.abstract(state, self.mesh), loader.abstract_raw, loader.abstract_dispatch
+        self.lowered = in_background(lambda: program.lower(*abstract))
+        return self.lowered
 
     def _advice(self) -> str:
         config = self.retraining.config

@@ -305,6 +305,10 @@ class Experiment:
         supernet = self.space.supernet(spec, self.backend())
         return init_state(spec, supernet, self.distribution, *self.optimisers, seed)
 
+    def abstract_state(self, spec: SupernetSpec) -> SearchState:
+        """Returns the shapes and shardings of the state at the start of a stage, for compiling."""
+        return devices.abstract(jax.eval_shape(lambda: self.init(spec, 0)), self.mesh)
+
     def step_program(self, spec: SupernetSpec, chosen: Backend | None = None) -> Any:
         """Returns the jitted step (state, raw, dispatch) -> state, see `step_program`.
 
@@ -324,7 +328,7 @@ class Experiment:
 
         return step_program(step, self.mesh, self.config.compute.donate)
 
-    def validation_program(self, spec: SupernetSpec) -> Callable[..., Any]:
+    def validation_program(self, spec: SupernetSpec) -> Any:
         """Returns the jitted function (state, raw, batch [b], weight [b]) -> totals at the mean."""
         config = self.measuring_config(spec)
 

@@ -8,32 +8,40 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from drnas_jax.nn.counting import count_parameters
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.phases.search.stages import columns_to_keep, resized_spec
 from drnas_jax.spaces import SupernetSpec
 from drnas_jax.training import memory
-from drnas_jax.training.devices import REPLICATED
 
 # A later stage is compiled for the check only if an estimate comes as near to the limit as this.
 _NEAR = 0.5
 
 
-def compile_step(experiment: Experiment, spec: SupernetSpec, state: Any) -> Any:
-    """Compiles the step of a stage.
+def lower_step(experiment: Experiment, spec: SupernetSpec, state: Any) -> Any:
+    """Lowers the step of a stage.
 
     Args:
       experiment: Inputs of the search.
       spec: Spec of the stage's supernet.
       state: State at this stage, or its shapes.
+    """
+    program, loader = experiment.step_program(spec), experiment.loader
+    return program.lower(state, loader.abstract_raw, loader.abstract_dispatch)
+
+
+def compile_step(experiment: Experiment, spec: SupernetSpec, lowered: Any) -> Any:
+    """Compiles the step of a stage.
+
+    Args:
+      experiment: Inputs of the search.
+      spec: Spec of the stage's supernet.
+      lowered: Result of `lower_step`.
 
     Raises:
       UserError: The devices do not have enough memory.
     """
-    program, loader = experiment.step_program(spec), experiment.loader
-    lowered = program.lower(state, loader.abstract_raw, loader.abstract_dispatch)
     config = experiment.config
     what = f"the search with K = {spec.partial_channels}"
 
@@ -66,7 +74,8 @@ def check_later_stages(experiment: Experiment, stage: int, spec: SupernetSpec, s
         if memory.needed(step) * max(1.0, growth) < _NEAR * limit:
             continue
         heavy = heaviest(experiment, spec, later.operations, later.partial_channels)
-        compile_step(experiment, heavy, _shapes(experiment, heavy))
+        lowered = lower_step(experiment, heavy, experiment.abstract_state(heavy))
+        compile_step(experiment, heavy, lowered)
 
 
 def heaviest(
@@ -104,12 +113,3 @@ def heaviest(
         for row, edge in zip(scores[cell_type], cell.edges, strict=True):
             row[: len(edge.primitives)] = [sizes.get(name, 0) for name in edge.primitives]
     return resized_spec(spec, columns_to_keep(scores, spec, operations), partial_channels)
-
-
-def _shapes(experiment: Experiment, spec: SupernetSpec) -> Any:
-    """Returns the shapes of a state at this stage, replicated on all devices."""
-    sharding = NamedSharding(experiment.mesh, REPLICATED)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(lambda: experiment.init(spec, 0)),
-    )

@@ -1,10 +1,11 @@
 """The search phase: runs all stages, and asks the rules for their decisions after each epoch."""
 
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from drnas_jax.phases import loop
 from drnas_jax.phases.search.diagnostics import Diagnostics
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.phases.search.history import all_columns, draw_genotypes, entropy
-from drnas_jax.phases.search.memory_check import check_later_stages, compile_step
+from drnas_jax.phases.search.memory_check import check_later_stages, compile_step, lower_step
 from drnas_jax.phases.search.metadata import FixedEdges, SearchMetadata
 from drnas_jax.phases.search.stages import stage_at
 from drnas_jax.phases.search.state import SearchState, mean_mix, with_fixed
@@ -37,9 +38,11 @@ from drnas_jax.picture import to_svg
 from drnas_jax.rules.base import Fix, Rule, Stop, View, checked_edges
 from drnas_jax.spaces import SupernetSpec
 from drnas_jax.spaces.base import one_hot
+from drnas_jax.training import devices
 from drnas_jax.training.devices import replicate, run_once
 from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
+from drnas_jax.training.programs import in_background
 from drnas_jax.training.progress import Progress
 from drnas_jax.workdir import version
 
@@ -146,13 +149,15 @@ class SearchPhase:
     def _enter(self, stage: int, spec: SupernetSpec) -> None:
         self.stage, self.spec = stage, spec
         self.program: Callable[..., Any] | None = None
-        self.validation = self.experiment.validation_program(spec)
+        self.lowered: Future[Any] | None = None  # the step, before it is compiled
+        self.validation: Future[Any] | None = None
         self.diagnostics = Diagnostics(self.experiment, spec)
         self.cost_table = self.experiment.cost_table(spec)
 
     def start(self) -> SearchState:
-        """Returns a fresh state on the devices."""
-        init = functools.partial(self.experiment.init, self.spec)
+        """Returns a fresh state on the devices; meanwhile the step is traced."""
+        self._trace(self.experiment.abstract_state(self.spec))
+        init = partial(self.experiment.init, self.spec)
         return run_once(init, self.mesh, self.experiment.config.seed)
 
     def state_shapes(self, metadata: Mapping[str, Any]) -> SearchState:
@@ -186,7 +191,7 @@ class SearchPhase:
             state = self._advance(state, stage)
         if self.program is None:
             self._describe_stage(state)
-            self.program = self._compile(state)
+            self.program = self._compile(devices.abstract(state, self.mesh))
         if not self.memory_checked:
             check_later_stages(self.experiment, self.stage, self.spec, self.program)
             self.memory_checked = True
@@ -209,11 +214,24 @@ class SearchPhase:
             f"{count_parameters(state.params):,} parameters"
         )
 
+    def _trace(self, state: SearchState) -> "Future[Any]":
+        """Begins to trace the step, given the shapes of the state."""
+        self.lowered = in_background(partial(lower_step, self.experiment, self.spec, state))
+        return self.lowered
+
     def _compile(self, state: SearchState) -> Callable[..., Any]:
+        """Returns the compiled step, given the shapes of the state; begins the validation's."""
         began = time.monotonic()
-        compiled = compile_step(self.experiment, self.spec, state)
+        lowered = (self.lowered or self._trace(state)).result()
+        self.lowered = None  # it takes memory
+        self.validation = in_background(partial(self._compile_validation, state))
+        compiled = compile_step(self.experiment, self.spec, lowered)
         self.display.message(f"step compiled in {time.monotonic() - began:.1f} s")
         return compiled
+
+    def _compile_validation(self, state: SearchState) -> Callable[..., Any]:
+        program, loader = self.experiment.validation_program(self.spec), self.loader
+        return program.lower(state, loader.abstract_raw, *loader.abstract_evaluation).compile()
 
     def _scores(self, state: SearchState) -> dict[str, Any]:
         distribution = self.experiment.distribution
@@ -230,8 +248,9 @@ class SearchPhase:
     ) -> tuple[SearchState, dict[str, Any]]:
         """Validates, asks the rules how the search continues, and returns the history line."""
         experiment = self.experiment
-        batches = self.loader.evaluation(epoch)
-        valid = loop.evaluate(self.validation, state, self.loader.raw, batches)
+        assert self.validation is not None  # since the step of this epoch is compiled
+        batches, program = self.loader.evaluation(epoch), self.validation.result()
+        valid = loop.evaluate(program, state, self.loader.raw, batches)
         genotype, scores = self.derived(state), to_numpy(self._scores(state))
         self._show_epoch(valid, genotype, scores)
         mean = to_numpy(mean_mix(experiment.distribution, self.spec, state))
