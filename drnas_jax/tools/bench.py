@@ -76,12 +76,13 @@ class Case(NamedTuple):
     plain: Callable[[], Any]
 
 
-def step_case(config: Config, stage: int) -> Case:
+def step_case(config: Config, stage: int, mesh: Mesh | None = None) -> Case:
     """Returns the search step of a stage, which updates alpha and then the weights.
 
     Args:
       config: Config of the run.
       stage: Number of the stage, from 1; later ones are pruned by the initial alpha.
+      mesh: Device mesh with the single axis `data`; None for that of all devices.
 
     Raises:
       UserError: There is no such stage, or the search cannot begin.
@@ -100,7 +101,7 @@ def step_case(config: Config, stage: int) -> Case:
     )
     config = dataclasses.replace(config, search=search)
     dataset = synthetic(config, config.search.batch_size)
-    experiment = Experiment(config, dataset, devices.make_mesh())
+    experiment = Experiment(config, dataset, mesh or devices.make_mesh())
     experiment.check()
     spec, state = state_at(experiment, stage)
     state = devices.replicate(state, experiment.mesh)
@@ -114,12 +115,12 @@ def step_case(config: Config, stage: int) -> Case:
     return Case(program, state, arguments, steps, config.search.batch_size, plain)
 
 
-def retrain_case(config: Config, stage: int) -> Case:
-    """Returns the retrain step of the config's genotype; `stage` is ignored."""
+def retrain_case(config: Config, stage: int, mesh: Mesh | None = None) -> Case:
+    """Returns the retrain step of the config's genotype; `stage` is ignored, see `step_case`."""
     del stage
     if not config.genotype:
         raise UserError("no genotype to retrain: set --config.genotype=FILE_OR_NAME_OR_TEXT")
-    dataset, mesh = synthetic(config, config.retrain.batch_size), devices.make_mesh()
+    dataset, mesh = synthetic(config, config.retrain.batch_size), mesh or devices.make_mesh()
     space = spaces.create(config.space, config.space_options)
     genotype = choose_genotype(config, space, Path())
     retraining = Retraining(config, genotype, dataset, mesh)
