@@ -9,7 +9,7 @@ PROCESSES = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 SHARED = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-install lint docs clean
+.PHONY: help demo test test-all test-install check-gpu lint docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-all: $(STAMP)  ## all tests, with new random examples
 
 test-install: $(STAMP)  ## plugins beside an installed wheel
 	$(BIN)/python -m pytest -m install tests/test_install.py
+
+check-gpu: $(STAMP)  ## values and times on one GPU, 10 minutes; options: ARGS=...
+	$(BIN)/python benchmarks/check_gpu.py $(ARGS)
 
 lint: $(STAMP)  ## style, format, types, and the licences of all that is installed
 	$(BIN)/ruff check .
