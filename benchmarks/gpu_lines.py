@@ -7,6 +7,7 @@ calls one of these functions, and prints a line of JSON: the values it returns, 
 
 import contextlib
 import functools
+import io
 import json
 import subprocess
 import sys
@@ -235,8 +236,10 @@ def search(options: Options) -> Values:
             f"--workdir={folder}/run",
         ]
         began = time.perf_counter()
-        if code := main.main(["main", *words]):
-            return {"error": f"the search ended with exit code {code}"}
+        with contextlib.redirect_stderr(io.StringIO()) as log:
+            code = main.main(["main", *words])
+        if code:
+            return {"error": log.getvalue().strip().rpartition("\n")[2][:400]}
         lines = Path(folder, "run", "search", "history.jsonl").read_text().splitlines()
         history = [json.loads(line) for line in lines]
     return {

@@ -275,6 +275,13 @@ def test_another_update_is_found(lines, monkeypatch, error, wrong):
     assert [what for what in ("kernels", "devices") if what in values.get("error", "")] == wrong
 
 
+def test_a_search_that_is_refused_has_its_reason(lines):
+    # Would catch an exit code in place of the message that says what to do.
+    assert "needs CIFAR-10" in lines.search({"npz": None, "cifar": None})["skipped"]
+    found = lines.search({"npz": "missing.npz", "cifar": None, "smallest": True})
+    assert "missing.npz" in found["error"]
+
+
 def test_the_file_of_images_is_read_again(lines, monkeypatch, tmp_path):
     # Would catch arrays that `data.name=npz` does not know, or a file of another name.
     random = np.random.default_rng(0)
@@ -297,7 +304,7 @@ def test_the_file_of_images_is_read_again(lines, monkeypatch, tmp_path):
 def test_smallest_lines_on_a_cpu(tmp_path):
     # Would catch a line that fails only when it runs.
     random = np.random.default_rng(0)
-    shapes = (("train", 3200), ("test", 64))
+    shapes = (("train", 12_800), ("test", 64))  # 1 % of them are two batches
     arrays = {
         f"x_{name}": random.integers(256, size=(n, 12, 12, 3), dtype=np.uint8) for name, n in shapes
     }
