@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from drnas_jax.errors import UserError
-from drnas_jax.nn import backend, weight_gradients
+from drnas_jax.nn import backend, shifts, weight_gradients
 
 # 1x1 and thin images are all border; odd and non-square ones tell rows from columns.
 SHAPES = [(2, 8, 8, 4), (3, 5, 7, 3), (1, 4, 9, 2), (2, 1, 1, 3), (2, 1, 6, 2), (1, 2, 2, 5)]
@@ -78,6 +78,16 @@ def assert_plain(platform, *case, **more):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_conv_agrees_with_plain(platform, size, stride, shape):
     assert_plain(platform, "conv", shape, (size, size, shape[-1], 6), (stride,))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (1, 5, 3, 2), (2, 1, 2, 2)])
+def test_conv_agrees_with_plain_if_it_takes_some_rows_at_a_time(monkeypatch, rows, shape):
+    # Would catch pixels at the border of two blocks that do not see each other.
+    batch, _, width, channels = shape
+    monkeypatch.setattr(shifts, "_BLOCK_BYTES", rows * 9 * channels * width * batch * 4)
+    results.cache_clear()
+    assert_plain("cpu", "conv", shape, (3, 3, channels, 4), (1,))
 
 
 @pytest.mark.parametrize("platform", other("avg_pool"))
