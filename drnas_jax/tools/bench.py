@@ -4,11 +4,12 @@ Prints one JSON line for each benchmark. `step` (the search step of `--stage=I`)
 on synthetic data, and `input` on the data of the config. With `--compare=plain` the steps of the
 config's kernels and of other ones alternate, and both are timed.
 
-Times are wall-clock seconds; `step_s` is the median of the warm steps. `gflop` and `gbyte` are the
-work of the plain program, whichever kernels run: the operations of its convolutions and matrix
-products (two for a multiply-add), and the bytes that these and its pools read and write. A step
-does this work at `gflop_per_s` and `gbyte_per_s`. For comparison, `matmul_gflop_per_s` and
-`copy_gbyte_per_s` are what the devices reach in matrix products and in copies.
+Times are wall-clock seconds; `step_s` is the median of the warm steps. `kernels` is the number of
+instructions of the compiled program. `gflop` and `gbyte` are the work of the plain program,
+whichever kernels run: the operations of its convolutions and matrix products (two for a
+multiply-add), and the bytes that these and its pools read and write. A step does this work at
+`gflop_per_s` and `gbyte_per_s`. For comparison, `matmul_gflop_per_s` and `copy_gbyte_per_s` are
+what the devices reach in matrix products and in copies.
 """
 
 import contextlib
@@ -47,6 +48,7 @@ from drnas_jax.nn import backend
 from drnas_jax.nn.counting import count_work
 from drnas_jax.phases.retrain.retraining import Retraining, choose_genotype
 from drnas_jax.phases.search.experiment import Experiment, state_at
+from drnas_jax.tools.compiled_text import count_kernels
 from drnas_jax.training import devices
 from drnas_jax.training.hosts import cores
 from drnas_jax.training.random_keys import stream_keys, stream_number
@@ -277,7 +279,7 @@ def bench_program(
         result |= {name: round(per_step, 2), f"{name}_per_s": round(per_step / seconds, 1)}
     result |= _limits(config.compute.dtype) | _machine()
     if others:
-        result["compare"] = {"kernels": compare, **others[0]}
+        result["compare"] = {"name": compare, **others[0]}
     return result
 
 
@@ -316,6 +318,7 @@ class _Run:
             "compile_s": round(self._compile_s, 2),
             "step_s": float(f"{self.seconds:.4g}"),
             "images_per_s": round(self._case.images / self.seconds, 1),
+            "kernels": count_kernels(self._compiled.as_text()),
             "temp_memory_mb": round(memory.temp_size_in_bytes / 2**20, 1),
             "peak_memory_mb": _peak_memory_mb(),
         }

@@ -33,6 +33,7 @@ from drnas_jax.flags import parse
 from drnas_jax.nn import backend
 from drnas_jax.nn.counting import count_work
 from drnas_jax.phases.search.experiment import Experiment, state_at
+from drnas_jax.tools.compiled_text import count_cycles
 from drnas_jax.training import devices
 from drnas_jax.training.memory import needed
 
@@ -254,47 +255,6 @@ def _cycles_per_second(device: Any) -> float:
     compiled: Any = jax.jit(lambda x, y: x @ y).lower(matrix, matrix).compile()
     seconds = 2 * side**3 / CHIPS[device.device_kind].flops
     return count_cycles(compiled.as_text()) / seconds
-
-
-def count_cycles(program: str) -> int:
-    """Sums the compiler's estimates of cycles over a program, with repetitions of loops.
-
-    The number of iterations of a loop is the constant in its condition. All branches of a
-    conditional are counted.
-
-    Args:
-      program: Text of the compiled program.
-    """
-    computations: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in program.splitlines():
-        begins = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
-        if begins:
-            lines = computations[begins[2]] = []
-            entry = begins[2] if begins[1] else entry
-        lines.append(line)
-
-    def iterations(condition: str) -> int:
-        constants = re.findall(r"constant\((\d+)\)", "\n".join(computations[condition]))
-        return int(constants[0]) if len(constants) == 1 else 1
-
-    def count(name: str) -> int:
-        total = 0
-        for line in computations[name]:
-            cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
-            total += int(cycles[1]) if cycles else 0
-            loop = re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line)
-            if loop:
-                total += iterations(loop[1]) * count(loop[2])
-            for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
-                total += sum(count(branch.strip(" %")) for branch in branches.split(","))
-            for branch in re.findall(r"(?:true|false)_computation=%?([\w.-]+)", line):
-                total += count(branch)
-            called = re.search(r" call\(.*to_apply=%?([\w.-]+)", line)
-            total += count(called[1]) if called else 0
-        return total
-
-    return count(entry)
 
 
 def table(config: Config, chips: Sequence[Any], plans: Sequence[Plan]) -> rich.table.Table:
