@@ -21,7 +21,7 @@ from drnas_jax.distributions import Distribution
 from drnas_jax.distributions.base import Role
 from drnas_jax.nn import weight_gradients
 from drnas_jax.phases.search.state import SearchState, mean_mix, with_fixed
-from drnas_jax.spaces import SupernetSpec
+from drnas_jax.spaces import Cell, SupernetSpec
 from drnas_jax.training import losses
 from drnas_jax.training.devices import AXIS
 from drnas_jax.training.optimisers import clip
@@ -146,12 +146,20 @@ def search_step(
 def sample(
     config: StepConfig, state: SearchState, keys: dict[str, jax.Array], role: Role, alpha: Alpha
 ) -> Mix:
-    """Draws mixing weights by cell type [e, o]."""
-    progress = config.progress(state.step)
-    mix = {
-        name: config.distribution.sample(alpha[name], cell, keys[name], progress, role)
-        for name, cell in config.spec.cells
-    }
+    """Draws mixing weights by cell type [e, o]; cells with equal edges share a computation."""
+
+    def draw(cell: Cell, alpha: Any, key: jax.Array) -> jax.Array:
+        return config.distribution.sample(alpha, cell, key, config.progress(state.step), role)
+
+    mix: Mix = {}
+    for cell in dict.fromkeys(cell for _, cell in config.spec.cells):
+        names = [name for name, other in config.spec.cells if other == cell]
+        if len(names) == 1:
+            mix[names[0]] = draw(cell, alpha[names[0]], keys[names[0]])
+        else:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(alpha.get, names))
+            drawn = jax.vmap(partial(draw, cell))(stacked, jnp.stack([keys[n] for n in names]))
+            mix |= zip(names, drawn, strict=True)
     return with_fixed(mix, state.fixed)
 
 

@@ -468,6 +468,24 @@ def check_one_program(experiment, distribution):
     assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
+def test_cells_with_equal_edges_draw_for_themselves(small):
+    # Would catch cell types that share their samples, or that get those of another one.
+    experiment = small()
+    config, cell = experiment.step_config(spec_of(experiment)), spec_of(experiment).cell("cell")
+    edge = dataclasses.replace(cell.edges[0], primitives=cell.edges[0].primitives[:2])
+    cells = {"a": cell, "b": dataclasses.replace(cell, edges=(edge,)), "c": cell}
+    spec = dataclasses.replace(config.spec, cells=tuple(cells.items()))
+    config = dataclasses.replace(config, spec=spec)
+    rng = np.random.default_rng(0)
+    alpha = {name: rng.normal(size=one.shape).astype(np.float32) for name, one in cells.items()}
+    state = begin(experiment)
+    mix = draw_mix(config, state, alpha, "alpha")
+    keys, progress = steps.pass_keys(config, state, "alpha").sample, jnp.zeros(())
+    for name, one in cells.items():
+        alone = config.distribution.sample(alpha[name], one, keys[name], progress, "alpha")
+        np.testing.assert_allclose(mix[name], alone, rtol=1e-6)
+
+
 def test_progress_is_that_of_the_whole_search(small):
     # Would catch a temperature that starts again in each stage or epoch.
     experiment = small()
