@@ -25,6 +25,19 @@ def test_accuracies_are_those_of_the_table(shared):
             assert float(run[name]) == truth[name]["test_200"], run
 
 
+def test_the_page_has_all_runs_on_fashion_mnist():
+    # Would catch a run that was left out, or a mean of others.
+    page = (DOCS / "results.md").read_text()
+    with open(DOCS / "fashion_mnist.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    for kind in ("found", "random"):
+        selected = [line for line in lines if line["cell_is"] == kind]
+        values = [float(line["test_accuracy"]) for line in selected]
+        each = ", ".join(f"{value:.2f}" for value in values)
+        seeds = ", ".join(line["seed"] for line in selected)
+        assert f"| {kind} cells | {seeds} | {statistics.mean(values):.2f} | {each} |" in page
+
+
 def test_the_page_has_the_means_of_all_runs():
     # Would catch a mean that was not updated, or a run that was left out.
     page = (DOCS / "results.md").read_text()
