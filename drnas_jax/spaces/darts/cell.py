@@ -22,7 +22,8 @@ from drnas_jax.nn.stacked_params import (
     channel_shuffle,
 )
 from drnas_jax.spaces.base import Edge
-from drnas_jax.spaces.darts import edge_loop, stacked
+from drnas_jax.spaces.darts import looped_cell, stacked
+from drnas_jax.spaces.darts.edge_loop import KEPT_NODES
 from drnas_jax.spaces.darts.operations import (
     ALL_EDGES,
     INPUTS,
@@ -60,8 +61,13 @@ class MixedCell:
 
     @property
     def loops(self) -> bool:
-        """Whether the cell runs as a loop over its edges, which must be all that there can be."""
-        return self.context.backend.sequential and len(self.edges) == ALL_EDGES
+        """Whether the cell runs as a loop over its edges, which computes them again in turn.
+
+        The cell of a network does so only if that is not more than `remat` says.
+        """
+        backend = self.context.backend
+        again = len(self.edges) == ALL_EDGES or backend.remat in ("auto", "cells")
+        return backend.sequential and again
 
     def __call__(
         self, inputs: Sequence[Array], arrays: PrimitiveArrays, mix: Array, factors: Array | None
@@ -80,7 +86,7 @@ class MixedCell:
         backend = self.context.backend
         shape = (self.context, self.cell_type, self.edges, inputs, self.partial_channels)
         if self.loops:
-            nodes, moments = edge_loop.cell_nodes(*shape, arrays, mix)
+            nodes, moments = looped_cell.cell_nodes(*shape, arrays, mix, factors)
         elif backend.stacked:
             nodes, moments = stacked.cell_nodes(*shape, arrays, mix, factors)
         else:
@@ -234,8 +240,9 @@ def run_cells(
 
 def _remat(cell: MixedCell, step: Callable[..., Any], in_loop: bool) -> Callable[..., Any]:
     """Returns a cell whose backward pass recomputes what the backend says."""
-    # A cell that loops over its edges recomputes them anyway.
     options = cell.context.backend.checkpointing("none" if cell.loops else "cells")
+    if cell.loops and len(cell.edges) < ALL_EDGES:  # the loop recomputes the edges, this the rest
+        options = {"policy": jax.checkpoint_policies.save_only_these_names(KEPT_NODES)}
     return step if options is None else jax.checkpoint(step, **options, prevent_cse=not in_loop)
 
 

@@ -57,6 +57,11 @@ EDGES = {
         [(INPUTS + node, source) for node in range(NODES) for source in (node, node + 1)],
         lambda number, target, source: [PRIMITIVES[(3 * (target - INPUTS) + source) % 7]],
     ),
+    # The cell of a network whose edges all leave the inputs, not in order.
+    "inputs": edges_of(
+        [(INPUTS + node, source) for node in range(NODES) for source in (1, 0)],
+        lambda number, target, source: [PRIMITIVES[(2 + 3 * source) % 7]],
+    ),
 }
 # Compiled for one run: optimisation would take longer than it saves.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
@@ -141,9 +146,10 @@ CELLS = (
     *itertools.product(("whole", "pruned", "unequal"), (1, 2)),
     ("single", 2),
     ("network", 1),
+    ("inputs", 1),
 )
 # The others show what these show, or only the shuffle's part in it.
-FAST_CELLS = {("unequal", 2, "reduce")}
+FAST_CELLS = {("unequal", 2, "reduce"), ("inputs", 1, "reduce")}
 ONE_CELL = [
     pytest.param(*case, marks=() if case in FAST_CELLS else pytest.mark.slow)
     for case in ((*cell, cell_type) for cell in CELLS for cell_type in ("normal", "reduce"))
