@@ -8,9 +8,10 @@
 - JSON of NNI: `normal/op_2_0` and `normal/input_2_0` (DARTS in versions 2 and 3), `normal_n2_p0`
   and `normal_n2_switch` (DARTS in version 1 and early 2), or `0_1` or `LABEL/0_1` for the edge from
   node 0 to node 1 (NAS-Bench-201).
+- `22212220`: the code of NAS-Bench-Macro, the number of the operation of each of eight layers.
 
-None of them names its space: cells of types `normal` and `reduce` are of the space `darts`, the
-others of `nasbench201`. The spaces check the edges.
+None of them names its space: cells of types `normal` and `reduce` are of the space `darts`, codes
+of `macro`, the others of `nasbench201`. The spaces check the edges.
 """
 
 import ast
@@ -25,7 +26,8 @@ from drnas_jax.genotype import Genotype, from_cells, from_json, parse_json
 
 FORMS = (
     "a genotype.json, Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), "
-    "reduce=[...], reduce_concat=range(2, 6)), |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, or NNI's JSON"
+    "reduce=[...], reduce_concat=range(2, 6)), |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, NNI's JSON, or "
+    "a code such as 22212220"
 )
 
 _CELL_TYPES = ("normal", "reduce")
@@ -51,6 +53,7 @@ _PAIR = r"([A-Za-z]\w*)~(0|[1-9]\d{0,2})"
 _NODE = rf"\|(?:{_PAIR}\|)+"
 _ARCH = re.compile(rf"{_NODE}(?:\+{_NODE})*", re.ASCII)
 _STRUCTURE = re.compile(r"Structure\(\d+ nodes with (.*)\)")  # how the benchmark's code prints it
+_CODE = re.compile(r"[012]{8}")  # of NAS-Bench-Macro: 3 operations, 8 layers
 _CALL = re.compile(r"\b\w*Genotype\s*\(")
 _NNI_KEY = re.compile(r"(normal|reduce)(?:/|__)(op|input)_(\d{1,3})_(\d{1,3})", re.ASCII)
 _NNI_1_KEY = re.compile(r"(normal|reduce)_n(\d{1,3})_(?:p(\d{1,3})|switch)", re.ASCII)
@@ -59,7 +62,9 @@ _NNI_EDGE = re.compile(r"(?:(.*)(?:/|__))?(\d{1,3})_(\d{1,3})", re.ASCII)
 
 def is_text(text: str) -> bool:
     """Returns whether a text looks like a cell rather than like the name or path of one."""
-    return text.lstrip().startswith(("{", "[")) or "|" in text or bool(_CALL.search(text))
+    if text.lstrip().startswith(("{", "[")) or "|" in text or _CODE.fullmatch(text.strip()):
+        return True
+    return bool(_CALL.search(text))
 
 
 def parse(text: str, source: str, primitives: Mapping[str, Collection[str]]) -> Genotype:
@@ -68,8 +73,8 @@ def parse(text: str, source: str, primitives: Mapping[str, Collection[str]]) -> 
     Args:
       text: The text, with or without white space and comments around it.
       source: Name of its origin in error messages, for example the file.
-      primitives: Operations of the spaces `darts` and `nasbench201`, in which the cells of other
-        projects are looked up.
+      primitives: Operations of the spaces `darts`, `nasbench201` and `macro`, in which the cells
+        of other projects are looked up.
 
     Raises:
       UserError: The text is in none of the formats, or is ambiguous, such as two cells, or has an
@@ -80,7 +85,7 @@ def parse(text: str, source: str, primitives: Mapping[str, Collection[str]]) -> 
         values = parse_json(text, source)
         if {"version", "space", "cells"} & values.keys():
             return from_json(values, source)
-    genotype = _parse_other(text, source)
+    genotype = _parse_other(text, source, primitives)
     known = primitives[genotype.space]
     for cell_type, cell in genotype.cells:
         for name in (name for node in cell for name, _ in node):
@@ -92,11 +97,15 @@ def parse(text: str, source: str, primitives: Mapping[str, Collection[str]]) -> 
     return genotype
 
 
-def _parse_other(text: str, source: str) -> Genotype:
+def _parse_other(
+    text: str, source: str, primitives: Mapping[str, Collection[str]]
+) -> Genotype:
     """Reads a cell in the format of another project."""
     bare = re.sub(r"#[^\n]*", "", text).strip().strip("\"'")
     structure = _STRUCTURE.fullmatch(bare)
     if genotype := parse_arch(structure[1] if structure else bare):
+        return genotype
+    if genotype := parse_code(bare, tuple(primitives["macro"])):
         return genotype
     if text.startswith(("{", "[")):
         return _from_values(parse_json(text, source), source)
@@ -119,6 +128,20 @@ def parse_arch(text: str) -> Genotype | None:
     if any([source for _, source in node] != [*range(i)] for i, node in enumerate(cell, start=1)):
         return None
     return from_cells("nasbench201", {"cell": cell}, "the arch string")
+
+
+def parse_code(text: str, primitives: Sequence[str]) -> Genotype | None:
+    """Reads a code of NAS-Bench-Macro, or returns None if the text is none.
+
+    Args:
+      text: Text with eight digits and nothing else but white space around them.
+      primitives: Names of the operations 0, 1 and 2.
+    """
+    code = text.strip()
+    if not _CODE.fullmatch(code):
+        return None
+    layers = [[[primitives[int(digit)], layer]] for layer, digit in enumerate(code)]
+    return from_cells("macro", {"layers": layers}, "the code")
 
 
 def _darts(cells: Mapping[str, Any], source: str) -> Genotype:

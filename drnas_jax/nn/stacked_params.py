@@ -50,7 +50,7 @@ class StackedParams(nn.Module):
     """The arrays of one primitive.
 
     Attributes:
-      leading: Leading axes of all arrays: (rows,) or (cells, rows).
+      leading: Leading axes of all arrays: (rows,) or (cells, rows); () for a single edge.
       weights: Weights by leaf name.
       norms: Shape of the channels of each BatchNorm, by the suffix of its leaf names.
       affine: Whether each BatchNorm has a scale and bias (in networks), or not (in supernets).

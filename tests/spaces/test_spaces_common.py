@@ -46,7 +46,9 @@ def created(name):
 
 
 def depth_of(space):
-    """Returns a depth at which there are cells of all types: that of DARTS is 3."""
+    """Returns a depth at which there are cells of all types: that of DARTS is 3, of macro 8."""
+    if space.name == "macro":
+        return 8
     return 3 if len(space.cells) > 1 else 2
 
 
@@ -367,8 +369,9 @@ def random_spec(space, seed):
     }
     partial_channels = int(random.choice([1, 2, 4])) if spec.partial_channels > 1 else 1
     spec = stages.resized_spec(spec, columns, partial_channels)
+    depths = range(1, 4) if space.name != "macro" else [8]
     return dataclasses.replace(
-        spec, channels=4 * int(random.integers(1, 4)), depth=int(random.integers(1, 4))
+        spec, channels=4 * int(random.integers(1, 4)), depth=int(random.choice(depths))
     )
 
 
@@ -483,6 +486,14 @@ def parameters_by_hand(space, edge, cell_type, primitive):
     if space.name == "nasbench201":
         taps = {"nor_conv_1x1": 1, "nor_conv_3x3": 9}.get(primitive, 0)
         return sum(depth * taps * w * w for w in (2, 4, 8))
+    if space.name == "macro":
+        layer = edge.target - 1
+        wide = 8 * 2 ** sum(layer > first for first in (0, 2, 5))  # channels of the input
+        output = 2 * wide if layer in (0, 2, 5) else wide
+        if primitive == "identity":
+            return wide * output if output > wide else 0
+        taps, expansion = {"mbconv_3x3_e3": (9, 3), "mbconv_5x5_e6": (25, 6)}[primitive]
+        return expansion * wide * (wide + taps + output)
     if space.name == "chain":
         return depth * {"conv_1x1": 1, "conv_3x3": 9}.get(primitive, 0) * 2 * 2
     assert space.name == "vit"
@@ -494,7 +505,7 @@ def parameters_by_hand(space, edge, cell_type, primitive):
     return depth * (CHANNELS * wide + wide + wide * CHANNELS + CHANNELS) if wide else 0
 
 
-COUNTED = ("darts", "nasbench201", "chain", "vit")
+COUNTED = ("darts", "nasbench201", "macro", "chain", "vit")
 
 
 @pytest.mark.parametrize("count", [1, 2])
