@@ -64,6 +64,18 @@ def names(kind: str) -> list[str]:
     return sorted(name for name in modules if not name.startswith("_") and name != "base")
 
 
+def table_of(space: str) -> str:
+    """Returns the name of the bundled table of a space, or an empty string if it has none.
+
+    It is the table with the name of the space, or the one whose constant `SPACE` is that name.
+    """
+    bundled = names("table")
+    if space in bundled:
+        return space
+    modules = {name: find("table", name, "table.name") for name in bundled}
+    return next((name for name in bundled if getattr(modules[name], "SPACE", "") == space), "")
+
+
 def is_users(name: str) -> bool:
     """Returns whether a name is that of a user's module: `my.module` or `path/to/module.py`."""
     return name.endswith(".py") or bool(_DOTTED.fullmatch(name))

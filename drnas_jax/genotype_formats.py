@@ -97,9 +97,7 @@ def parse(text: str, source: str, primitives: Mapping[str, Collection[str]]) -> 
     return genotype
 
 
-def _parse_other(
-    text: str, source: str, primitives: Mapping[str, Collection[str]]
-) -> Genotype:
+def _parse_other(text: str, source: str, primitives: Mapping[str, Collection[str]]) -> Genotype:
     """Reads a cell in the format of another project."""
     bare = re.sub(r"#[^\n]*", "", text).strip().strip("\"'")
     structure = _STRUCTURE.fullmatch(bare)

@@ -22,6 +22,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.s
 VARIANTS = {
     "cifar10": ["cifar100", "cpu"],
     "fashion_mnist": ["cpu"],
+    "nasbench_macro": ["cpu"],
     "nasbench201": [
         ",".join(words)
         for words in itertools.product(nasbench201.SIZES, nasbench201.METHODS)
@@ -287,7 +288,7 @@ def test_fields_of_images_at_the_ends_of_their_ranges():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (dict(space="drats"), ["unknown space 'drats'", "darts, nasbench201", ".py"]),
+        (dict(space="drats"), ["unknown space 'drats'", "darts, macro, nasbench201", ".py"]),
         (dict(arch__name="beta"), ["unknown arch.name 'beta'", "dirichlet, gdas"]),
         (dict(table__name="nowhere"), ["unknown table.name 'nowhere'", "nasbench201"]),
         (dict(space="no/such.py"), ["space is 'no/such.py'", "no such file"]),
@@ -401,6 +402,8 @@ def test_the_components_of_a_run():
     assert names["space"] == "nasbench201"
     assert names["table.name"] == "nasbench201"  # the one with the space's name
     assert not {"search.stopping", "cost.name", "arch.regulariser"} & set(names)
+    macro = from_config_dict(changed(space="macro")).component_names()
+    assert macro["table.name"] == "nasbench_macro"  # the one whose SPACE is the space's name
     assert "table.name" not in from_config_dict(changed(space="darts")).component_names()
 
 
@@ -435,7 +438,14 @@ def test_a_field_that_only_one_config_has_is_a_difference():
 
 
 def test_there_are_recipes():
-    assert {"cifar10", "digits", "fashion_mnist", "imagenet", "nasbench201"} <= set(RECIPES)
+    assert {
+        "cifar10",
+        "digits",
+        "fashion_mnist",
+        "imagenet",
+        "nasbench201",
+        "nasbench_macro",
+    } <= set(RECIPES)
 
 
 @pytest.mark.parametrize(

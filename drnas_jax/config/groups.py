@@ -125,7 +125,9 @@ class SearchConfig:
 
     channels: int = field(16, "Channels C of the first cell.", at_least(1))
     cells: int = field(
-        5, "Cells in each stage of the network (NAS-Bench-201's N), or in all (DARTS).", at_least(1)
+        5,
+        "Cells in each stage of the network (NAS-Bench-201's N), or in all (DARTS), or layers.",
+        at_least(1),
     )
     batch_size: int = field(64, "Images of a batch, over all devices.", at_least(1))
     train_fraction: float = field(
@@ -289,7 +291,7 @@ class TableConfig:
 
     name: str = field(
         "",
-        "Table: a bundled one, or your own module; empty: the bundled one with the space's name.",
+        "Table: a bundled one, or your own module; empty: the bundled one of the space, if any.",
         component=Component("table", "options", none=""),
     )
     file: str = field("", "File of the table; empty: looked for beside data.dir.")
@@ -339,8 +341,8 @@ class Config:
     def component_names(self) -> dict[str, str]:
         """Returns the name of every component that the run uses, by the field that names it."""
         values = {name: get(self, name) for name in COMPONENTS}
-        if not values["table.name"] and self.space in components.names("table"):
-            values["table.name"] = self.space
+        if not values["table.name"]:
+            values["table.name"] = components.table_of(self.space)
         return {name: value for name, value in values.items() if value != COMPONENTS[name].none}
 
 

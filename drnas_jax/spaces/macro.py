@@ -167,7 +167,7 @@ class Model(nn.Module):
         kernel = self.param("stem_kernel", norm.uniform_fan_in(), taps)
         x = context.apply(backend.conv, backend.transpose(x), kernel, 1)
         x = jax.nn.relu(normalise(name="stem_norm")(x, train))
-        remat = backend.checkpointing(fastest="convolutions")
+        remat = backend.checkpointing(fastest="none")
         layer = Layer if remat is None else nn.remat(Layer, **remat)
         for number, primitives in enumerate(self.layers):
             first = number in _FIRST_LAYERS

@@ -30,7 +30,7 @@ def open_table(config: Config) -> Table | None:
     if located is None:
         return None
     _, file = located
-    name = config.table.name or components.short_name(config.space)
+    name = _name(config)
     return components.create("table", name, config.table.options, file, field="table.name")
 
 
@@ -38,7 +38,8 @@ def locate(config: Config) -> tuple[ModuleType, str] | None:
     """Finds the table of a run and its file without reading the file.
 
     The table is the one that `config.table.name` names, or else the bundled table of the search
-    space. Its file is `config.table.file`, or else the table's `FILE` beside the data directory.
+    space, see `components.table_of`. Its file is `config.table.file`, or else the table's `FILE`
+    beside the data directory.
 
     Returns:
       The module of the table and the path of its file (empty if the table needs none), or None if
@@ -47,9 +48,8 @@ def locate(config: Config) -> tuple[ModuleType, str] | None:
     Raises:
       UserError: The config names a table or a file that does not exist.
     """
-    name = config.table.name or components.short_name(config.space)
-    file = config.table.file
-    if not config.table.name and name not in names():
+    name, file = _name(config), config.table.file
+    if not name:
         if file:
             raise UserError(
                 f"table.file is {file!r}, but the space {config.space} has no bundled table: set "
@@ -74,3 +74,8 @@ def locate(config: Config) -> tuple[ModuleType, str] | None:
             f"{config.data.dir!r}: set table.file"
         )
     return None
+
+
+def _name(config: Config) -> str:
+    """Returns the name of a run's table, or an empty string if it has none."""
+    return config.table.name or components.table_of(components.short_name(config.space))

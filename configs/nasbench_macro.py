@@ -1,0 +1,53 @@
+"""DrNAS on the space of NAS-Bench-Macro with CIFAR-10: the operation of each of eight layers.
+
+    python -m drnas_jax.main --config=configs/nasbench_macro.py --workdir=runs/nasbench_macro
+
+The benchmark trained all 6,561 networks of this space: the best has a test accuracy of 93.13 %, and
+22222222, the largest operation in every layer, 92.95 %. True accuracies and costs come from a CSV
+file of the benchmark, which `table.file` names; otherwise nasbench_macro/nasbench_macro_cifar10.csv
+beside the data directory is used. Retraining has the benchmark's batches and number of epochs.
+`--config.genotype=22212220 --phases=retrain,evaluate` retrains a network that is known already.
+
+| variant | description | time, and test accuracy |
+|---|---|---|
+| (none) | C 32 and 32x32 pixels, as in the benchmark, 50 epochs of search and 50 of retraining; for a GPU | not measured |
+| cpu | a proxy: C 8, 17x17 pixels, 13 epochs; then C 8, 5 epochs | search: about 27 minutes on 1 CPU core (estimated from single steps); accuracy not measured |
+| smoke | the same program on handwritten digits, no download | 1 to 2 minutes on 2 CPU cores |
+
+For example `--config=configs/nasbench_macro.py:cpu`. The sides of 17 pixels become 9, 5 and 3 in
+the three stages. With 16 the last stage would have 2x2 pixels, where large filters look useless;
+more than 17 pixels or more channels would leave time for too few epochs.
+"""  # noqa: E501
+
+from ml_collections import ConfigDict
+
+from drnas_jax.config import defaults
+from drnas_jax.errors import check_choice
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the recipe or one of its variants."""
+    check_choice("variant", variant or "full", ("full", "cpu", "smoke"))
+    config = defaults()
+    config.space = "macro"
+    config.search.update(
+        dict(
+            channels=32,
+            cells=8,
+            epochs=(50,),
+            partial_channels=(1,),
+            operations=(3,),
+            warmup_epochs=(10,),
+        )
+    )
+    config.retrain.update(dict(channels=32, cells=8, batch_size=256, epochs=50, nesterov=True))
+    if variant == "cpu":
+        config.data.update(dict(image_size=17, crop_padding=2))
+        config.arch.lr = 4e-3  # higher than the default, since there are ten times fewer steps
+        config.search.update(dict(channels=8, lr=0.1, epochs=(13,), warmup_epochs=(8,)))
+        config.retrain.update(dict(channels=8, batch_size=64, epochs=5))
+    if variant == "smoke":
+        config.data.update(dict(name="digits", crop_padding=1))
+        config.search.update(dict(channels=4, batch_size=32, epochs=(2,), warmup_epochs=(1,)))
+        config.retrain.update(dict(channels=4, batch_size=32, epochs=2))
+    return config
