@@ -86,6 +86,8 @@ NODES_OF_EDGES = (
     (("nor_conv_3x3", 0), ("none", 1), ("skip_connect", 2)),
 )
 NASBENCH201 = Genotype("nasbench201", (("cell", NODES_OF_EDGES),))
+CODE_NAMES = ("identity", "mbconv_3x3_e3", "mbconv_5x5_e6", *["identity"] * 5)
+MACRO = Genotype("macro", (("layers", tuple(((n, i),) for i, n in enumerate(CODE_NAMES))),))
 ARCH = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_3x3~0|none~1|skip_connect~2|"
 NNI_EDGES = (
     '{"0_1": "avg_pool_3x3", "0_2": "conv_1x1", "1_2": "skip_connect", "0_3": "conv_3x3", '
@@ -136,6 +138,8 @@ def values(**changes):
         (NNI_EDGES.replace('"0_', '"cell/0_').replace('"1_', '"cell/1_')
          .replace('"2_', '"cell/2_'), NASBENCH201),
         (json.dumps(to_json(NASBENCH201)), NASBENCH201),
+        ("01200000", MACRO),
+        ("# seed 3\n'01200000'\r\n", MACRO),
     ],
 )  # fmt: skip
 def test_a_cell_is_read_as_text_and_from_a_file(tmp_path, text, expected):

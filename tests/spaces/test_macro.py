@@ -149,6 +149,7 @@ def counted(code):
     return count_network(SPACE.network(network_spec(code), backend.PLAIN), (32, 32, 3))
 
 
+@functools.cache
 def counts_of_all():
     """Returns the counts of all networks, as sums over the layers of 17 traced networks."""
     base = np.array(counted("0" * 8))
@@ -169,7 +170,6 @@ def test_counts_are_those_of_the_benchmark():
     assert counted("22212220") == Counts(1_985_514, 85_164_544)
 
 
-@pytest.mark.slow
 def test_counts_are_sums_over_the_layers():
     # Would catch a layer whose cost depends on its neighbours.
     found = counts_of_all()
@@ -177,7 +177,6 @@ def test_counts_are_sums_over_the_layers():
         assert found[code] == counted(code)
 
 
-@pytest.mark.slow
 def test_counts_of_all_networks_are_those_of_the_table(shared):
     # Would catch any network whose cost differs from what the benchmark publishes.
     with (shared / "nasbench_macro" / "nasbench_macro_cifar10.csv").open() as file:
