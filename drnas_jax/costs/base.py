@@ -3,6 +3,8 @@
 Shapes: `e` edges, `o` operations on the edge that has most.
 """
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -10,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from drnas_jax.costs import _additive
+from drnas_jax.genotype import Genotype
 from drnas_jax.spaces.base import Cell, Mix, NetworkSpec, Space, SupernetSpec
 
 
@@ -18,7 +22,8 @@ class CostTable(NamedTuple):
 
     Attributes:
       constant: Cost of the layers that every network of the space has.
-      operations: Cost of each operation on each edge, by cell type, float32 [e, o].
+      operations: Cost of each operation on each edge, by cell type, float32 or
+        float64 [e, o]. Whole numbers above 2^24 are exact only in float64.
     """
 
     constant: float
@@ -49,6 +54,71 @@ class Cost(Protocol):
         """Returns the cost of a final network."""
 
 
+class AdditiveCost:
+    """A cost whose table follows from its exact costs. A subclass defines `unit` and `exact`.
+
+    The cost of a network must be a constant plus the costs of its operations, as the number of
+    parameters is. `exact` is called for some dozens of networks, once in a search.
+    """
+
+    unit: str
+
+    def __init__(self) -> None:
+        self._tables: list[tuple[Space, NetworkSpec, CostTable]] = []
+
+    def exact(self, space: Space, network: NetworkSpec) -> float:
+        """Returns the cost of a final network.
+
+        Args:
+          space: The search space.
+          network: Spec of the final network.
+        """
+        raise NotImplementedError
+
+    def table(self, space: Space, spec: SupernetSpec, network: NetworkSpec) -> CostTable:
+        """Returns the costs of a supernet's remaining operations, see `Cost.table`.
+
+        The cheapest operation of an edge costs 0, as `none` does; what an edge costs with any of
+        its operations is in the constant.
+
+        Raises:
+          UserError: The cost of a network differs by more than 1e-6 of it from the sum over its
+            operations.
+        """
+        whole = self._table_of_all(space, dataclasses.replace(network, auxiliary=False))
+        return CostTable(
+            whole.constant,
+            {
+                name: remaining_columns(whole.operations[name], space.cells[name], cell)
+                for name, cell in spec.cells
+            },
+        )
+
+    def _table_of_all(self, space: Space, network: NetworkSpec) -> CostTable:
+        """Returns the costs of all operations; a stage asks for those of the same space again."""
+        for known, size, table in self._tables:
+            if known is space and size == dataclasses.replace(network, genotype=size.genotype):
+                return table
+        table = CostTable(*_additive.solve(functools.partial(self.exact, space), space, network))
+        self._tables.append((space, network, table))
+        return table
+
+
+def remaining_columns(rows: np.ndarray, whole: Cell, cell: Cell) -> np.ndarray:
+    """Returns the costs [e, o] of the operations that a cell still has.
+
+    Args:
+      rows: Costs of the operations of the whole cell [e, o].
+      whole: Cell with all operations.
+      cell: Cell with the remaining operations; entries beyond the end of an edge's list are 0.
+    """
+    remaining = np.zeros(cell.shape, rows.dtype)
+    for row, (before, now) in enumerate(zip(whole.edges, cell.edges, strict=True)):
+        columns = [before.primitives.index(name) for name in now.primitives]
+        remaining[row, : len(columns)] = rows[row, columns]
+    return remaining
+
+
 def expected_cost(table: CostTable, cells: Mapping[str, Cell], mix: Mix) -> jax.Array:
     """Returns the expected cost of mixing weights, a scalar.
 
@@ -72,6 +142,18 @@ def expected_cost(table: CostTable, cells: Mapping[str, Cell], mix: Mix) -> jax.
             keep = jnp.minimum(cell.keep / jnp.maximum(edges_of_node, 1), 1)
         total += jnp.sum(keep[:, None] * mix[cell_type] * table.operations[cell_type])
     return total
+
+
+def cost_in(table: CostTable, cells: Mapping[str, Cell], genotype: Genotype) -> float:
+    """Returns a genotype's cost according to a table.
+
+    Args:
+      table: Costs of the operations.
+      cells: Cells of the supernet by cell type, which have all operations of the genotype.
+      genotype: Genotype of the space.
+    """
+    entries = _additive.entries_of(cells, genotype)
+    return table.constant + sum(float(table.operations[name][i, j]) for name, i, j in entries)
 
 
 def largest_cost(table: CostTable, cells: Mapping[str, Cell]) -> float:

@@ -117,6 +117,16 @@ def draw_genotype(
       draw: Function that draws the strengths of one edge, such as `Distribution.draw`.
       generator: Random generator.
     """
+    return space.derive(draw_strengths(spec, scores, draw, generator), spec)
+
+
+def draw_strengths(
+    spec: SupernetSpec,
+    scores: Mapping[str, Sequence[np.ndarray] | np.ndarray],
+    draw: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    generator: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """Draws the strengths of all operations by cell type [e, o], see `draw_genotype`."""
     strengths = {}
     for cell_type, cell in spec.cells:
         strengths[cell_type] = np.zeros(cell.shape)
@@ -124,7 +134,7 @@ def draw_genotype(
             length = len(edge.primitives)
             edge_scores = np.asarray(scores[cell_type][row], np.float64)[:length]
             strengths[cell_type][row, :length] = draw(edge_scores, generator)
-    return space.derive(strengths, spec)
+    return strengths
 
 
 def masked(weights: Array, cell: Cell) -> Array:

@@ -58,6 +58,17 @@ def count_macs(network: nn.Module, image_shape: tuple[int, ...]) -> int:
     return _network_macs(network, *_shapes(network, image_shape))
 
 
+def count_network_parameters(network: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Counts the parameters of a network, in less time than `count_network` takes.
+
+    Args:
+      network: Module to count, see `count_network`.
+      image_shape: Height, width and channels of an image.
+    """
+    variables, _ = _shapes(network, image_shape)
+    return count_parameters(variables["params"])
+
+
 def widest_channels(macs: Callable[[int], int], limit: float, start: int) -> int:
     """Finds the largest even number of channels whose network is within a limit.
 

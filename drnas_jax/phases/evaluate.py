@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
 
-from drnas_jax import spaces, tables
+from drnas_jax import components, spaces, tables
 from drnas_jax.config import Config
 from drnas_jax.data import (
     Batch,
@@ -33,6 +33,7 @@ from drnas_jax.nn.counting import count_network
 from drnas_jax.phases import loop
 from drnas_jax.phases.retrain.retraining import RetrainMetadata
 from drnas_jax.phases.setup import Run, open_run
+from drnas_jax.spaces import NetworkSpec
 from drnas_jax.training import devices, losses
 from drnas_jax.training.checkpoints import CheckpointInfo, Checkpoints
 from drnas_jax.training.hosts import from_primary
@@ -49,6 +50,7 @@ class EvaluateResult:
       genotype: Genotype of the network.
       params: Number of parameters.
       macs: Number of multiply-adds for one image.
+      cost: Exact cost of the network in the unit of `config.cost`, or None if that names no cost.
       search_seconds: Duration of the search in seconds, or None if the genotype does not come from
         the search in this workdir.
       retrain_seconds: Duration of the retraining in seconds.
@@ -61,6 +63,7 @@ class EvaluateResult:
     genotype: Genotype
     params: int
     macs: int
+    cost: float | None
     search_seconds: float | None
     retrain_seconds: float
     test_accuracy: float
@@ -129,6 +132,7 @@ def run_evaluate(run: Run) -> EvaluateResult:
         genotype=metadata.genotype,
         params=counts.parameters,
         macs=counts.macs,
+        cost=_cost(run, spec),
         search_seconds=from_primary(lambda: search_seconds(searched)) if searched_here else None,
         retrain_seconds=round(saved.progress.seconds, 1),
         test_accuracy=test["accuracy"],
@@ -139,6 +143,15 @@ def run_evaluate(run: Run) -> EvaluateResult:
     from_primary(lambda: write_json(workdir / "result.json", result.to_json()))
     _show(run.display, result, workdir / "result.json", table.title if table else "")
     return result
+
+
+def _cost(run: Run, spec: NetworkSpec) -> float | None:
+    """Returns the exact cost of a network, or None if the config names no cost."""
+    config = run.config.cost
+    if not config.name:
+        return None
+    cost = components.create("cost", config.name, config.options, field="cost.name")
+    return float(cost.exact(run.space, spec))
 
 
 def check_evaluate(run: Run) -> None:

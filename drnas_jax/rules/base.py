@@ -66,8 +66,10 @@ class View:
         for all) -> validation accuracy of the supernet in 0..1. Rows need not sum to 1.
       curvature: Function (number of validation batches) -> largest eigenvalue of the Hessian of the
         validation loss in alpha.
+      derive: Function (ranks of the operations by cell type [e, o]) -> genotype derived from them,
+        within `cost.target` if the config sets it.
       draw: Function (count) -> the distinct genotypes among `count` draws from the mixing
-        distribution.
+        distribution, within `cost.target` as well.
       say: Function that shows the user a line of text.
     """
 
@@ -83,6 +85,7 @@ class View:
     fixed: tuple[tuple[str, int, str | None], ...]
     accuracy: Callable[[Mapping[str, np.ndarray], int | None], float]
     curvature: Callable[[int], float]
+    derive: Callable[[Mapping[str, np.ndarray]], Genotype]
     draw: Callable[[int], list[Genotype]]
     say: Callable[[str], None]
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,13 @@ from drnas_jax.data import (
     preprocessing_of,
 )
 from drnas_jax.distributions import Distribution
+from drnas_jax.errors import UserError
 from drnas_jax.files import write_array
+from drnas_jax.genotype import Genotype
 from drnas_jax.nn import backend
 from drnas_jax.nn.backend import Backend
 from drnas_jax.penalties.base import Penalty
+from drnas_jax.phases.search.budget import Budget, format_cost, smallest_cost
 from drnas_jax.phases.search.stages import (
     Columns,
     advance,
@@ -161,6 +164,7 @@ class Experiment:
         jax.eval_shape(functools.partial(self._penalty_of, spec=spec), state.alpha)
         jax.eval_shape(functools.partial(self._sample, spec), state.alpha)
         self._check_stages(spec, state)
+        self._check_cost(spec)
 
     def _check_stages(self, spec: SupernetSpec, state: SearchState) -> None:
         """Raises UserError if a state, here of zeros, cannot be taken from stage to stage."""
@@ -242,13 +246,55 @@ class Experiment:
         penalty = self._penalty(alpha, dict(spec.cells), self.distribution, jnp.asarray(progress))
         return self.config.arch.strength * penalty
 
+    @functools.cached_property
+    def cost(self) -> costs.Cost | None:
+        """Cost of the config, or None if it names none."""
+        config = self.config.cost
+        if not config.name:
+            return None
+        cost: costs.Cost = components.create("cost", config.name, config.options, field="cost.name")
+        return cost
+
     def cost_table(self, spec: SupernetSpec) -> costs.CostTable | None:
         """Returns the costs of a supernet's operations, or None if the config names no cost."""
-        config = self.config
-        if not config.cost.name:
-            return None
-        cost = components.create("cost", config.cost.name, config.cost.options, field="cost.name")
-        return cost.table(self.space, spec, self.network_spec())
+        if self.cost is not None and spec not in self._cost_tables:
+            self._cost_tables[spec] = self.cost.table(self.space, spec, self.network_spec())
+        return self._cost_tables.get(spec)
+
+    @functools.cached_property
+    def _cost_tables(self) -> dict[SupernetSpec, costs.CostTable]:
+        return {}
+
+    def exact_cost(self, genotype: Genotype) -> float:
+        """Returns the cost of the final network of a genotype; the config names a cost."""
+        assert self.cost is not None
+        network = dataclasses.replace(self.network_spec(), genotype=genotype)
+        return float(self.cost.exact(self.space, network))
+
+    def derive(self, ranks: Mapping[str, np.ndarray], spec: SupernetSpec) -> Genotype:
+        """Discretises: returns the best genotype of a supernet, within `cost.target` if it is set.
+
+        Args:
+          ranks: Ranks of the operations by cell type [e, o], such as the mean mixing weights.
+          spec: Spec of the supernet, with the remaining operations of each edge.
+        """
+        genotype = self.space.derive(ranks, spec)
+        table, target = self.cost_table(spec), self.config.cost.target
+        if table is None or not target:
+            return genotype
+        return Budget(target, table, spec, self.space.name).derive(ranks, genotype, self.exact_cost)
+
+    def _check_cost(self, spec: SupernetSpec) -> None:
+        """Raises UserError if the cost cannot be determined, or if no genotype is within it."""
+        table, target = self.cost_table(spec), self.config.cost.target
+        if table is not None and self.cost is not None and target:
+            smallest = smallest_cost(table, spec)
+            if smallest > target * (1 + 1e-12):
+                raise UserError(
+                    f"cost.target is {target:g}, but the smallest network of the space "
+                    f"{self.space.name} costs {format_cost(smallest)} {self.cost.unit}: raise it, "
+                    "or lower retrain.channels or retrain.cells"
+                )
 
     def network_spec(self) -> NetworkSpec:
         """Returns the spec of the final network, with an arbitrary genotype."""
@@ -288,8 +334,20 @@ class Experiment:
             name: self.distribution.scores(state.alpha[name], cell) for name, cell in old.cells
         }
         ranks = {name: np.asarray(r) for name, r in with_fixed(scores, state.fixed).items()}
-        columns = columns_to_keep(ranks, old, target.operations)
+        needed = self.derived(state, old) if self.config.cost.target else None
+        columns = columns_to_keep(ranks, old, target.operations, needed)
         return self._resized(old, state, columns, stage)
+
+    def derived(self, state: SearchState, spec: SupernetSpec) -> Genotype:
+        """Returns the genotype that is derived from a state.
+
+        Args:
+          state: State of the search.
+          spec: Spec of the state's supernet.
+        """
+        ranks = {name: self.distribution.ranking(state.alpha[name], c) for name, c in spec.cells}
+        fixed = with_fixed(ranks, state.fixed)
+        return self.derive({name: np.asarray(rows) for name, rows in fixed.items()}, spec)
 
     def _resized(
         self, old: SupernetSpec, state: SearchState, columns: Columns, stage: int

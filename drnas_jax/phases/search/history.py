@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from drnas_jax.distributions.base import draw_genotype
+from drnas_jax.distributions.base import draw_strengths
 from drnas_jax.genotype import Genotype
 from drnas_jax.spaces import Cell, Space, SupernetSpec
 
 
 def draw_genotypes(
-    space: Space,
+    derive: Callable[[Mapping[str, np.ndarray], SupernetSpec], Genotype],
     spec: SupernetSpec,
     scores: Mapping[str, np.ndarray],
     draw: Callable[[np.ndarray, np.random.Generator], np.ndarray],
@@ -20,7 +20,7 @@ def draw_genotypes(
     """Draws `count` genotypes and returns the distinct ones.
 
     Args:
-      space: Search space.
+      derive: Function that discretises strengths by cell type [e, o], such as `Space.derive`.
       spec: Spec of the supernet, with the remaining operations of each edge.
       scores: Positive scores by cell type [e, o].
       draw: Function that draws the strengths of one edge, see `Distribution.draw`.
@@ -28,8 +28,8 @@ def draw_genotypes(
       seed: Seed of the draws.
     """
     generator = np.random.default_rng(seed)
-    drawn = (draw_genotype(space, spec, scores, draw, generator) for _ in range(count))
-    return list(dict.fromkeys(drawn))
+    drawn = (draw_strengths(spec, scores, draw, generator) for _ in range(count))
+    return list(dict.fromkeys(derive(strengths, spec) for strengths in drawn))
 
 
 def entropy(mean: Mapping[str, np.ndarray]) -> float:

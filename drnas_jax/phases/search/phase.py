@@ -26,13 +26,14 @@ from drnas_jax.genotype import (
 )
 from drnas_jax.nn.counting import count_parameters
 from drnas_jax.phases import loop
+from drnas_jax.phases.search.budget import format_cost
 from drnas_jax.phases.search.diagnostics import Diagnostics
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.phases.search.history import all_columns, draw_genotypes, entropy
 from drnas_jax.phases.search.memory_check import check_later_stages, compile_step, lower_step
 from drnas_jax.phases.search.metadata import FixedEdges, SearchMetadata
 from drnas_jax.phases.search.stages import stage_at
-from drnas_jax.phases.search.state import SearchState, mean_mix, with_fixed
+from drnas_jax.phases.search.state import SearchState, mean_mix
 from drnas_jax.phases.setup import Run, open_run
 from drnas_jax.picture import to_svg
 from drnas_jax.rules.base import Fix, Rule, Stop, View, checked_edges
@@ -91,6 +92,8 @@ def run_search(run: Run) -> SearchResult:
     if from_primary(file.exists):
         return SearchResult(load(str(file)), search_seconds(file) or 0.0)
     experiment = Experiment(run.config, run.dataset, run.mesh, directory / "labels.npy")
+    if run.config.cost.name:
+        run.display.message(f"counting what the operations cost ({run.config.cost.name})")
     experiment.check()
     phase = SearchPhase(experiment, run.display)  # before any checkpoint is made
     with run.alone("search"):
@@ -239,9 +242,7 @@ class SearchPhase:
 
     def derived(self, state: SearchState) -> Genotype:
         """Returns the genotype that would be derived now."""
-        distribution = self.experiment.distribution
-        ranks = {name: distribution.ranking(state.alpha[name], c) for name, c in self.spec.cells}
-        return self.experiment.space.derive(to_numpy(with_fixed(ranks, state.fixed)), self.spec)
+        return self.experiment.derived(state, self.spec)
 
     def end_epoch(
         self, state: SearchState, epoch: int, train: Mapping[str, float]
@@ -252,8 +253,9 @@ class SearchPhase:
         batches, program = self.loader.evaluation(epoch), self.validation.result()
         valid = loop.evaluate(program, state, self.loader.raw, batches)
         genotype, scores = self.derived(state), to_numpy(self._scores(state))
-        self._show_epoch(valid, genotype, scores)
         mean = to_numpy(mean_mix(experiment.distribution, self.spec, state))
+        expected = self._expected_cost(mean)
+        self._show_epoch(valid, genotype, scores, expected)
         line = {
             "stage": self.stage + 1,
             "epoch": epoch + 1,
@@ -269,11 +271,8 @@ class SearchPhase:
             "genotype": to_cells(genotype),
             **self._diagnose(state, epoch),
         }
-        if self.cost_table is not None:
-            expected = expected_cost(
-                self.cost_table, dict(self.spec.cells), jax.tree.map(jnp.asarray, mean)
-            )
-            line["expected_cost"] = float(expected)
+        if expected is not None:
+            line["expected_cost"] = expected
         draw = experiment.distribution.draw
         seed = [experiment.config.seed, epoch + 1]
         view = View(
@@ -289,23 +288,37 @@ class SearchPhase:
             fixed=self.fixed,
             accuracy=lambda mix, n: self.diagnostics.accuracy(state, mix, epoch, n),
             curvature=lambda n: self.diagnostics.curvature(state, epoch, n),
-            draw=lambda n: draw_genotypes(experiment.space, self.spec, scores, draw, n, seed),
+            derive=lambda ranks: experiment.derive(ranks, self.spec),
+            draw=lambda n: draw_genotypes(experiment.derive, self.spec, scores, draw, n, seed),
             say=self.display.message,
         )
         return self._decide(view, state), line
 
+    def _expected_cost(self, mean: Mapping[str, np.ndarray]) -> float | None:
+        """Returns the expected cost of mean mixing weights, or None without a cost."""
+        if self.cost_table is None:
+            return None
+        mix = jax.tree.map(jnp.asarray, mean)
+        return float(expected_cost(self.cost_table, dict(self.spec.cells), mix))
+
     def _show_epoch(
-        self, valid: Mapping[str, float], genotype: Genotype, scores: Mapping[str, np.ndarray]
+        self,
+        valid: Mapping[str, float],
+        genotype: Genotype,
+        scores: Mapping[str, np.ndarray],
+        expected: float | None,
     ) -> None:
-        """Prints the scores of all edges, the validation and the present genotype."""
+        """Prints the scores of all edges, the validation, the expected cost and the genotype."""
         for cell_type, cell in self.spec.cells:
             names, kept = zip(*((e.name, e.primitives) for e in cell.edges), strict=True)
             pairs = zip(scores[cell_type], kept, strict=True)
             rows = [row[: len(primitives)] for row, primitives in pairs]
             self.display.scores(cell_type, names, kept, rows)
+        cost = self.experiment.cost
+        costs = f"expected cost {expected:.4g} {cost.unit}; " if cost and expected else ""
         self.display.message(
             f"validation: loss {valid['loss']:.4f}, accuracy {100 * valid['accuracy']:.2f} %; "
-            f"genotype now: {self.experiment.space.describe(genotype)}"
+            f"{costs}genotype now: {self.experiment.space.describe(genotype)}"
         )
 
     def _decide(self, view: View, state: SearchState) -> SearchState:
@@ -352,8 +365,10 @@ class SearchPhase:
         if config.ranked_cells:
             flat = {name: np.ones(cell.shape) for name, cell in self.spec.cells}
             seed = [self.experiment.config.seed, epoch]
-            space = self.experiment.space
-            cells = draw_genotypes(space, self.spec, flat, draw_by_share, config.ranked_cells, seed)
+            derive = self.experiment.space.derive
+            cells = draw_genotypes(
+                derive, self.spec, flat, draw_by_share, config.ranked_cells, seed
+            )
             measured["ranked"] = [
                 {"cells": to_cells(cell), "accuracy": self._accuracy(state, cell, epoch)}
                 for cell in cells
@@ -365,6 +380,19 @@ class SearchPhase:
         batches = self.experiment.config.search.ranked_batches
         return self.diagnostics.accuracy(state, mix, epoch, batches)
 
+    def _result_cost(self) -> dict[str, Any] | None:
+        """Returns the exact cost of the result and its target, or None without a cost."""
+        experiment, config = self.experiment, self.experiment.config.cost
+        if experiment.cost is None:
+            return None
+        exact, target = experiment.exact_cost(self.result), config.target
+        unit, over = experiment.cost.unit, ""
+        if target and exact > target:
+            over = f", more than cost.target = {target:g}: the rule did not keep to it"
+        self.display.message(f"the result costs {format_cost(exact)} {unit}{over}")
+        described = {"name": config.name, "unit": unit, "exact": exact}
+        return {**described, "target": target} if target else described
+
     def provenance(self, progress: Progress) -> dict[str, Any]:
         """Returns the origin of the genotype, for genotype.json.
 
@@ -373,6 +401,7 @@ class SearchPhase:
         """
         config = self.experiment.config
         reason = self.decision.reason if self.decision else ""
+        cost = self._result_cost()
         return {
             "distribution": config.arch.name,
             "data": config.data.name,
@@ -380,6 +409,7 @@ class SearchPhase:
             "seed": config.seed,
             "selection": config.search.selection,
             **({"stopped": reason} if reason else {}),
+            **({"cost": cost} if cost else {}),
             "search_seconds": round(progress.seconds, 1),
             "drnas_jax": version("drnas_jax"),
             "jax": version("jax"),

@@ -11,8 +11,10 @@ import optax
 
 from drnas_jax.config import SearchConfig, Stage
 from drnas_jax.errors import UserError
+from drnas_jax.genotype import Genotype
 from drnas_jax.phases.search.state import SearchState
 from drnas_jax.spaces import Cell, Space, SupernetSpec
+from drnas_jax.spaces.base import one_hot
 from drnas_jax.training.optimisers import map_like_params
 
 Columns = Mapping[str, list[np.ndarray]]  # by cell type: the columns to keep on each edge
@@ -66,7 +68,12 @@ def first_spec(
     )
 
 
-def columns_to_keep(scores: Mapping[str, np.ndarray], spec: SupernetSpec, count: int) -> Columns:
+def columns_to_keep(
+    scores: Mapping[str, np.ndarray],
+    spec: SupernetSpec,
+    count: int,
+    needed: Genotype | None = None,
+) -> Columns:
     """Returns the `count` columns of largest score on each edge, in the order of primitives.
 
     An edge with fewer operations keeps all of them; if scores are equal, the first ones stay.
@@ -75,11 +82,16 @@ def columns_to_keep(scores: Mapping[str, np.ndarray], spec: SupernetSpec, count:
       scores: Scores by cell type [e, o].
       spec: Spec of the supernet.
       count: Largest number of operations to keep on an edge.
+      needed: Genotype whose operations stay whatever their scores are, or None.
     """
+    ranks = {name: np.array(scores[name], np.float64) for name, _ in spec.cells}
+    if needed is not None:
+        for name, first in one_hot(dict(spec.cells), needed).items():
+            ranks[name][first == 1] = np.inf
     return {
         cell_type: [
             np.sort(np.argsort(-row[: len(edge.primitives)], kind="stable")[:count])
-            for row, edge in zip(np.asarray(scores[cell_type]), cell.edges, strict=True)
+            for row, edge in zip(ranks[cell_type], cell.edges, strict=True)
         ]
         for cell_type, cell in spec.cells
     }
