@@ -136,6 +136,17 @@ def _random_probes(space: Space) -> Iterator[_Probe]:
         seed += 1
 
 
+def covering(space: Space) -> list[Genotype]:
+    """Returns few genotypes in which each operation of each edge occurs that can occur at all."""
+    pool, chosen = list(_random_probes(space)), []
+    missing = {entry for probe in pool for entry in probe.entries}
+    while missing:
+        probe = max(pool, key=lambda probe: len(missing.intersection(probe.entries)))
+        missing.difference_update(probe.entries)
+        chosen.append(probe.genotype)
+    return chosen
+
+
 def entries_of(cells: Mapping[str, Cell], genotype: Genotype) -> tuple[Entry, ...]:
     """Returns cell type, row and column of each operation that a genotype has."""
     entries = []

@@ -14,6 +14,7 @@ import numpy as np
 
 from drnas_jax.costs import _additive
 from drnas_jax.genotype import Genotype
+from drnas_jax.spaces import uniform_genotypes
 from drnas_jax.spaces.base import Cell, Mix, NetworkSpec, Space, SupernetSpec
 
 
@@ -117,6 +118,48 @@ def remaining_columns(rows: np.ndarray, whole: Cell, cell: Cell) -> np.ndarray:
         columns = [before.primitives.index(name) for name in now.primitives]
         remaining[row, : len(columns)] = rows[row, columns]
     return remaining
+
+
+def typical_genotypes(space: Space) -> list[Genotype]:
+    """Returns genotypes that together have every operation on every edge, for measurements.
+
+    If nodes keep all edges, the first genotype has the first operation on each edge, and the others
+    differ from it on one edge. An operation is then not hidden by others that share its work.
+    """
+    if any(cell.keep for cell in space.cells.values()):
+        return _additive.covering(space)
+    first = uniform_genotypes(space)[0]
+    return [first] + [
+        with_operation(space, first, cell_type, row, name)
+        for cell_type, cell in space.cells.items()
+        for row, edge in enumerate(cell.edges)
+        for name in edge.primitives[1:]
+    ]
+
+
+def with_operation(
+    space: Space, genotype: Genotype, cell_type: str, row: int, name: str
+) -> Genotype:
+    """Returns a genotype with another operation on one of its edges.
+
+    Args:
+      space: The search space.
+      genotype: Genotype that has this edge.
+      cell_type: Cell type of the edge.
+      row: Row of the edge in its cell.
+      name: The other operation.
+    """
+    cell = space.cells[cell_type]
+    edge = cell.edges[row]
+    nodes = list(genotype.cell(cell_type))
+    number = edge.target - cell.inputs
+    nodes[number] = tuple(
+        (name if source == edge.source else kept, source) for kept, source in nodes[number]
+    )
+    return Genotype(
+        genotype.space,
+        tuple((kind, tuple(nodes) if kind == cell_type else old) for kind, old in genotype.cells),
+    )
 
 
 def expected_cost(table: CostTable, cells: Mapping[str, Cell], mix: Mix) -> jax.Array:

@@ -1,6 +1,9 @@
 """Benchmarks run, and print one JSON line each with the documented keys."""
 
 import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,8 +11,11 @@ import pytest
 import samplers
 from test_end_to_end import ROOT
 
+from drnas_jax import components, spaces
 from drnas_jax.config import from_config_dict
+from drnas_jax.flags import parse
 from drnas_jax.genotype import Genotype, save
+from drnas_jax.nn.layers import Layer
 from drnas_jax.tools import bench
 from drnas_jax.training import devices
 
@@ -127,6 +133,39 @@ def test_all_benchmarks(capsys, one_device, cell):
     assert [line["bench"] for line in lines] == ["step", "retrain", "input"]
 
 
+def test_operations_are_measured_for_the_cost_table(capsys, tmp_path, monkeypatch):
+    # Would catch a layer that no row describes, and times that do not add up to a network's.
+    monkeypatch.setattr(bench, "_SECONDS", 0.0)
+    file = tmp_path / "times.csv"
+    space = Path(__file__).parents[1] / "uneven_space.py"
+    flags = [DIGITS, f"--config.space={space}", f"--file={file}", "--batch=2", "--steps=2"]
+    result = printed(capsys, "operations", *flags)
+    assert result.keys() == {"bench", "file", "operations", "rest_s", "batch"} | MACHINE
+    rows = file.read_text().splitlines()
+    assert rows[0] == "operation,input_shape,seconds" and rows[-1].startswith("rest,,")
+    assert len(rows) == result["operations"] + 2
+    assert result["rest_s"] >= 0
+
+    config, *_ = parse(["main", *flags[:2]], lambda values: None)
+    options = SimpleNamespace(file=str(file), batch=2)
+    cost = components.create("cost", "table", options, field="cost.name")
+    space = spaces.create(config.space)
+    for genotype in (spaces.random_genotype(space, seed) for seed in range(3)):
+        size = config.retrain.channels, config.retrain.cells, 10, (8, 8, 1)
+        assert cost.exact(space, spaces.NetworkSpec(genotype, *size)) >= result["rest_s"]
+
+
+def test_starting_a_program_is_not_the_time_of_a_layer():
+    # Would catch sums that are far above what the whole network takes, and negative times.
+    a, b = Layer("a", "1"), Layer("b", "1")
+    wholes = [(10.0, Counter({a: 4, b: 1})), (12.0, Counter({a: 2, b: 2}))]
+    seconds, rest = bench._without_starts({a: 2.0, b: 6.0}, wholes)
+    # 14 and 16 seconds of layers, which start 5 and 4 programs: 8 seconds too many, of 9 starts.
+    assert seconds == pytest.approx({a: 2 - 8 / 9, b: 6 - 8 / 9})
+    assert rest == pytest.approx(0, abs=1e-9)
+    assert bench._without_starts({a: 1.0, b: 2.0}, wholes) == ({a: 1.0, b: 2.0}, 5.0)
+
+
 def test_input_on_all_devices(capsys):
     # Would catch input that is timed on one device only.
     result = printed(capsys, "input", *TINY, "--steps=3")
@@ -148,7 +187,7 @@ def test_input_on_all_devices(capsys):
         (["step", DIGITS, "--workdir=x"], ["workdir"]),
         ([DIGITS], ["step, retrain, input, all"]),
         (["step", "input", DIGITS], ["step, retrain, input, all"]),
-        (["speed", DIGITS], ["'speed'", "all, input, retrain, step"]),
+        (["speed", DIGITS], ["'speed'", "all, input, operations, retrain, step"]),
         (["step", DIGITS, *samplers.FLAGS, "--compare=fast"], ["'fast'", "cpu, gpu, plain, tpu"]),
         (["retrain", DIGITS], ["--config.genotype"]),
         (["retrain", DIGITS, "--config.genotype=no/such"], ["no/such"]),
