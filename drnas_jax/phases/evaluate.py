@@ -50,7 +50,8 @@ class EvaluateResult:
       genotype: Genotype of the network.
       params: Number of parameters.
       macs: Number of multiply-adds for one image.
-      cost: Exact cost of the network in the unit of `config.cost`, or None if that names no cost.
+      cost: Exact cost of the network in the unit of `config.cost`. It is None, and not in the file,
+        if that names no cost.
       search_seconds: Duration of the search in seconds, or None if the genotype does not come from
         the search in this workdir.
       retrain_seconds: Duration of the retraining in seconds.
@@ -75,6 +76,8 @@ class EvaluateResult:
         """Returns the JSON values of result.json."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["genotype"] = to_json(self.genotype)
+        if self.cost is None:
+            del values["cost"]
         if self.genotype.space == "nasbench201":
             values["nasbench201"] = self.table
         return values

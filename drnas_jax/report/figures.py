@@ -37,6 +37,22 @@ def entropy(history: Sequence[Epoch]) -> go.Figure:
     return figure
 
 
+def expected_cost(history: Sequence[Epoch], target: float) -> go.Figure:
+    """Draws the expected cost of the mean mixing weights over the epochs.
+
+    Args:
+      history: Epochs of a search.
+      target: Largest cost of the result, drawn as a line of its own; 0 for none.
+    """
+    figure = _figure(300, "epoch", "expected cost")
+    if values := _values(history, "expected_cost"):
+        figure.add_trace(_line("expected cost", values, 0))
+        if target:
+            figure.add_trace(_line("target", dict.fromkeys(values, target), 1))
+    _mark_stages(figure, history)
+    return figure
+
+
 def compare(lines: Mapping[str, Mapping[int, float]], yaxis: str) -> go.Figure:
     """Draws one line for each run.
 

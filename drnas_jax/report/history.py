@@ -36,6 +36,7 @@ class Epoch:
       train_accuracy: Accuracy on training images, in 0..1.
       valid_accuracy: Accuracy on validation images, in 0..1.
       entropy: Entropy of the mean mixing weights in nats, averaged over edges.
+      expected_cost: Expected cost of the mean mixing weights, in the unit of the run's cost.
       hessian: Largest eigenvalue of the Hessian of the validation loss in alpha.
       scores: Positive score of each operation by cell type, float64 [e, o], nan if it is pruned.
         A row divided by its sum is the mean of the edge's mixing weights.
@@ -48,6 +49,7 @@ class Epoch:
     train_accuracy: float | None = None
     valid_accuracy: float | None = None
     entropy: float | None = None
+    expected_cost: float | None = None
     hessian: float | None = None
     scores: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     genotype: Genotype | None = None
@@ -78,6 +80,7 @@ def _epoch(line: Fields, space: str, edges: Mapping[str, Edges]) -> Epoch:
         train_accuracy=line.number_or_none("train_accuracy"),
         valid_accuracy=line.number_or_none("valid_accuracy"),
         entropy=line.number_or_none("entropy"),
+        expected_cost=line.number_or_none("expected_cost"),
         hessian=line.number_or_none("hessian"),
         scores=_scores(line, edges),
         genotype=_genotype(line, "genotype", space) if "genotype" in line.values else None,

@@ -123,6 +123,10 @@ def _summary(run: Run) -> str:
         for phase, seconds in result.seconds.items():
             if seconds is not None:
                 rows.append((f"{phase}, seconds", f"{seconds:,.0f}"))
+    if cost := run.cost:
+        rows.append((f"cost, {cost.unit}", f"{cost.exact:,.6g}"))
+        if cost.target is not None:
+            rows.append((f"largest cost, {cost.unit}", f"{cost.target:,.6g}"))
     for dataset, accuracy in run.accuracies(run.genotype).items():
         rows.append((f"true test accuracy, {dataset}", f"{accuracy:.2f} %"))
     if run.table and run.genotype and (rank := run.table.rank(run.genotype)):
@@ -141,7 +145,11 @@ def _genotype(run: Run) -> str:
 def _search(run: Run) -> str:
     if not run.search:
         return _section("Search", _text("This workdir has no epoch of a search."))
-    plots = (figures.curves(run.search), figures.entropy(run.search))
+    plots = (
+        figures.curves(run.search),
+        figures.entropy(run.search),
+        figures.expected_cost(run.search, run.config.cost.target),
+    )
     return _section("Search", *(_plot(figure) for figure in plots if figure.data))
 
 

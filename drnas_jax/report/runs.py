@@ -40,6 +40,21 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a genotype.json says about the cost of the search's result.
+
+    Attributes:
+      unit: Name of the unit.
+      exact: Cost of the final network.
+      target: Largest cost that the config allows, or None.
+    """
+
+    unit: str
+    exact: float
+    target: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """The contents of a workdir.
 
@@ -51,6 +66,7 @@ class Run:
       retrain: Epochs of the retraining.
       genotype: Genotype that was evaluated, or else the one that was found, or None.
       result: Result of the evaluation, or None.
+      cost: Cost of the search's result, or None.
       table: Table of true accuracies, or None.
       space: Search space.
       edges: Edges of each cell type of the search space.
@@ -63,6 +79,7 @@ class Run:
     retrain: list[Epoch]
     genotype: Genotype | None
     result: Result | None
+    cost: Cost | None
     table: Table | None
     space: Space
     edges: Mapping[str, Edges]
@@ -145,6 +162,7 @@ def read_run(directory: str | os.PathLike[str], name: str) -> Run:
         retrain=read_epochs(directory / "retrain" / "history.jsonl", space.name, edges),
         genotype=genotype,
         result=result,
+        cost=_cost(genotype_file),
         table=_table_of(config),
         space=space,
         edges=edges,
@@ -194,6 +212,18 @@ def _result(fields: Fields) -> Result:
             phase: fields.number_or_none(f"{phase}_seconds") for phase in ("search", "retrain")
         },
     )
+
+
+def _cost(file: Path) -> Cost | None:
+    """Reads the cost in the provenance of a genotype.json, if there is one."""
+    provenance = Fields(read_json(file) or {}, str(file)).mapping("provenance")
+    if "cost" not in provenance:
+        return None
+    fields = Fields(Fields(provenance, f"{file}: provenance").mapping("cost"), f"{file}: cost")
+    unit = fields.values.get("unit")
+    if not isinstance(unit, str):
+        raise fields.fault("unit", "a text")
+    return Cost(unit, fields.number("exact"), fields.number_or_none("target"))
 
 
 def _table_of(config: Config) -> Table | None:

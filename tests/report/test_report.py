@@ -45,6 +45,27 @@ def test_a_page_shows_everything(workdir):
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page.replace(get_plotlyjs(), ""))
 
 
+def test_a_cost_is_shown_with_its_target(tmp_path):
+    # Would catch a page that does not say what the network costs, or how the search came there.
+    changes = dict(cost__name="macs", cost__target=7e4)
+    workdir = make(tmp_path / "run", tmp_path, **changes)
+    plain = report.write_report([workdir]).read_text()
+    assert "largest cost" not in plain and '"expected cost"' not in plain
+    cost = {"name": "macs", "unit": "multiply-adds", "exact": 67890, "target": 7e4}
+    save(workdir / "search/genotype.json", cell("nor_conv_3x3"), {"cost": cost})
+    lines = (workdir / "search/history.jsonl").read_text().splitlines()
+    (workdir / "search/history.jsonl").unlink()
+    for line in lines:
+        append_history(workdir / "search/history.jsonl", {**json.loads(line), "expected_cost": 8e4})
+    page = report.write_report([workdir]).read_text()
+    assert ["cost, multiply-adds", "67,890"] in rows_of(page)
+    assert ["largest cost, multiply-adds", "70,000"] in rows_of(page)
+    assert page.count('"name":"target"') == page.count('"name":"expected cost"') == 1
+    save(workdir / "search/genotype.json", cell("nor_conv_3x3"), {"cost": {**cost, "exact": "few"}})
+    with pytest.raises(UserError, match="exact is 'few'"):
+        report.write_report([workdir])
+
+
 def test_titles_and_columns_come_from_the_table(workdir, tmp_path):
     # Would catch a report that knows one benchmark by name.
     other = make(tmp_path / "other", tmp_path, seed=7)
