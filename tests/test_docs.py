@@ -131,6 +131,25 @@ def test_own_data_as_the_page_describes(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_budget_as_the_page_describes(tmp_path):
+    # Would catch a result above its target, costs that differ between files, or a table of no use.
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    execute(ROOT / "docs" / "budget.md", tmp_path)
+    results, costs = {}, {}
+    for name in ("small", "device"):
+        workdir = tmp_path / "runs" / name
+        results[name] = json.loads((workdir / "result.json").read_text())
+        found = json.loads((workdir / "search" / "genotype.json").read_text())
+        costs[name] = found["provenance"]["cost"]
+        assert results[name]["cost"] == costs[name]["exact"] <= costs[name]["target"]
+        assert costs[name]["exact"] > 0
+    assert results["small"]["cost"] == results["small"]["macs"] <= 300_000
+    assert (costs["small"]["unit"], costs["device"]["unit"]) == ("multiply-adds", "seconds")
+    lines = (tmp_path / "runs/small/search/history.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["expected_cost"] > 0 for line in lines)
+
+
+@pytest.mark.slow
 def test_all_components_of_the_page_run_together(with_examples):
     # Would catch an example whose code fails only when it runs, or whose result is not used.
     ((_, command),) = blocks(ROOT / "docs" / "extending.md", "sh")
