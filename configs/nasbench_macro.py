@@ -12,7 +12,7 @@ beside the data directory is used. Retraining has the benchmark's batches and nu
 |---|---|---|
 | (none) | C 32 and 32x32 pixels, as in the benchmark, 50 epochs of search and 50 of retraining; for a GPU | not measured |
 | cpu | a proxy: C 8, 17x17 pixels, 13 epochs; then C 8, 5 epochs | search: about 27 minutes on 1 CPU core (estimated from single steps); accuracy not measured |
-| smoke | the same program on handwritten digits, no download | 1 to 2 minutes on 2 CPU cores |
+| smoke | the same program on handwritten digits, no download | about 1 minute on 2 CPU cores, 1 to 2 if they are busy |
 
 For example `--config=configs/nasbench_macro.py:cpu`. The sides of 17 pixels become 9, 5 and 3 in
 the three stages. With 16 the last stage would have 2x2 pixels, where large filters look useless;

@@ -62,7 +62,7 @@ _NNI_EDGE = re.compile(r"(?:(.*)(?:/|__))?(\d{1,3})_(\d{1,3})", re.ASCII)
 
 def is_text(text: str) -> bool:
     """Returns whether a text looks like a cell rather than like the name or path of one."""
-    if text.lstrip().startswith(("{", "[")) or "|" in text or _CODE.fullmatch(text.strip()):
+    if text.lstrip().startswith(("{", "[")) or "|" in text or _CODE.fullmatch(_bare(text)):
         return True
     return bool(_CALL.search(text))
 
@@ -99,7 +99,7 @@ def parse(text: str, source: str, primitives: Mapping[str, Collection[str]]) -> 
 
 def _parse_other(text: str, source: str, primitives: Mapping[str, Collection[str]]) -> Genotype:
     """Reads a cell in the format of another project."""
-    bare = re.sub(r"#[^\n]*", "", text).strip().strip("\"'")
+    bare = _bare(text)
     structure = _STRUCTURE.fullmatch(bare)
     if genotype := parse_arch(structure[1] if structure else bare):
         return genotype
@@ -110,6 +110,11 @@ def _parse_other(text: str, source: str, primitives: Mapping[str, Collection[str
     if _CALL.search(text):
         return _from_python(text.strip("\"'"), source)
     raise _fault(source, text)
+
+
+def _bare(text: str) -> str:
+    """Returns a text without comments, and without the quotes and white space around it."""
+    return re.sub(r"#[^\n]*", "", text).strip().strip("\"'")
 
 
 def parse_arch(text: str) -> Genotype | None:
