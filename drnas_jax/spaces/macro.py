@@ -257,8 +257,8 @@ def chosen_operations(genotype: Genotype) -> Sequence[str]:
     """
     nodes = genotype.cell(CELL_TYPE)
     if [[source for _, source in node] for node in nodes] != [[i] for i in range(LAYERS)]:
-        names = ", ".join(edge.name for edge in CELL.edges)
-        raise UserError(f"a network of NAS-Bench-Macro has the edges {names}, not those of {nodes}")
+        edges = ", ".join(edge.name for edge in CELL.edges)
+        raise UserError(f"a network of NAS-Bench-Macro has the edges {edges}, not those of {nodes}")
     names = [name for node in nodes for name, _ in node]
     for name in names:
         check_choice("NAS-Bench-Macro operation", name, PRIMITIVES)
