@@ -53,7 +53,7 @@ def test_layers_are_those_that_the_modules_compute():
     }
 
 
-@pytest.mark.parametrize("name", ["nasbench201", UNEVEN])
+@pytest.mark.parametrize("name", [pytest.param("nasbench201", marks=pytest.mark.slow), UNEVEN])
 def test_a_network_costs_the_sum_of_its_layers(tmp_path, name):
     # Would catch layers that two edges share and that count only once, so that there is no sum.
     space = spaces.create(name)
