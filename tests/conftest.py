@@ -151,7 +151,7 @@ def on_devices(monkeypatch):
 
 @pytest.fixture
 def tools(tmp_path):
-    """Returns a function (name, script) -> PATH in which a script stands in for a program."""
+    """Returns a function (name, script) -> PATH whose first program of that name is the script."""
     folder = tmp_path / "tools"
     folder.mkdir()
 

@@ -120,7 +120,7 @@ class Loader:
         names = [subset.name for subset in self._schedule.subsets_in(epoch)]
         subsets = [subset.name for subset in self._schedule.subsets]
         idle = np.array([name not in names for name in subsets])
-        position = self._schedule.position(epoch, done)
+        position, flags = self._schedule.position(epoch, done), dict[int, Any]()
         while done < self._schedule.steps:
             steps = min(self.steps_per_dispatch, self._schedule.steps - done)
             read = [batch for batch, _ in self._take(position, steps * len(names))]
@@ -128,7 +128,9 @@ class Loader:
             # The batches of a step follow one another.
             stacked = {n: self._stacked(read[i :: len(names)]) for i, n in enumerate(names)}
             batches = tuple(stacked.get(name, stacked[subsets[0]]) for name in subsets)
-            yield steps, Dispatch(batches, *devices.replicate((np.int32(steps), idle), self._mesh))
+            if steps not in flags:  # twice in an epoch at most
+                flags[steps] = devices.replicate((np.int32(steps), idle), self._mesh)
+            yield steps, Dispatch(batches, *flags[steps])
 
     def evaluation(self, epoch: int = 0) -> Iterator[tuple[Any, jax.Array]]:
         """Yields the batches [b] of the evaluation after an epoch, with weights, float32 [b]."""

@@ -19,6 +19,7 @@ from drnas_jax.genotype_formats import parse_arch
 from drnas_jax.nn import norm, stacked_params
 from drnas_jax.nn.backend import Backend
 from drnas_jax.nn.blocks import classify
+from drnas_jax.nn.mixed import FinalNetwork
 from drnas_jax.nn.stacked_params import (
     CONV_CHANNEL_AXES,
     ApplyContext,
@@ -233,28 +234,6 @@ class Model(nn.Module):
         return classify(backend.pixel_mean(x), self.classes)
 
 
-class Network(nn.Module):
-    """The final network: the model with one operation on each edge, at mixing weight 1.
-
-    Attributes:
-      spec: Spec of the network.
-      backend: Kernels and layout of images.
-    """
-
-    spec: NetworkSpec
-    backend: Backend
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Maps x [b, h, w, c] to logits [b, classes]."""
-        spec = self.spec
-        edges = genotype_edges(spec.genotype)
-        model = Model(
-            edges, spec.channels, spec.depth, spec.classes, 1, self.backend, True, name="model"
-        )
-        return model(x, {"cell": jnp.ones((len(edges), 1))}, train)
-
-
 class NasBench201(Space):
     """The search space of NAS-Bench-201, whose `depth` is the number of cells N in each stage."""
 
@@ -275,7 +254,8 @@ class NasBench201(Space):
 
     def network(self, spec: NetworkSpec, backend: Backend) -> nn.Module:
         """Returns the final network of a genotype."""
-        return Network(spec, backend)
+        edges, shape = genotype_edges(spec.genotype), (spec.channels, spec.depth, spec.classes)
+        return FinalNetwork(Model(edges, *shape, 1, backend, True), spec.genotype)
 
     def resize(self, tree: Any, like: Any, old: SupernetSpec, new: SupernetSpec, seed: int) -> Any:
         """Fits the arrays, which stack the weights of all edges with the same primitive."""

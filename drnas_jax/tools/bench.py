@@ -1,10 +1,9 @@
-"""Benchmarks: `python -m drnas_jax.tools.bench step|retrain|input|all --config=FILE [--steps=N]`.
-
-`operations` writes a table for the cost `table`: the seconds of each layer that a final network of
-the config's space can have, measured on this device, see `docs/budget.md`.
+"""Benchmarks: `python -m drnas_jax.tools.bench NAME --config=FILE [--steps=N]`.
 
 Prints one JSON line for each benchmark. `step` (the search step of `--stage=I`) and `retrain` run
-on synthetic data, and `input` on the data of the config. With `--compare=plain` the steps of the
+on synthetic data, and `input` on the data of the config; `all` stands for these three. `operations`
+measures the layers that a final network of the config's space can have, and writes them to a table
+for the cost `table` (docs/budget.md). With `--compare=plain` the steps of the
 config's kernels and of other ones alternate, and both are timed.
 
 Times are wall-clock seconds; `step_s` is the median of the warm steps. `kernels` is the number of
@@ -16,15 +15,12 @@ what the devices reach in matrix products and in copies.
 """
 
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import resource
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from drnas_jax import data, spaces
 from drnas_jax.config import Config
-from drnas_jax.costs.base import typical_genotypes
 from drnas_jax.data import (
     Dataset,
     ImageDataset,
@@ -51,21 +45,17 @@ from drnas_jax.data import (
 )
 from drnas_jax.data.images import decode
 from drnas_jax.errors import UserError, check_choice
-from drnas_jax.files import write_text
 from drnas_jax.flags import parse
-from drnas_jax.genotype import Genotype
 from drnas_jax.nn import backend
 from drnas_jax.nn.counting import count_work
-from drnas_jax.nn.layers import COLUMNS, REST, Layer, Program, network_layers
 from drnas_jax.phases.retrain.retraining import Retraining, choose_genotype
 from drnas_jax.phases.search.experiment import Experiment, state_at
+from drnas_jax.tools.bench_operations import measure_operations
 from drnas_jax.tools.compiled_text import count_kernels
 from drnas_jax.training import devices
 from drnas_jax.training.hosts import cores
 from drnas_jax.training.random_keys import stream_keys, stream_number
 
-_NETWORKS = 3  # whole networks that are measured beside their layers
-_SECONDS = 0.05  # for which each layer runs at least
 _REPEATS = 3  # measurements of streamed input, and of the plain loop to compare with
 # Shape [h, w, c] and number of classes of synthetic images, by data set.
 _SHAPES = {"imagenet2012": ((224, 224, 3), 1000), "digits": ((8, 8, 1), 10)}
@@ -296,120 +286,15 @@ def bench_program(
     return result
 
 
-def bench_operations(config: Config, file: str, batch: int, steps: int) -> dict[str, Any]:
-    """Measures the layers of all final networks of a space, and writes them to a CSV file.
-
-    Each layer is a program of its own, in evaluation mode, with a scale, a shift and a ReLU in the
-    place of BatchNorm and activation. Some random networks are measured as a whole: if they take
-    less time than their layers together, the same time, that of starting a program, is subtracted
-    from every layer; if they take more, the difference is a row of its own.
-
-    Args:
-      config: Config of the run; `retrain` gives the size of the networks.
-      file: Path of the file.
-      batch: Number of images of a batch.
-      steps: Least number of runs of each program, of which the median counts.
-
-    Returns:
-      Values of the JSON line.
-    """
-    space = spaces.create(config.space, config.space_options)
-    shape, classes = _images_of(config)
-    network = spaces.NetworkSpec(
-        spaces.random_genotype(space, 0),
-        config.retrain.channels,
-        config.retrain.cells,
-        classes,
-        shape,
-    )
-    space.check(network)
-
-    def module(genotype: Genotype) -> nn.Module:
-        return space.network(dataclasses.replace(network, genotype=genotype), backend.PLAIN)
-
-    programs: dict[Layer, Program] = {}
-    for genotype in typical_genotypes(space):
-        programs = network_layers(module(genotype), shape, batch)[1] | programs
-    empty = _median_time(lambda x: x + 1, (jax.ShapeDtypeStruct((1,), jnp.float32),), steps)
-    seconds = {
-        layer: max(_median_time(program.function, program.shapes, steps) - empty, 0.0)
-        for layer, program in sorted(programs.items())
-    }
-    wholes: list[tuple[float, Counter[Layer]]] = []
-    for seed in range(_NETWORKS):
-        whole = module(spaces.random_genotype(space, seed))
-        image = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
-        variables = jax.eval_shape(lambda x, m=whole: m.init(jax.random.key(0), x, False), image)
-        layers, others = network_layers(whole, shape, batch)
-        for layer in sorted(others.keys() - seconds.keys()):  # work that edges share
-            program = others[layer]
-            seconds[layer] = max(_median_time(program.function, program.shapes, steps) - empty, 0.0)
-        time_of_whole = _median_time(
-            lambda v, x, m=whole: m.apply(v, x, False), (variables, image), steps
-        )
-        wholes.append((time_of_whole, layers))
-    seconds, rest = _without_starts(seconds, wholes)
-    rows = [(*layer, f"{value:.4g}") for layer, value in sorted(seconds.items())]
-    rows.append((*REST, f"{rest:.4g}"))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([COLUMNS, *rows])
-    write_text(file, text.getvalue())
-    return {
-        "file": file,
-        "operations": len(seconds),
-        "rest_s": float(rows[-1][-1]),
-        "batch": batch,
-        **_machine(),
-    }
-
-
-def _without_starts(
-    seconds: dict[Layer, float], wholes: Sequence[tuple[float, Counter[Layer]]]
-) -> tuple[dict[Layer, float], float]:
-    """Subtracts from each layer what it takes only because it is a program of its own.
-
-    Args:
-      seconds: Time of each layer.
-      wholes: Time of whole networks, and how often they compute each layer.
-
-    Returns:
-      Corrected times, at least 0, and the mean time of what is in no layer, at least 0.
-    """
-
-    def corrected(start: float) -> tuple[dict[Layer, float], float]:
-        left = {layer: max(value - start, 0.0) for layer, value in seconds.items()}
-        rest = [whole - sum(n * left[layer] for layer, n in of.items()) for whole, of in wholes]
-        return left, statistics.mean(rest)
-
-    low, high = 0.0, max(seconds.values())
-    if corrected(low)[1] >= 0:
-        return corrected(low)
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if corrected(middle)[1] >= 0 else (middle, high)
-    return corrected(high)
-
-
-def _images_of(config: Config) -> tuple[tuple[int, int, int], int]:
-    """Returns the shape of the config's images and the number of classes."""
-    if config.data.name in (*_SHAPES, "cifar10"):
-        dataset: ImageDataset = synthetic(config, 1)
-    else:
-        dataset = data.load(config.data)
-    return dataset.shape, dataset.num_classes
-
-
-def _median_time(function: Callable[..., Any], shapes: Any, steps: int) -> float:
-    """Returns the median time of a compiled function of zeros, in seconds."""
-    arguments = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    compiled = jax.jit(function).lower(*arguments).compile()
-    times: list[float] = []
-    while len(times) < steps + 1 or sum(times) < _SECONDS:
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])  # the first run is cold
+def _operations(config: Config, file: str, batch: int, steps: int) -> dict[str, Any]:
+    """Returns the JSON values of `measure_operations` for the networks of a config."""
+    known = config.data.name in (*_SHAPES, "cifar10")
+    dataset = synthetic(config, 1) if known else data.load(config.data)
+    experiment = Experiment(config, dataset, devices.make_mesh())
+    network = experiment.network_spec()
+    experiment.space.check(network)
+    values = measure_operations(experiment.space, network, file, batch, steps)
+    return {"file": file, **values, "batch": batch, **_machine()}
 
 
 def _with_kernels(config: Config, name: str) -> Config:
@@ -524,7 +409,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name == "input":
                 result = bench_input(config, values.steps)
             elif name == "operations":
-                result = bench_operations(config, values.file, values.batch, values.steps)
+                result = _operations(config, values.file, values.batch, values.steps)
             else:
                 settings = (values.stage, values.steps, values.compare)
                 result = bench_program(_CASES[name], config, *settings)

@@ -43,7 +43,7 @@ def lines(modules, monkeypatch):
 
 
 class Calls(list):
-    """Stands in for the processes: records calls, and returns what `answer(call, limit)` says."""
+    """Records the calls of `run`, and returns the result of `answer(call, limit)` for each."""
 
     def answer(self, call, limit):
         return GPU if call[0] == "facts" else {"value": 1}

@@ -16,7 +16,7 @@ from drnas_jax.config import from_config_dict
 from drnas_jax.flags import parse
 from drnas_jax.genotype import Genotype, save
 from drnas_jax.nn.layers import Layer
-from drnas_jax.tools import bench
+from drnas_jax.tools import bench, bench_operations
 from drnas_jax.training import devices
 
 DIGITS = "--config=configs/digits.py:smoke"
@@ -135,7 +135,7 @@ def test_all_benchmarks(capsys, one_device, cell):
 
 def test_operations_are_measured_for_the_cost_table(capsys, tmp_path, monkeypatch):
     # Would catch a layer that no row describes, and times that do not add up to a network's.
-    monkeypatch.setattr(bench, "_SECONDS", 0.0)
+    monkeypatch.setattr(bench_operations, "_SECONDS", 0.0)
     file = tmp_path / "times.csv"
     space = Path(__file__).parents[1] / "uneven_space.py"
     flags = [DIGITS, f"--config.space={space}", f"--file={file}", "--batch=2", "--steps=2"]
@@ -159,11 +159,11 @@ def test_starting_a_program_is_not_the_time_of_a_layer():
     # Would catch sums that are far above what the whole network takes, and negative times.
     a, b = Layer("a", "1"), Layer("b", "1")
     wholes = [(10.0, Counter({a: 4, b: 1})), (12.0, Counter({a: 2, b: 2}))]
-    seconds, rest = bench._without_starts({a: 2.0, b: 6.0}, wholes)
+    seconds, rest = bench_operations._without_starts({a: 2.0, b: 6.0}, wholes)
     # 14 and 16 seconds of layers, which start 5 and 4 programs: 8 seconds too many, of 9 starts.
     assert seconds == pytest.approx({a: 2 - 8 / 9, b: 6 - 8 / 9})
     assert rest == pytest.approx(0, abs=1e-9)
-    assert bench._without_starts({a: 1.0, b: 2.0}, wholes) == ({a: 1.0, b: 2.0}, 5.0)
+    assert bench_operations._without_starts({a: 1.0, b: 2.0}, wholes) == ({a: 1.0, b: 2.0}, 5.0)
 
 
 def test_input_on_all_devices(capsys):

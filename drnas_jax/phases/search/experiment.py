@@ -160,7 +160,7 @@ class Experiment:
         spec = self.first_spec()
         self.space.check(spec)
         _ = self.steps  # raises if the split has less than one batch
-        state = jax.eval_shape(lambda: self.init(spec, 0))
+        state = self.state_shapes(spec)
         jax.eval_shape(functools.partial(self._penalty_of, spec=spec), state.alpha)
         jax.eval_shape(functools.partial(self._sample, spec), state.alpha)
         self._check_stages(spec, state)
@@ -354,7 +354,7 @@ class Experiment:
     ) -> tuple[SupernetSpec, SearchState]:
         """Returns the spec and the state with which a stage begins if it keeps these columns."""
         new = resized_spec(old, columns, self.config.search.stages[stage].partial_channels)
-        like = jax.eval_shape(lambda: self.init(new, 0))
+        like = self.state_shapes(new)
         seed = int(host_generator(self.config.seed, "search/widen", stage).integers(2**63))
         return new, advance(self.space, state, old, new, columns, like, seed)
 
@@ -363,9 +363,19 @@ class Experiment:
         supernet = self.space.supernet(spec, self.backend())
         return init_state(spec, supernet, self.distribution, *self.optimisers, seed)
 
+    def state_shapes(self, spec: SupernetSpec) -> SearchState:
+        """Returns the shapes of the state at the start of a stage; tracing it takes a second."""
+        if spec not in self._state_shapes:
+            self._state_shapes[spec] = jax.eval_shape(lambda: self.init(spec, 0))
+        return self._state_shapes[spec]
+
+    @functools.cached_property
+    def _state_shapes(self) -> dict[SupernetSpec, SearchState]:
+        return {}
+
     def abstract_state(self, spec: SupernetSpec) -> SearchState:
         """Returns the shapes and shardings of the state at the start of a stage, for compiling."""
-        return devices.abstract(jax.eval_shape(lambda: self.init(spec, 0)), self.mesh)
+        return devices.abstract(self.state_shapes(spec), self.mesh)
 
     def step_program(self, spec: SupernetSpec, chosen: Backend | None = None) -> Any:
         """Returns the jitted step (state, raw, dispatch) -> state, see `step_program`.

@@ -6,7 +6,6 @@ the paper's CIFAR-10 search it needs a quarter more.
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from drnas_jax.nn.counting import count_parameters
@@ -92,7 +91,7 @@ def heaviest(
 
     def parameters(columns: Any) -> int:
         smaller = resized_spec(spec, columns, spec.partial_channels)
-        return count_parameters(jax.eval_shape(lambda: experiment.init(smaller, 0)).params)
+        return count_parameters(experiment.state_shapes(smaller).params)
 
     def columns_without(name: str | None) -> dict[str, list[np.ndarray]]:
         return {

@@ -167,7 +167,7 @@ class SearchPhase:
         """Returns the shapes of the state at the stage of a checkpoint."""
         saved = SearchMetadata.from_json(metadata)
         spec = saved.spec(self.experiment.first_spec())
-        state = jax.eval_shape(lambda: self.experiment.init(spec, 0))
+        state = self.experiment.state_shapes(spec)
         if saved.fixed:
             shapes = {name: cell.shape for name, cell in spec.cells}
             fixed = {name: jax.ShapeDtypeStruct(s, np.float32) for name, s in shapes.items()}

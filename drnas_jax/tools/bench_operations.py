@@ -1,0 +1,118 @@
+"""Measures the layers of a space's final networks on this device, for the cost `table`."""
+
+import csv
+import dataclasses
+import io
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from drnas_jax import spaces
+from drnas_jax.costs.base import typical_genotypes
+from drnas_jax.files import write_text
+from drnas_jax.genotype import Genotype
+from drnas_jax.nn import backend
+from drnas_jax.nn.layers import COLUMNS, REST, Layer, network_layers
+from drnas_jax.spaces import NetworkSpec, Space
+
+_NETWORKS = 3  # whole networks that are measured beside their layers
+_SECONDS = 0.05  # for which each program runs at least
+
+
+def measure_operations(
+    space: Space, network: NetworkSpec, file: str, batch: int, steps: int
+) -> dict[str, Any]:
+    """Measures the layers of all final networks of a space, and writes them to a CSV file.
+
+    Each layer is a program of its own, in evaluation mode, with a scale, a shift and a ReLU in the
+    place of BatchNorm and activation. Some random networks are measured as a whole: if they take
+    less time than their layers together, the same time, that of starting a program, is subtracted
+    from every layer; if they take more, the difference is a row of its own.
+
+    Args:
+      space: Search space.
+      network: Spec of the networks, of which the size counts but not the genotype.
+      file: Path of the file.
+      batch: Number of images of a batch.
+      steps: Least number of runs of each program, of which the median counts.
+
+    Returns:
+      Number of `operations` that were measured, and the seconds `rest_s` of what is in no layer.
+    """
+
+    def module(genotype: Genotype) -> nn.Module:
+        return space.network(dataclasses.replace(network, genotype=genotype), backend.PLAIN)
+
+    shapes = [jax.ShapeDtypeStruct((1,), jnp.float32)]
+    empty, seconds = _median_time(lambda x: x + 1, shapes, steps), dict[Layer, float]()
+
+    def measure(layers_of: nn.Module) -> Counter[Layer]:
+        """Measures the layers that are not known yet; returns how often each is computed."""
+        counts, programs = network_layers(layers_of, network.image, batch)
+        for layer in sorted(programs.keys() - seconds.keys()):
+            taken = _median_time(programs[layer].function, programs[layer].shapes, steps)
+            seconds[layer] = max(taken - empty, 0.0)
+        return counts
+
+    for genotype in typical_genotypes(space):
+        measure(module(genotype))
+    wholes: list[tuple[float, Counter[Layer]]] = []
+    image = jax.ShapeDtypeStruct((batch, *network.image), jnp.float32)
+    for seed in range(_NETWORKS):
+        whole = module(spaces.random_genotype(space, seed))
+        variables = jax.eval_shape(lambda x, m=whole: m.init(jax.random.key(0), x, False), image)
+        counts = measure(whole)  # also of work that edges share
+        taken = _median_time(lambda v, x, m=whole: m.apply(v, x, False), (variables, image), steps)
+        wholes.append((taken, counts))
+    corrected, rest = _without_starts(seconds, wholes)
+    rows = [(*layer, f"{value:.4g}") for layer, value in sorted(corrected.items())]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([COLUMNS, *rows, (*REST, f"{rest:.4g}")])
+    write_text(file, text.getvalue())
+    return {"operations": len(rows), "rest_s": float(f"{rest:.4g}")}
+
+
+def _without_starts(
+    seconds: dict[Layer, float], wholes: Sequence[tuple[float, Counter[Layer]]]
+) -> tuple[dict[Layer, float], float]:
+    """Subtracts from each layer what it takes only because it is a program of its own.
+
+    Args:
+      seconds: Time of each layer.
+      wholes: Time of whole networks, and how often they compute each layer.
+
+    Returns:
+      Corrected times, at least 0, and the mean time of what is in no layer, at least 0.
+    """
+
+    def corrected(start: float) -> tuple[dict[Layer, float], float]:
+        left = {layer: max(value - start, 0.0) for layer, value in seconds.items()}
+        rest = [whole - sum(n * left[layer] for layer, n in of.items()) for whole, of in wholes]
+        return left, statistics.mean(rest)
+
+    low, high = 0.0, max(seconds.values())
+    if corrected(low)[1] >= 0:
+        return corrected(low)
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if corrected(middle)[1] >= 0 else (middle, high)
+    return corrected(high)
+
+
+def _median_time(function: Callable[..., Any], shapes: Any, steps: int) -> float:
+    """Returns the median time of a compiled function of zeros, in seconds."""
+    arguments = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    times: list[float] = []
+    while len(times) < steps + 1 or sum(times) < _SECONDS:
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])  # the first run is cold
