@@ -127,7 +127,7 @@ def small_retraining(devices_count=1, **fields):
 def test_statistics_are_synchronised_if_the_config_says_so(sync, axis_name):
     # Would catch a switch that does not reach the network.
     config = small_retraining(sync_batchnorm=sync).step_config()
-    assert config.network.backend.axis_name == axis_name
+    assert config.network.model.backend.axis_name == axis_name
 
 
 def test_the_widest_network_within_max_macs():
@@ -140,7 +140,7 @@ def test_the_widest_network_within_max_macs():
 
     for limit in (macs(6), macs(8) - 1):
         found = small_retraining(max_macs=float(limit))
-        assert found.channels == found.step_config().network.spec.channels == 6
+        assert found.channels == found.step_config().network.model.channels == 6
 
 
 def test_other_devices_change_all_that_follows_from_them():
