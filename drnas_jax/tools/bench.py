@@ -3,8 +3,8 @@
 Prints one JSON line for each benchmark. `step` (the search step of `--stage=I`) and `retrain` run
 on synthetic data, and `input` on the data of the config; `all` stands for these three. `operations`
 measures the layers that a final network of the config's space can have, and writes them to a table
-for the cost `table` (docs/budget.md). With `--compare=plain` the steps of the
-config's kernels and of other ones alternate, and both are timed.
+for the cost `table` (docs/budget.md); `latency` compares such a table with whole networks. With
+`--compare=plain` the steps of the config's kernels and of other ones alternate, and both are timed.
 
 Times are wall-clock seconds; `step_s` is the median of the warm steps. `kernels` is the number of
 instructions of the compiled program. `gflop` and `gbyte` are the work of the plain program,
@@ -14,7 +14,6 @@ multiply-add), and the bytes that these and its pools read and write. A step doe
 what the devices reach in matrix products and in copies.
 """
 
-import contextlib
 import dataclasses
 import json
 import resource
@@ -25,7 +24,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,29 +32,18 @@ from jax.sharding import Mesh
 
 from drnas_jax import data, spaces
 from drnas_jax.config import Config
-from drnas_jax.data import (
-    Dataset,
-    ImageDataset,
-    Images,
-    Loader,
-    augmentation_streams,
-    open_source,
-    preprocessing_of,
-)
-from drnas_jax.data.images import decode
+from drnas_jax.data import Dataset
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
 from drnas_jax.nn import backend
 from drnas_jax.nn.counting import count_work
 from drnas_jax.phases.retrain.retraining import Retraining, choose_genotype
 from drnas_jax.phases.search.experiment import Experiment, state_at
-from drnas_jax.tools.bench_operations import measure_operations
+from drnas_jax.tools.bench_input import bench_input
+from drnas_jax.tools.bench_operations import compare_networks, measure_operations
 from drnas_jax.tools.compiled_text import count_kernels
 from drnas_jax.training import devices
-from drnas_jax.training.hosts import cores
-from drnas_jax.training.random_keys import stream_keys, stream_number
 
-_REPEATS = 3  # measurements of streamed input, and of the plain loop to compare with
 # Shape [h, w, c] and number of classes of synthetic images, by data set.
 _SHAPES = {"imagenet2012": ((224, 224, 3), 1000), "digits": ((8, 8, 1), 10)}
 
@@ -141,93 +128,6 @@ def retrain_case(config: Config, stage: int, mesh: Mesh | None = None) -> Case:
     return Case(retraining.step_program(), state, arguments, steps, images, plain)
 
 
-def bench_input(config: Config, steps: int) -> dict[str, Any]:
-    """Times only the input: the data of the config, as the search reads it.
-
-    For a data set in memory, the augmentation is timed. For a streamed data set, the time is until
-    the images are on the devices, where the step augments them; `opencv_images_per_s` is then the
-    rate of a plain loop in one process that decodes the same images as a whole and resizes them.
-    Both are the best of several measurements.
-
-    Args:
-      config: Config of the run.
-      steps: Number of steps to time.
-
-    Returns:
-      Values of the JSON line.
-    """
-    mesh = devices.make_mesh()
-    devices.check_batch(config.search.batch_size, mesh, "search.batch_size")
-    dataset = data.load(config.data)
-    if not dataset.workers:
-        rate = _augmentation_rate(config, dataset, mesh, steps)
-        return {"images_per_s": round(rate, 1), **_machine()}
-    workers = dataset.workers
-    schedule = _schedule(config, dataset, 4 * workers + steps)
-    rates = [
-        (
-            _stream_rate(dataset, schedule, mesh, warm=4 * workers),
-            _plain_rate(config, dataset.shape),
-        )
-        for _ in range(_REPEATS)
-    ]
-    rate, plain = map(max, *rates)
-    return {
-        "images_per_s": round(rate, 1),
-        "workers": workers,
-        "opencv_images_per_s": round(plain, 1),
-        "of_opencv_per_core": round(rate / plain / min(workers, cores()), 2),
-        **_machine(),
-    }
-
-
-def _schedule(config: Config, dataset: ImageDataset, steps: int) -> data.Schedule:
-    everything = np.arange(dataset.count, dtype=np.int32)
-    subsets = (data.Subset("bench", everything),)
-    return data.Schedule(config.search.batch_size, config.seed, subsets, epochs=2, steps=steps)
-
-
-def _augmentation_rate(config: Config, dataset: ImageDataset, mesh: Mesh, steps: int) -> float:
-    """Returns the images per second of the augmentation, in the second of two epochs."""
-    preprocessing = preprocessing_of(dataset, crop_padding=config.data.crop_padding)
-    seed = jnp.uint32(config.seed)
-
-    def augment(raw: Images, batch: jax.Array, step: jax.Array) -> Images:
-        keys = stream_keys(seed, jax.tree.map(stream_number, augmentation_streams("bench")), step)
-        return jax.lax.map(lambda rows: preprocessing.augment(raw, rows, keys), batch)
-
-    specs = (devices.REPLICATED, devices.STEPS, devices.REPLICATED)
-    program = devices.data_parallel(augment, mesh, specs, out_specs=devices.STEPS)
-    loader = Loader(dataset, _schedule(config, dataset, steps), mesh)
-    for epoch in range(2):
-        began = time.perf_counter()
-        for step, (_, dispatch) in enumerate(loader.training(epoch, 0)):
-            jax.block_until_ready(program(loader.raw, *dispatch.batches, step))
-    return config.search.batch_size * steps / (time.perf_counter() - began)
-
-
-def _stream_rate(dataset: ImageDataset, schedule: data.Schedule, mesh: Mesh, warm: int) -> float:
-    """Returns the images per second on the devices, after `warm` batches for workers to start."""
-    with contextlib.closing(Loader(dataset, schedule, mesh)) as loader:
-        for step, (_, dispatch) in enumerate(loader.training(0, 0)):
-            if step == warm:
-                began = time.perf_counter()
-            jax.block_until_ready(dispatch.batches)
-        seconds = time.perf_counter() - began
-    return schedule.batch_size * (schedule.steps - warm) / seconds
-
-
-def _plain_rate(config: Config, shape: tuple[int, int, int]) -> float:
-    """Returns the images per second of a single thread that has the files in memory."""
-    cv2.setNumThreads(1)
-    split = open_source(config.data).train
-    examples = [split[i] for i in range(min(len(split), 512))]
-    began = time.perf_counter()
-    for example in examples:
-        cv2.resize(decode(example, shape[2]), shape[:2])
-    return len(examples) / (time.perf_counter() - began)
-
-
 def synthetic(config: Config, count: int) -> Dataset:
     """Returns a data set of random images, shaped like those of the config's data set.
 
@@ -286,14 +186,25 @@ def bench_program(
     return result
 
 
-def _operations(config: Config, file: str, batch: int, steps: int) -> dict[str, Any]:
-    """Returns the JSON values of `measure_operations` for the networks of a config."""
+def bench_networks(
+    measure: Callable[..., dict[str, Any]], config: Config, file: str, batch: int, steps: int
+) -> dict[str, Any]:
+    """Measures the final networks of a config's space.
+
+    Args:
+      measure: Function of (space, spec of the networks, file, batch, steps) -> values of the JSON
+        line, `measure_operations` or `compare_networks`.
+      config: Config of the run.
+      file: Path of the table of layers.
+      batch: Number of images of a batch.
+      steps: Least number of runs of each program.
+    """
     known = config.data.name in (*_SHAPES, "cifar10")
     dataset = synthetic(config, 1) if known else data.load(config.data)
     experiment = Experiment(config, dataset, devices.make_mesh())
     network = experiment.network_spec()
     experiment.space.check(network)
-    values = measure_operations(experiment.space, network, file, batch, steps)
+    values = measure(experiment.space, network, file, batch, steps)
     return {"file": file, **values, "batch": batch, **_machine()}
 
 
@@ -379,7 +290,8 @@ def _machine() -> dict[str, Any]:
 
 
 _CASES = {"step": step_case, "retrain": retrain_case}
-_NAMES = (*_CASES, "input", "all", "operations")
+_NETWORKS = {"operations": measure_operations, "latency": compare_networks}
+_NAMES = (*_CASES, "input", "all", *_NETWORKS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -393,8 +305,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("stage", 1, "stage of the search, from 1", 1, flag_values=values)
         flags.DEFINE_integer("steps", 10, "number of warm steps to time", 1, flag_values=values)
-        flags.DEFINE_integer("batch", 1, "images of a batch, of operations", 1, flag_values=values)
-        flags.DEFINE_string("file", "operations.csv", "table to write", flag_values=values)
+        flags.DEFINE_integer("batch", 1, "images of a batch of networks", 1, flag_values=values)
+        flags.DEFINE_string("file", "operations.csv", "table of operations", flag_values=values)
         flags.DEFINE_string("compare", "", "other kernels to time as well", flag_values=values)
 
     try:
@@ -407,9 +319,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.config.update("jax_enable_compilation_cache", False)
         for name in names:
             if name == "input":
-                result = bench_input(config, values.steps)
-            elif name == "operations":
-                result = _operations(config, values.file, values.batch, values.steps)
+                result = bench_input(config, values.steps) | _machine()
+            elif name in _NETWORKS:
+                settings = (values.file, values.batch, values.steps)
+                result = bench_networks(_NETWORKS[name], config, *settings)
             else:
                 settings = (values.stage, values.steps, values.compare)
                 result = bench_program(_CASES[name], config, *settings)

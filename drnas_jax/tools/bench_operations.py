@@ -7,13 +7,17 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from scipy import stats
 
 from drnas_jax import spaces
+from drnas_jax.costs import table
 from drnas_jax.costs.base import typical_genotypes
 from drnas_jax.files import write_text
 from drnas_jax.genotype import Genotype
@@ -21,7 +25,8 @@ from drnas_jax.nn import backend
 from drnas_jax.nn.layers import COLUMNS, REST, Layer, network_layers
 from drnas_jax.spaces import NetworkSpec, Space
 
-_NETWORKS = 3  # whole networks that are measured beside their layers
+_NETWORKS = 3  # random networks, seeds 0, 1, ..., that are measured beside their layers
+_COMPARED = 30  # other random networks, whose times a table is to predict
 _SECONDS = 0.05  # for which each program runs at least
 
 
@@ -79,6 +84,53 @@ def measure_operations(
     return {"operations": len(rows), "rest_s": float(f"{rest:.4g}")}
 
 
+def compare_networks(
+    space: Space, network: NetworkSpec, file: str, batch: int, steps: int
+) -> dict[str, Any]:
+    """Compares the times that a table predicts with those of whole networks on this device.
+
+    The networks are random, and others than those that were measured for the table. They are
+    compiled first and then run in turn, so that a change in the machine's speed affects all of
+    them.
+
+    Args:
+      space: Search space.
+      network: Spec of the networks, of which the size counts but not the genotype.
+      file: Path of the table that `measure_operations` wrote.
+      batch: Number of images of a batch.
+      steps: Number of runs of each network, of which the median counts.
+
+    Returns:
+      Number of `networks`; Spearman's rank correlation of predicted and measured times; the mean
+      relative error of the prediction; and both times of each network in seconds, by `genotype`.
+
+    Raises:
+      UserError: The table cannot be read, or lacks a layer.
+    """
+    cost, networks, programs = table.create(table.Options(file, batch)), [], []
+    image = jnp.zeros((batch, *network.image), jnp.float32)
+    for seed in range(_NETWORKS, _NETWORKS + _COMPARED):
+        spec = dataclasses.replace(network, genotype=spaces.random_genotype(space, seed))
+        networks.append((space.describe(spec.genotype), cost.exact(space, spec)))
+        module = space.network(spec, backend.PLAIN)
+        variables = module.init(jax.random.key(0), image, False)
+        run = jax.jit(lambda v, x, m=module: m.apply(v, x, False))
+        programs.append(partial(run.lower(variables, image).compile(), variables, image))
+    times = np.array([[_time(program) for program in programs] for _ in range(steps + 1)])
+    measured = np.median(times[1:], axis=0)  # the first runs are cold
+    predicted = np.array([seconds for _, seconds in networks])
+    errors = np.abs(predicted - measured) / measured
+    return {
+        "networks": len(networks),
+        "rank_correlation": round(float(stats.spearmanr(predicted, measured).statistic), 3),
+        "mean_relative_error": round(float(errors.mean()), 3),
+        "seconds": [
+            {"genotype": name, "predicted": float(f"{p:.4g}"), "measured": float(f"{m:.4g}")}
+            for (name, p), m in zip(networks, measured, strict=True)
+        ],
+    }
+
+
 def _without_starts(
     seconds: dict[Layer, float], wholes: Sequence[tuple[float, Counter[Layer]]]
 ) -> tuple[dict[Layer, float], float]:
@@ -112,7 +164,12 @@ def _median_time(function: Callable[..., Any], shapes: Any, steps: int) -> float
     compiled = jax.jit(function).lower(*arguments).compile()
     times: list[float] = []
     while len(times) < steps + 1 or sum(times) < _SECONDS:
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        times.append(time.perf_counter() - began)
+        times.append(_time(partial(compiled, *arguments)))
     return statistics.median(times[1:])  # the first run is cold
+
+
+def _time(function: Callable[[], Any]) -> float:
+    """Returns the seconds of one call."""
+    began = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - began

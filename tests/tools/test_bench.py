@@ -154,6 +154,16 @@ def test_operations_are_measured_for_the_cost_table(capsys, tmp_path, monkeypatc
         size = config.retrain.channels, config.retrain.cells, 10, (8, 8, 1)
         assert cost.exact(space, spaces.NetworkSpec(genotype, *size)) >= result["rest_s"]
 
+    # Would catch a prediction that is compared with another network's time.
+    monkeypatch.setattr(bench_operations, "_COMPARED", 3)
+    compared = printed(capsys, "latency", *flags)
+    assert compared["networks"] == 3 and -1 <= compared["rank_correlation"] <= 1
+    for seed, line in enumerate(compared["seconds"], start=bench_operations._NETWORKS):
+        network = spaces.NetworkSpec(spaces.random_genotype(space, seed), *size)
+        assert line["genotype"] == space.describe(network.genotype)
+        assert line["predicted"] == pytest.approx(cost.exact(space, network), rel=1e-3)
+        assert line["measured"] > 0
+
 
 def test_starting_a_program_is_not_the_time_of_a_layer():
     # Would catch sums that are far above what the whole network takes, and negative times.
@@ -187,11 +197,12 @@ def test_input_on_all_devices(capsys):
         (["step", DIGITS, "--workdir=x"], ["workdir"]),
         ([DIGITS], ["step, retrain, input, all"]),
         (["step", "input", DIGITS], ["step, retrain, input, all"]),
-        (["speed", DIGITS], ["'speed'", "all, input, operations, retrain, step"]),
+        (["speed", DIGITS], ["'speed'", "all, input, latency, operations, retrain, step"]),
         (["step", DIGITS, *samplers.FLAGS, "--compare=fast"], ["'fast'", "cpu, gpu, plain, tpu"]),
         (["retrain", DIGITS], ["--config.genotype"]),
         (["retrain", DIGITS, "--config.genotype=no/such"], ["no/such"]),
         (["input", DIGITS, "--config.data.name=no/such"], ["no/such"]),
+        (["latency", DIGITS, "--file=no/such"], ["no/such"]),
     ],
     ids=lambda value: " ".join(value),
 )
