@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from drnas_jax.errors import check_choice
-from drnas_jax.nn import shifts
+from drnas_jax.nn import pools, shifts
 
 Array = jax.Array
 
@@ -187,8 +187,8 @@ CPU = Backend(
     conv=shifts.conv,
     pointwise=shifts.pointwise,
     depthwise=shifts.depthwise,
-    max_pool=shifts.max_pool,
-    avg_pool=shifts.avg_pool,
+    max_pool=pools.max_pool,
+    avg_pool=pools.avg_pool,
 )
 # A shared program and pointwise convolutions halve the time to compile for TPUs.
 TPU = PLAIN._replace(
@@ -198,8 +198,8 @@ TPU = PLAIN._replace(
 GPU = TPU._replace(
     share_program=False,
     depthwise=_depthwise_by_phases,
-    max_pool=shifts.max_pool,
-    avg_pool=shifts.avg_pool,
+    max_pool=pools.max_pool,
+    avg_pool=pools.avg_pool,
 )
 _BY_NAME = {"plain": PLAIN, "cpu": CPU, "gpu": GPU, "tpu": TPU}
 

@@ -1,8 +1,8 @@
-"""Convolutions and pools for CPUs, as sums over shifted images of shape [c, h, w, b].
+"""Convolutions for CPUs, as sums over shifted images of shape [c, h, w, b].
 
-XLA's CPU backend runs grouped convolutions, windowed maxima and (inside loops) dense convolutions
-10 to 100 times slower than necessary. It fuses sums of shifted images into one pass over the data,
-vectorised over the batch, which is the last axis and so contiguous in memory.
+XLA's CPU backend runs grouped convolutions and (inside loops) dense convolutions 10 to 100 times
+slower than necessary. It fuses sums of shifted images into one pass over the data, vectorised over
+the batch, which is the last axis and so contiguous in memory.
 
 A *tap* is one position in a window, numbered row by row, or the shifted image that all windows see
 at that position.
@@ -10,15 +10,14 @@ at that position.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from drnas_jax.nn import weight_gradients
+from drnas_jax.nn.weight_gradients import BilinearOp, apply
 
 Array = jax.Array
 Size = tuple[int, int]  # height and width
@@ -31,66 +30,6 @@ _MIN_MARGIN = 4
 _BLOCK_BYTES = 5_000_000
 
 
-class _BilinearOp(NamedTuple):
-    """An operation that is linear in its images and linear in its weights.
-
-    Attributes:
-      apply: Function (x, weights, *static) -> y.
-      image_gradient: Function (x, weights, g, *static) -> gradient with respect to x, given the
-        gradient g with respect to y.
-      weight_gradient: Function of the same arguments -> gradient with respect to the weights.
-    """
-
-    apply: Callable[..., Array]
-    image_gradient: Callable[..., Array]
-    weight_gradient: Callable[..., Array]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(
-    op: _BilinearOp, static: tuple[int, ...], x: Array, weights: Array, wanted: Array | None
-) -> Array:
-    """Applies an operation; the gradient of its weights is computed only if it is needed.
-
-    Args:
-      op: Operation to apply.
-      static: Further arguments of the operation, such as the stride.
-      x: Images, [c, h, w, b].
-      weights: Weights of the operation.
-      wanted: Scalar that says at run time whether the gradient of the weights is needed: if it is
-        0, that gradient is returned as zeros. None means that it is needed.
-    """
-    del wanted
-    return op.apply(x, weights, *static)
-
-
-def _run_backward(
-    op: _BilinearOp,
-    static: tuple[int, ...],
-    residuals: tuple[Array, Array, Array | None],
-    g: Array,
-) -> tuple[Array, Array, None]:
-    x, weights, wanted = residuals
-    dx = op.image_gradient(x, weights, g, *static)
-    if wanted is None:
-        return dx, op.weight_gradient(x, weights, g, *static), None
-    d_weights = lax.cond(
-        wanted > 0,
-        lambda: op.weight_gradient(x, weights, g, *static),
-        lambda: jnp.zeros_like(weights),
-    )
-    return dx, d_weights, None
-
-
-_run.defvjp(
-    lambda op, static, x, weights, wanted: (
-        op.apply(x, weights, *static),
-        (x, weights, wanted),
-    ),
-    _run_backward,
-)
-
-
 def conv(x: Array, kernel: Array, stride: int) -> Array:
     """Computes a dense convolution as one matrix product.
 
@@ -99,7 +38,7 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
       kernel: Filters, [k, k, c, channels of the result].
       stride: Stride in both directions.
     """
-    return _run(_CONV, (stride,), x, kernel, weight_gradients.wanted())
+    return apply(_CONV, x, kernel, stride)
 
 
 def pointwise(x: Array, matrix: Array) -> Array:
@@ -109,7 +48,7 @@ def pointwise(x: Array, matrix: Array) -> Array:
       x: Images, [c, h, w, b].
       matrix: Filters, [c, channels of the result].
     """
-    return _run(_POINTWISE, (), x, matrix, weight_gradients.wanted())
+    return apply(_POINTWISE, x, matrix)
 
 
 def depthwise(x: Array, filters: Array, stride: int, dilation: int) -> Array:
@@ -121,10 +60,10 @@ def depthwise(x: Array, filters: Array, stride: int, dilation: int) -> Array:
       stride: Stride in both directions.
       dilation: Distance between the taps of a filter, in pixels.
     """
-    return _run(_DEPTHWISE, (stride, dilation), x, filters, weight_gradients.wanted())
+    return apply(_DEPTHWISE, x, filters, stride, dilation)
 
 
-_POINTWISE = _BilinearOp(
+_POINTWISE = BilinearOp(
     lambda x, matrix: _images(matrix.T @ _rows(x), x),
     lambda x, matrix, g: _images(matrix @ _rows(g), x),
     lambda x, matrix, g: _rows(x) @ _rows(g).T,
@@ -191,7 +130,7 @@ def _conv_weight_gradient(x: Array, kernel: Array, g: Array, stride: int) -> Arr
     return lax.reshape(total, kernel.shape).astype(kernel.dtype)
 
 
-_CONV = _BilinearOp(_conv, _conv_image_gradient, _conv_weight_gradient)
+_CONV = BilinearOp(_conv, _conv_image_gradient, _conv_weight_gradient)
 
 
 def _for_each_block(
@@ -354,123 +293,7 @@ def _depthwise_weight_gradient(
     return jnp.stack(sums).reshape(filters.shape).astype(filters.dtype)
 
 
-_DEPTHWISE = _BilinearOp(_depthwise, _depthwise_image_gradient, _depthwise_weight_gradient)
-
-
-def max_pool(x: Array, size: int, stride: int) -> Array:
-    """Computes the maximum over windows, first along rows and then along columns.
-
-    Among equal values the first one gets the gradient, and a window with a NaN gives NaN, as in
-    PyTorch.
-
-    Args:
-      x: Images, [c, h, w, b].
-      size: Side of the window.
-      stride: Stride in both directions.
-    """
-    for axis in (2, 1):
-        x = _line_max(x, axis, size, stride, x.shape[axis])
-    return x
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _line_max(x: Array, axis: int, size: int, stride: int, length: int) -> Array:
-    """Computes the maximum over windows along one axis.
-
-    Args:
-      x: Images, [c, h, w, b].
-      axis: Axis of the windows: 1 or 2.
-      size: Length of a window.
-      stride: Distance between windows.
-      length: Length of the axis, which the gradient needs to know.
-    """
-    return _line_max_forward(x, axis, size, stride, length)[0]
-
-
-def _line_max_forward(
-    x: Array, axis: int, size: int, stride: int, length: int
-) -> tuple[Array, Array]:
-    """Returns the maxima, and the position in its window that each came from."""
-    pad = (size - 1) // 2
-    padded = _pad_line(x, axis, pad, pad, 0, -np.inf)
-    last = (length + 2 * pad - size) // stride * stride
-    best, *others = (
-        lax.slice_in_dim(padded, start, start + last + 1, stride, axis) for start in range(size)
-    )
-    # Positions have the dtype of the values, so that both fill vectors of the same width.
-    chosen = jnp.zeros(best.shape, x.dtype)
-    for position, candidate in enumerate(others, start=1):
-        # A NaN wins against any number and keeps its place; `candidate > best` would lose it.
-        better = ~(candidate <= best) & (best == best)
-        best, chosen = jnp.where(better, candidate, best), jnp.where(better, position, chosen)
-    return best, chosen
-
-
-def _line_max_backward(
-    axis: int, size: int, stride: int, length: int, chosen: Array, g: Array
-) -> tuple[Array]:
-    """Gives each input the gradient of those of its windows that chose it."""
-    low = size - 1 - (size - 1) // 2
-    high = length + size - 1 - low - (g.shape[axis] - 1) * stride - 1
-    outputs = _pad_line(g, axis, low, high, stride - 1, 0)
-    choices = _pad_line(chosen, axis, low, high, stride - 1, -1)
-    terms = []
-    for start in range(size):  # from an input's last position in a window to its first
-        value, choice = (
-            lax.slice_in_dim(array, start, start + length, 1, axis) for array in (outputs, choices)
-        )
-        terms.append(jnp.where(choice == size - 1 - start, value, 0))
-    return (_sum(terms),)
-
-
-_line_max.defvjp(_line_max_forward, _line_max_backward)
-
-
-def _pad_line(x: Array, axis: int, low: int, high: int, gap: int, fill: float) -> Array:
-    """Pads one axis at both ends, and puts `gap` values between neighbours."""
-    config = [(0, 0, 0)] * x.ndim
-    config[axis] = (low, high, gap)
-    return lax.pad(x, jnp.asarray(fill, x.dtype), config)
-
-
-def avg_pool(x: Array, stride: int) -> Array:
-    """Computes the mean over 3x3 windows; the padding does not count.
-
-    Args:
-      x: Images, [c, h, w, b].
-      stride: Stride in both directions.
-    """
-    return _box_mean(x)[:, ::stride, ::stride]
-
-
-@jax.custom_vjp
-def _box_mean(x: Array) -> Array:
-    return _box_sum(x) / _window_counts(x)
-
-
-# A sum over a 3x3 box is its own transpose, so the gradient costs as much as the forward pass.
-_box_mean.defvjp(
-    lambda x: (_box_mean(x), None),
-    lambda _, g: (_box_sum(g / _window_counts(g)),),
-)
-
-
-def _box_sum(x: Array) -> Array:
-    """Sums 3x3 boxes, first vertically and then horizontally."""
-    padded = _pad(x, 1)
-    rows, columns = _image_size(x)
-    down = padded[:, :rows] + padded[:, 1 : rows + 1] + padded[:, 2 : rows + 2]
-    return down[:, :, :columns] + down[:, :, 1 : columns + 1] + down[:, :, 2 : columns + 2]
-
-
-def _window_counts(x: Array) -> Array:
-    """Counts the pixels of the image in each 3x3 window, [1, h, w, 1]."""
-
-    def counts(length: int) -> list[int]:
-        return [min(i + 1, length - 1) - max(i - 1, 0) + 1 for i in range(length)]
-
-    rows, columns = map(counts, _image_size(x))
-    return jnp.asarray(np.outer(rows, columns)[None, :, :, None], x.dtype)
+_DEPTHWISE = BilinearOp(_depthwise, _depthwise_image_gradient, _depthwise_weight_gradient)
 
 
 def _taps(

@@ -16,8 +16,7 @@ import numpy as np
 from flax import linen as nn
 from scipy import stats
 
-from drnas_jax import spaces
-from drnas_jax.costs import table
+from drnas_jax import components, spaces
 from drnas_jax.costs.base import typical_genotypes
 from drnas_jax.files import write_text
 from drnas_jax.genotype import Genotype
@@ -107,6 +106,7 @@ def compare_networks(
     Raises:
       UserError: The table cannot be read, or lacks a layer.
     """
+    table = components.find("cost", "table", "cost.name")
     cost, networks, programs = table.create(table.Options(file, batch)), [], []
     image = jnp.zeros((batch, *network.image), jnp.float32)
     for seed in range(_NETWORKS, _NETWORKS + _COMPARED):
