@@ -260,6 +260,19 @@ class CostConfig:
     options: Hashable = field(None, "Options of the cost.")
     weight: float = field(0.0, "Factor of the expected cost in alpha's loss.", at_least(0))
     target: float = field(0.0, "Largest cost of the result; 0: no limit.", at_least(0))
+    image_size: int = field(
+        0,
+        "Side of the square images that networks are to classify; 0: that of the data.",
+        at_least(0),
+    )
+
+    def image(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Returns the shape [h, w, c] of the images for which networks cost what they cost.
+
+        Args:
+          shape: Shape [h, w, c] of the data's images.
+        """
+        return (self.image_size, self.image_size, shape[2]) if self.image_size else shape
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _cost(run: Run, spec: NetworkSpec) -> float | None:
     if not config.name:
         return None
     cost = components.create("cost", config.name, config.options, field="cost.name")
-    return float(cost.exact(run.space, spec))
+    return float(cost.exact(run.space, dataclasses.replace(spec, image=config.image(spec.image))))
 
 
 def check_evaluate(run: Run) -> None:

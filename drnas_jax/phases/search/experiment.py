@@ -286,6 +286,8 @@ class Experiment:
 
     def _check_cost(self, spec: SupernetSpec) -> None:
         """Raises UserError if the cost cannot be determined, or if no genotype is within it."""
+        if self.cost is not None:
+            self.space.check(self.network_spec())
         table, target = self.cost_table(spec), self.config.cost.target
         if table is not None and self.cost is not None and target:
             smallest = smallest_cost(table, spec)
@@ -293,18 +295,18 @@ class Experiment:
                 raise UserError(
                     f"cost.target is {target:g}, but the smallest network of the space "
                     f"{self.space.name} costs {format_cost(smallest)} {self.cost.unit}: raise it, "
-                    "or lower retrain.channels or retrain.cells"
+                    "or lower retrain.channels, retrain.cells or cost.image_size"
                 )
 
     def network_spec(self) -> NetworkSpec:
-        """Returns the spec of the final network, with an arbitrary genotype."""
+        """Returns the spec of the network whose cost counts, with an arbitrary genotype."""
         config, dataset = self.config.retrain, self.dataset
         return NetworkSpec(
             spaces.random_genotype(self.space, 0),
             config.channels,
             config.cells,
             dataset.num_classes,
-            dataset.shape,
+            self.config.cost.image(dataset.shape),
         )
 
     def _cost_term(self, spec: SupernetSpec) -> Callable[[Mix], jax.Array] | None:

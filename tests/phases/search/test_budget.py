@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from drnas_jax import spaces
+from drnas_jax.config import CostConfig, defaults, from_config_dict
 from drnas_jax.costs.base import CostTable, cost_in
 from drnas_jax.errors import UserError
 from drnas_jax.phases.search.budget import Budget, format_cost, smallest_cost
+from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.phases.search.phase import search
-from drnas_jax.spaces import Cell, Edge, SupernetSpec
+from drnas_jax.spaces import Cell, Edge, SupernetSpec, macro
 from drnas_jax.spaces.base import one_hot
+from drnas_jax.tools.bench import synthetic
+from drnas_jax.training import devices
 from drnas_jax.training.metrics import Display
 
 QUIET = Display(quiet=True)
@@ -270,3 +274,18 @@ def test_pruning_leaves_the_genotype_that_fits(tiny, tmp_path, target):
     assert experiment.exact_cost(before) <= target
     assert experiment.derived(after, new) == before
     assert all(len(edge.primitives) == 2 for edge in new.cell("cell").edges)
+
+
+def test_the_cost_can_be_that_of_larger_images():
+    # Would catch a proxy whose budget is counted at the proxy's size.
+    config = defaults()
+    config.space, config.cost.name, config.cost.image_size = "macro", "macs", 32
+    config.data.update(dict(name="cifar10", image_size=17))
+    config.retrain.update(dict(channels=32, cells=8))
+    config = from_config_dict(config)
+    experiment = Experiment(config, synthetic(config, 8), devices.make_mesh(jax.devices()[:1]))
+    assert experiment.dataset.shape == (17, 17, 3)
+    assert experiment.exact_cost(macro.parse("22212220")) == 85_164_544  # the benchmark's number
+    assert config.cost.image((17, 17, 3)) == (32, 32, 3)
+    assert config.cost.image((17, 15, 1)) == (32, 32, 1)
+    assert CostConfig().image((17, 15, 1)) == (17, 15, 1)
