@@ -70,21 +70,26 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     if variant == "smoke":
-        config.search.update(
-            dict(
-                channels=6,
-                cells=3,
-                batch_size=32,
-                train_fraction=0.8,
-                alpha_fraction=0.0,
-                split_by_class=False,
-                epochs=(1, 1),
-                warmup_epochs=(0, 0),
-                lr=0.1,
-                lr_warmup_epochs=0,
-            )
-        )
-        config.retrain.update(
-            dict(channels=8, cells=3, batch_size=32, epochs=2, lr=0.1, lr_warmup_epochs=0)
-        )
+        _shrink(config)
     return config
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Turns the recipe into its smoke variant."""
+    config.search.update(
+        dict(
+            channels=6,
+            cells=3,
+            batch_size=32,
+            train_fraction=0.8,
+            alpha_fraction=0.0,
+            split_by_class=False,
+            epochs=(1, 1),
+            warmup_epochs=(0, 0),
+            lr=0.1,
+            lr_warmup_epochs=0,
+        )
+    )
+    config.retrain.update(
+        dict(channels=8, cells=3, batch_size=32, epochs=2, lr=0.1, lr_warmup_epochs=0)
+    )
