@@ -1,4 +1,4 @@
-"""DrNAS on the DARTS space with CIFAR-10.
+"""DrNAS on the DARTS space, or its subspaces S1 to S4, with CIFAR-10.
 
     python -m drnas_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
@@ -13,17 +13,34 @@ days of search). `--config.genotype=drnas_cifar10 --phases=retrain,evaluate` ret
 | smoke | the same program: 3 cells, 8x8 pixels | 2 to 4 minutes on 2 CPU cores |
 
 For example `--config=configs/cifar10.py:cpu`.
+
+A subspace of arXiv 1909.09656 may follow, as in `--config=configs/cifar10.py:cpu,s1`: `s1`, `s2`,
+`s3` or `s4`. It is searched in one stage, because its edges have two operations (S3: three).
+
+| variant | description | time, and test accuracy |
+|---|---|---|
+| s1 | 50 epochs with K 4; 600 epochs of retraining; `s2` to `s4` alike | not measured |
+| cpu,s1 | the proxy, 4 epochs, K 2; `s2` to `s4` alike | estimated: 11 (s1) to 17 minutes (s4) |
+| smoke,s1 | the small program, 2 epochs; `s2` to `s4` alike | not measured |
+
+The estimate is in minutes of one of 2 CPU cores of an AMD EPYC (jax 0.10.2, 2026-11-30), that other
+programs used as well. It is made of process times of single steps, measured by
+`python -m drnas_jax.tools.bench step` and `retrain`: 0.16 s (s1), 0.39 s (s4) and 0.13 s. The whole
+runs were not made, so there is no accuracy.
 """
 
 from ml_collections import ConfigDict
 
 from drnas_jax.config import defaults
-from drnas_jax.errors import check_choice
+from drnas_jax.errors import UserError, check_choice
+
+SIZES = ("full", "cifar100", "cpu", "smoke")
+SUBSPACES = ("s1", "s2", "s3", "s4")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the recipe or one of its variants."""
-    check_choice("variant", variant or "full", ("full", "cifar100", "cpu", "smoke"))
+    variant, subspace = _parse(variant)
     config = defaults()
     config.space = "darts"
     config.arch.lr = 6e-4
@@ -78,4 +95,21 @@ def get_config(variant: str = "") -> ConfigDict:
         config.retrain.update(dict(channels=4, cells=3, batch_size=1000, epochs=2, cutout=2))
     if variant in ("cpu", "smoke"):
         config.retrain.auxiliary_weight = 0.0  # the head needs images of 32x32
+    if subspace:
+        config.space = f"darts_{subspace}"
+        search = config.search
+        search.operations = (3 if subspace == "s3" else 2,)
+        search.partial_channels = ({"cpu": 2, "smoke": 1}.get(variant, 4),)
+        search.epochs, search.warmup_epochs = (sum(search.epochs),), search.warmup_epochs[:1]
     return config
+
+
+def _parse(variant: str) -> tuple[str, str]:
+    """Returns the size and the subspace that a variant names; the subspace may be empty."""
+    words = variant.split(",") if variant else []
+    for word in words:
+        check_choice("variant", word, (*SIZES, *SUBSPACES))
+    sizes, subspaces = ([word for word in words if word in known] for known in (SIZES, SUBSPACES))
+    if len(sizes) > 1 or len(subspaces) > 1:
+        raise UserError(f"variant {variant!r} names two sizes or two subspaces: give one of each")
+    return (sizes or ["full"])[0], (subspaces or [""])[0]

@@ -23,13 +23,16 @@ A variant is a size, a method, or both, as in `--config=configs/nasbench201.py:c
 | snas | plain, with the mixing distribution Gumbel-softmax | 93.91 +- 0.30 |
 | gdas | plain, with one-hot samples of the Gumbel-softmax | 65.07 +- 18.25 |
 | pcdarts | softmax, K 4 (without PC-DARTS's weights of edges) | 92.70 +- 0.78 |
+| sdarts | darts, with random noise on the mixing weights in the weights' step | not measured |
+| beta_decay | darts, with the penalty beta-decay | not measured |
+| pcdarts_edges | pcdarts with weights of edges; alpha is frozen for 15 epochs | not measured |
 | random | frozen alpha; of 100 random cells the best in the supernet | 89.10 +- 3.14 |
 
 The accuracy is the true one, in percent, of the cell found at the size `cpu`: mean and standard
 deviation over four or five seeds (every run: docs/results.csv). Without a method, the size `cpu` is
 plain and the others are progressive. At the size `cpu`, alpha is frozen for the first 10 epochs,
-and the settings make all methods take about as long: `pcdarts` has C 16 and twice the epochs,
-`random` has 20 epochs.
+and the settings make all methods take about as long: `pcdarts` and `pcdarts_edges` have C 16 and
+twice the epochs, `random` has 20 epochs. docs/methods.md describes each method.
 """
 
 from typing import Any
@@ -48,6 +51,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "snas": {"arch.name": "gumbel"},
     "gdas": {"arch.name": "gdas"},
     "pcdarts": {"arch.name": "softmax", "search.partial_channels": (4,)},
+    "sdarts": {"arch.name": "sdarts"},
+    "beta_decay": {"arch.name": "softmax", "arch.regulariser": "beta_decay"},
+    "pcdarts_edges": {"arch.name": "pc_darts", "search.partial_channels": (4,)},
     "random": {"arch.name": "gdas", "search.selection": "sample"},
 }
 
@@ -79,8 +85,10 @@ def get_config(variant: str = "") -> ConfigDict:
     if method == "random":  # a frozen step costs about half as much
         config.search.selection_options = dict(candidates=100)
         epochs = warmup = 20 if size == "cpu" else epochs
-    if method == "pcdarts" and size == "cpu":  # a quarter of 8 channels would be too few
+    if "pcdarts" in method and size == "cpu":  # a quarter of 8 channels would be too few
         config.search.channels, epochs, warmup = 16, 2 * epochs, 2 * warmup
+    if method == "pcdarts_edges" and size != "smoke":
+        warmup = 15  # as in PC-DARTS
     config.search.update(dict(epochs=(epochs,) * stages, warmup_epochs=(warmup,) * stages))
     config.update_from_flattened_dict(METHODS[method])
     return config

@@ -20,7 +20,11 @@ from drnas_jax.errors import UserError
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem[0] != "_")
 VARIANTS = {
-    "cifar10": ["cifar100", "cpu"],
+    "cifar10": [
+        "cifar100",
+        "cpu",
+        *(f"{size},s{n}" for size in ("cpu", "smoke") for n in range(1, 5)),
+    ],
     "fashion_mnist": ["cpu"],
     "nasbench_macro": ["cpu"],
     "nasbench201": [
@@ -288,7 +292,7 @@ def test_fields_of_images_at_the_ends_of_their_ranges():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (dict(space="drats"), ["unknown space 'drats'", "darts, macro, nasbench201", ".py"]),
+        (dict(space="drats"), ["unknown space 'drats'", "darts_s4, macro, nasbench201", ".py"]),
         (dict(arch__name="beta"), ["unknown arch.name 'beta'", "dirichlet, gdas"]),
         (dict(table__name="nowhere"), ["unknown table.name 'nowhere'", "nasbench201"]),
         (dict(space="no/such.py"), ["space is 'no/such.py'", "no such file"]),
@@ -471,6 +475,7 @@ def test_a_method_changes_only_what_defines_it(size, method):
         "search.operations", "search.epochs", "search.warmup_epochs", "search.channels",
     }  # fmt: skip
     assert ("arch.name" in changes) == (method not in ("plain", "progressive", "kl"))
+    assert sum(found.search.warmup_epochs) <= sum(found.search.epochs)
     assert sum(found.search.epochs) >= sum(plain.search.epochs)
 
 

@@ -306,4 +306,4 @@ def test_help_lists_every_field_with_its_meaning_and_the_programs_flags(capsys, 
         assert f"\n  {name}" in printed
         assert field.metadata["meaning"] in printed
     assert "number of the program" in printed
-    assert "dirichlet, gdas, gumbel, softmax" in printed
+    assert "dirichlet, gdas, gumbel, pc_darts, sdarts, softmax" in printed

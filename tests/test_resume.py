@@ -114,6 +114,29 @@ def test_a_run_that_is_stopped_and_resumed(make_config, on_devices, space, devic
     assert not (other / "search").exists()
 
 
+@pytest.mark.slow
+def test_noise_is_the_same_after_a_resume(make_config, on_devices, tmp_path):
+    # Would catch noise whose key does not follow from the step, in either phase or the evaluation.
+    on_devices(1)
+    config = make_config("darts_s4")
+    config.search.update(
+        dict(cells=2, epochs=(2,), operations=(2,), partial_channels=(2,), warmup_epochs=(0,))
+    )
+    cell = tuple((("noise", 0), ("sep_conv_3x3", 1)) for _ in range(4))
+    noisy = tmp_path / "genotype.json"
+    save(noisy, Genotype("darts_s4", (("normal", cell), ("reduce", cell))), {})
+    config.genotype, config.retrain.cells, config.retrain.auxiliary_weight = str(noisy), 2, 0.0
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    for phase, run in (("search", search), ("retrain", retrain)):
+        run(config, whole, display=Listener())
+        with pytest.raises(Interrupted):
+            run(config, pieces, display=Stopper(STEPS + 3, signal.SIGTERM))
+        run(config, pieces, display=Listener())
+        assert_same_bits(pieces / phase, whole / phase)
+    first, again = (evaluate(config, workdir, display=Listener()) for workdir in (whole, pieces))
+    assert first.test_accuracy == again.test_accuracy
+
+
 def steps_kept(directory):
     return sorted(int(path.name) for path in (directory / "checkpoints").iterdir())
 

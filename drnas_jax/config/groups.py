@@ -95,7 +95,7 @@ class ArchConfig:
     )
     regulariser: str = field(
         "l2",
-        "Penalty on alpha: 'l2', 'kl' (Dirichlet only), 'none', or your own module.",
+        "Penalty on alpha: 'l2', 'kl' (Dirichlet only), 'beta_decay', 'none', or your own module.",
         component=Component("penalty", "regulariser_options", none="none"),
     )
     regulariser_options: Hashable = field(None, "Options of the penalty.")

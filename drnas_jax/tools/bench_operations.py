@@ -23,6 +23,7 @@ from drnas_jax.genotype import Genotype
 from drnas_jax.nn import backend
 from drnas_jax.nn.layers import COLUMNS, REST, Layer, network_layers
 from drnas_jax.spaces import NetworkSpec, Space
+from drnas_jax.training.random_keys import module_streams
 
 _NETWORKS = 3  # random networks, seeds 0, 1, ..., that are measured beside their layers
 _COMPARED = 30  # other random networks, whose times a table is to predict
@@ -68,11 +69,14 @@ def measure_operations(
         measure(module(genotype))
     wholes: list[tuple[float, Counter[Layer]]] = []
     image = jax.ShapeDtypeStruct((batch, *network.image), jnp.float32)
+    streams = module_streams(0, "bench", 0, 0)
     for seed in range(_NETWORKS):
         whole = module(spaces.random_genotype(space, seed))
         variables = jax.eval_shape(lambda x, m=whole: m.init(jax.random.key(0), x, False), image)
         counts = measure(whole)  # also of work that edges share
-        taken = _median_time(lambda v, x, m=whole: m.apply(v, x, False), (variables, image), steps)
+        taken = _median_time(
+            lambda v, x, m=whole: m.apply(v, x, False, rngs=streams), (variables, image), steps
+        )
         wholes.append((taken, counts))
     corrected, rest = _without_starts(seconds, wholes)
     rows = [(*layer, f"{value:.4g}") for layer, value in sorted(corrected.items())]

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from drnas_jax import components, distributions
+from drnas_jax.config import from_config_dict
+from drnas_jax.configs import nasbench201
 from drnas_jax.errors import UserError
+from drnas_jax.penalties import beta_decay
 from drnas_jax.spaces.base import Cell, Edge
 
 
-def create(name):
-    return components.create("penalty", name, None, field="arch.regulariser")
+def create(name, options=None):
+    return components.create("penalty", name, options, field="arch.regulariser")
 
 
 def cell(*lengths):
@@ -67,3 +70,55 @@ def test_kl_is_summed_over_edges_and_cell_types():
     assert value == pytest.approx(3 * (math.log(2) - 0.5), rel=1e-5)
     flat = jax.tree.map(jnp.zeros_like, alpha)
     assert create("kl")(flat, cells, distributions.create("dirichlet"), jnp.float32(0)) == 0
+
+
+# beta-decay
+
+
+RANDOM = {
+    cell_type: np.random.default_rng(0).normal(size=c.shape).astype(np.float32)
+    for cell_type, c in CELLS.items()
+}
+
+
+def beta_decay_of(alpha, progress, maximum=50.0):
+    penalty = create("beta_decay", beta_decay.Options(maximum))
+    return penalty(alpha, CELLS, distributions.create("softmax"), jnp.float32(progress))
+
+
+def test_beta_decay_is_the_mean_over_edges_of_the_logarithm_of_the_sum_of_exponentials():
+    # Would catch a mean over cell types, padding in the sum, or a weight that is not 50 at the end.
+    rows = [
+        math.log(sum(math.exp(value) for value in row[: len(edge.primitives)]))
+        for cell_type, c in CELLS.items()
+        for row, edge in zip(RANDOM[cell_type], c.edges, strict=True)
+    ]
+    strength = from_config_dict(nasbench201.get_config("cpu,beta_decay")).arch.strength
+    for progress, weight in ((1.0, 50), (0.25, 12.5), (0.0, 0)):
+        added = beta_decay_of(RANDOM, progress) - beta_decay_of(RANDOM, progress, maximum=0.0)
+        expected = weight * sum(rows) / len(rows)
+        # A difference of two float32 of 5e4.
+        assert strength * added == pytest.approx(expected, rel=1e-5)
+
+
+def test_at_the_start_only_the_decay_of_adam_is_left():
+    # Would catch a weight that does not start at 0, or a decay that is missing.
+    gradient = jax.grad(beta_decay_of)(RANDOM, 0.0)
+    jax.tree.map(np.testing.assert_array_equal, gradient, RANDOM)
+
+
+def test_the_gradient_of_beta_decay_is_that_of_finite_differences():
+    # Would catch a gradient that does not flow through the maximum, or that reaches padding.
+    gradient = jax.grad(beta_decay.beta_decay)(RANDOM, CELLS)
+    for cell_type, c in CELLS.items():
+        mask = np.ones(c.shape, bool) if c.mask is None else c.mask
+        assert (np.asarray(gradient[cell_type])[~mask] == 0).all()
+        for place in zip(*np.nonzero(mask), strict=True):
+            ends = []
+            for step in (0.1, -0.1):
+                moved = {**RANDOM, cell_type: RANDOM[cell_type].copy()}
+                moved[cell_type][place] += step
+                ends.append(float(beta_decay.beta_decay(moved, CELLS)))
+            # The third derivative is below 1 / 6 for one of six edges: an error below 3e-4.
+            slope = (ends[0] - ends[1]) / 0.2
+            assert gradient[cell_type][place] == pytest.approx(slope, abs=3e-4)

@@ -28,7 +28,7 @@ from drnas_jax.spaces.darts.operations import (
 )
 from drnas_jax.spaces.darts.published import PUBLISHED
 
-__all__ = ["PUBLISHED", "Options", "create", "genotype_edges"]
+__all__ = ["PUBLISHED", "Darts", "Options", "cells_of", "create", "genotype_edges"]
 
 PAIRS = tuple((INPUTS + n, source) for n in range(NODES) for source in range(INPUTS + n))
 CELL_TYPES = ("normal", "reduce")
@@ -47,16 +47,29 @@ class Options:
     )
 
 
+def cells_of(
+    normal: Sequence[Sequence[str]], reduce: Sequence[Sequence[str]]
+) -> Mapping[str, Cell]:
+    """Returns the cells of the DARTS space, or of a subspace with other operations on each edge.
+
+    Args:
+      normal: Primitives of each of the 14 edges of a normal cell, in the order of `PAIRS`: those of
+        `PRIMITIVES`, `none` or `noise`.
+      reduce: The same for a reduction cell.
+    """
+    cells = {}
+    for cell_type, lists in zip(CELL_TYPES, (normal, reduce), strict=True):
+        pairs = zip(PAIRS, lists, strict=True)
+        edges = (Edge(target, source, tuple(names)) for (target, source), names in pairs)
+        cells[cell_type] = Cell(tuple(edges), INPUTS, keep=2)
+    return cells
+
+
 class Darts(Space):
     """See the module's docstring; `depth` is the number of all cells."""
 
     name = "darts"
-    cells: Mapping[str, Cell] = {
-        cell_type: Cell(
-            tuple(Edge(target, source, PRIMITIVES) for target, source in PAIRS), INPUTS, keep=2
-        )
-        for cell_type in CELL_TYPES
-    }
+    cells: Mapping[str, Cell] = cells_of([PRIMITIVES] * len(PAIRS), [PRIMITIVES] * len(PAIRS))
 
     def __init__(self, options: Options | None = None):
         self.stem = (options or Options()).stem
@@ -70,7 +83,7 @@ class Darts(Space):
                 "search.channels and retrain.channels to even numbers"
             )
         if isinstance(spec, NetworkSpec):
-            genotype_edges(spec.genotype)
+            genotype_edges(spec.genotype, self.cells)
 
     def supernet(self, spec: SupernetSpec, backend: Backend) -> nn.Module:
         """See Space.supernet. BatchNorm inside its cells has no scale and bias."""
@@ -78,7 +91,7 @@ class Darts(Space):
 
     def network(self, spec: NetworkSpec, backend: Backend) -> nn.Module:
         """See Space.network."""
-        return Network(spec, genotype_edges(spec.genotype), self.stem, backend)
+        return Network(spec, genotype_edges(spec.genotype, self.cells), self.stem, backend)
 
     def resize(self, tree: Any, like: Any, old: SupernetSpec, new: SupernetSpec, seed: int) -> Any:
         """See Space.resize. One array holds a weight of all edges that keep a primitive."""
@@ -98,19 +111,27 @@ def create(options: Options) -> Space:
     return Darts(options)
 
 
-def genotype_edges(genotype: Genotype) -> CellEdges:
+def genotype_edges(genotype: Genotype, cells: Mapping[str, Cell] = Darts.cells) -> CellEdges:
     """Returns the 8 edges of each of a genotype's cells, each with its only operation.
 
+    Args:
+      genotype: Genotype of the DARTS space or of a subspace.
+      cells: Cells of that space with all operations.
+
     Raises:
-      UserError: The genotype has other cells, nodes, operations or edges.
+      UserError: The genotype has other cells, nodes, operations or edges, or `none`.
     """
     edges = []
     for cell_type in CELL_TYPES:
         cell = genotype.cell(cell_type)
+        known = {
+            (edge.target, edge.source): [name for name in edge.primitives if name != "none"]
+            for edge in cells[cell_type].edges
+        }
         if len(cell) != NODES:
             raise UserError(f"a DARTS cell has {NODES} nodes, and the {cell_type} cell {len(cell)}")
         for name, _ in itertools.chain.from_iterable(cell):
-            check_choice("DARTS operation", name, PRIMITIVES)
+            check_choice("DARTS operation", name, set(itertools.chain(*known.values())))
         for i, node in enumerate(cell):
             sources = sorted({source for _, source in node})
             if len(node) != 2 or len(sources) != 2 or not 0 <= sources[0] < sources[1] < i + INPUTS:
@@ -118,6 +139,9 @@ def genotype_edges(genotype: Genotype) -> CellEdges:
                     f"node {i} of the {cell_type} cell is {node}: expected 2 operations, on 2 of "
                     f"the inputs 0 to {i + INPUTS - 1}"
                 )
+            for name, source in node:
+                edge = f"operation on the edge {INPUTS + i}<-{source} of the {cell_type} cell"
+                check_choice(edge, name, known[INPUTS + i, source])
         kept = (
             Edge(INPUTS + i, source, (name,))
             for i, node in enumerate(cell)

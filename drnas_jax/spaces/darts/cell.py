@@ -24,10 +24,12 @@ from drnas_jax.nn.stacked_params import (
 from drnas_jax.spaces.base import Edge
 from drnas_jax.spaces.darts import looped_cell, stacked
 from drnas_jax.spaces.darts.edge_loop import KEPT_NODES
+from drnas_jax.spaces.darts.noise import noise_sums
 from drnas_jax.spaces.darts.operations import (
     ALL_EDGES,
     INPUTS,
     NODES,
+    NOISE,
     PRIMITIVES,
     begins_with_relu,
     operate,
@@ -70,7 +72,12 @@ class MixedCell:
         return backend.sequential and again
 
     def __call__(
-        self, inputs: Sequence[Array], arrays: PrimitiveArrays, mix: Array, factors: Array | None
+        self,
+        inputs: Sequence[Array],
+        arrays: PrimitiveArrays,
+        mix: Array,
+        factors: Array | None,
+        noise_key: Array | None = None,
     ) -> tuple[Array, AllMoments]:
         """Computes the cell.
 
@@ -79,28 +86,47 @@ class MixedCell:
           arrays: Stacked arrays [rows, ...] of each primitive.
           mix: Mixing weights [e, o].
           factors: Drop path's factor of each example and edge, [b, e]; None if all paths are kept.
+          noise_key: Random key of the operation `noise`, if some edge keeps it.
 
         Returns:
           The channels of all nodes, and the moments of the batch.
         """
         backend = self.context.backend
+        noise = self._noise(inputs[0], mix, factors, noise_key)
         shape = (self.context, self.cell_type, self.edges, inputs, self.partial_channels)
         if self.loops:
-            nodes, moments = looped_cell.cell_nodes(*shape, arrays, mix, factors)
+            nodes, moments = looped_cell.cell_nodes(*shape, arrays, mix, factors, noise)
         elif backend.stacked:
-            nodes, moments = stacked.cell_nodes(*shape, arrays, mix, factors)
+            nodes, moments = stacked.cell_nodes(*shape, arrays, mix, factors, noise)
         else:
-            nodes, moments = self._plain_nodes(inputs, arrays, mix, factors)
+            nodes, moments = self._plain_nodes(inputs, arrays, mix, factors, noise)
         return jnp.concatenate(nodes, axis=backend.channel_axis), moments
 
+    def _noise(
+        self, x: Array, mix: Array, factors: Array | None, key: Array | None
+    ) -> Array | None:
+        """Returns what the operation `noise` adds to the nodes, or None if no edge keeps it."""
+        if key is None:
+            return None
+        backend, stride = self.context.backend, stride_of(self.cell_type, 0)
+        images, height, width, _ = jax.eval_shape(backend.transpose, x).shape
+        channels = self.channels // self.partial_channels
+        shape = (images, -(-height // stride), -(-width // stride), channels)
+        return noise_sums(backend, self.edges, shape, x.dtype, key, mix, factors)
+
     def _plain_nodes(
-        self, inputs: Sequence[Array], arrays: PrimitiveArrays, mix: Array, factors: Array | None
+        self,
+        inputs: Sequence[Array],
+        arrays: PrimitiveArrays,
+        mix: Array,
+        factors: Array | None,
+        noise: Array | None,
     ) -> tuple[list[Array], AllMoments]:
         """Computes the nodes one operation after another, source by source."""
         backend, recorder = self.context.backend, MomentRecorder()
         # Traced once for all edges of equal shapes.
         run = jax.jit(functools.partial(operate, self.context), static_argnums=(0, 4))
-        selected_terms: list[list[Array]] = [[] for _ in range(NODES)]
+        selected_terms = [[] if noise is None else [noise[node]] for node in range(NODES)]
         bypass_terms: list[list[Array]] = [[] for _ in range(NODES)]
         nodes = list(inputs)
         for source in range(INPUTS + NODES - 1):
@@ -135,7 +161,10 @@ class MixedCell:
         terms, stride = [], stride_of(self.cell_type, source)
         for i, edge in enumerate(self.edges):
             for column, name in enumerate(edge.primitives if edge.source == source else ()):
-                if name == "none":
+                if name == NOISE:  # its sums are already there
+                    continue
+                if name == "none":  # the node may have no other terms
+                    terms.append((i, name, jnp.zeros_like(x[:, ::stride, ::stride])))
                     continue
                 row = stacked_rows(self.cell_type, self.edges, name).get(i, 0)
                 leaves = {leaf: array[row] for leaf, array in arrays.get(name, {}).items()}
@@ -202,6 +231,7 @@ def run_cells(
     mix: Array,
     draw_factors: DrawFactors | None,
     keys: Array,
+    noise_keys: Array | None = None,
 ) -> tuple[Inputs, AllMoments]:
     """Computes cells with equal nodes one after another.
 
@@ -213,26 +243,30 @@ def run_cells(
       mix: Mixing weights [e, o].
       draw_factors: Function that draws drop path's factors; None if all paths are kept.
       keys: Random key of each cell, [n].
+      noise_keys: Random key of the operation `noise` in each cell, [n], if some edge keeps it.
 
     Returns:
       Outputs of the last two cells, and the moments [n, ...] of the batch, named as in `runs`.
     """
     if cell.context.backend.loop_cells and len(keys) > 1:
-        return _run_in_loop(cell, inputs, runs, mix, draw_factors, keys)
+        return _run_in_loop(cell, inputs, runs, mix, draw_factors, keys, noise_keys)
 
-    def step(inputs: Inputs, arrays: dict[str, Arrays], key: Array) -> tuple[Array, AllMoments]:
+    def step(
+        inputs: Inputs, arrays: dict[str, Arrays], key: Array, noise_key: Array | None
+    ) -> tuple[Array, AllMoments]:
         squeezed = {
             name: squeeze(cell.context, arrays.pop(name), x)
             for name, x in zip(("squeeze_0", "squeeze_1"), inputs, strict=True)
         }
         nodes = [y for y, _ in squeezed.values()]
         factors = draw_factors(key, nodes[0]) if draw_factors else None
-        output, moments = cell(nodes, arrays, mix, factors)
+        output, moments = cell(nodes, arrays, mix, factors, noise_key)
         return output, moments | {name: moments for name, (_, moments) in squeezed.items()}
 
     all_moments, traced = [], jax.jit(_remat(cell, step, in_loop=False))  # once for equal shapes
     for number, key in enumerate(keys):
-        output, moments = traced(inputs, _arrays_of_cell(runs, number), key)
+        noise_key = None if noise_keys is None else noise_keys[number]
+        output, moments = traced(inputs, _arrays_of_cell(runs, number), key, noise_key)
         all_moments.append(moments)
         inputs = (inputs[1], output)
     return inputs, jax.tree.map(lambda *arrays: jnp.stack(arrays), *all_moments)
@@ -262,6 +296,7 @@ def _run_in_loop(
     mix: Array,
     draw_factors: DrawFactors | None,
     keys: Array,
+    noise_keys: Array | None,
 ) -> tuple[Inputs, AllMoments]:
     """Computes the cells in one loop, which is compiled once; see `run_cells`.
 
@@ -281,17 +316,18 @@ def _run_in_loop(
 
     def step(carry: tuple[Array, Array, Array], of_cell: Any) -> Any:
         h0, _, s1 = carry
-        arrays, squeeze_1, next_squeeze_0, key = of_cell
+        arrays, squeeze_1, next_squeeze_0, key, noise_key = of_cell
         h1, second_moments = squeeze(context, squeeze_1, s1)
         factors = draw_factors(key, h1) if draw_factors else None
-        output, moments = cell((h0, h1), arrays, mix, factors)
+        output, moments = cell((h0, h1), arrays, mix, factors, noise_key)
         h0, next_moments = squeeze(context, next_squeeze_0, s1)
         return (h0, s1, output), (moments | {"squeeze_1": second_moments}, next_moments)
 
     h0, first_moments = squeeze(context, first, inputs[0])
     s1 = _pad_channels(inputs[1], width, context.backend.channel_axis)
     step = _remat(cell, step, in_loop=True)
-    carry, stacked_moments = lax.scan(step, (h0, s1, s1), (primitives, second, later, keys))
+    of_cells = (primitives, second, later, keys, noise_keys)
+    carry, stacked_moments = lax.scan(step, (h0, s1, s1), of_cells)
     moments, next_moments = stacked_moments
     moments["squeeze_0"] = jax.tree.map(
         lambda first, later: jnp.concatenate([first[None], later[:-1]]), first_moments, next_moments

@@ -32,6 +32,7 @@ def cell_nodes(
     arrays: PrimitiveArrays,
     mix: Array,
     factors: Array | None,
+    noise: Array | None,
 ) -> tuple[list[Array], AllMoments]:
     """Computes the nodes of a cell.
 
@@ -45,6 +46,7 @@ def cell_nodes(
       mix: Mixing weights [e, o].
       factors: Drop path's factor of each example and edge, [b, e], which has no gradient; None if
         all paths are kept.
+      noise: What the operation `noise` adds to each node, [NODES, c, h', w', b], or None.
 
     Returns:
       All nodes [C, h', w', b], and the moments of the batch.
@@ -55,7 +57,8 @@ def cell_nodes(
     in_order = sorted(range(len(edges)), key=lambda i: edges[i].target)
     outer = [i for i in in_order if halving and edges[i].source < INPUTS]
     inner = [i for i in in_order if i not in outer]
-    sums, moments = jnp.zeros((NODES, *selected.shape[1:]), selected.dtype), []
+    sums = jnp.zeros((NODES, *selected.shape[1:]), selected.dtype)
+    moments = []
 
     def loop_and_values(chosen: list[int], first: int) -> tuple[EdgeLoop, Values]:
         loop = _loop(context, cell_type, edges, chosen, first)
@@ -70,6 +73,7 @@ def cell_nodes(
         sums, found = sums_of_inputs(loop, selected, values)
         moments.append(found)
         selected = selected[:0, :, ::2, ::2]
+    sums = sums if noise is None else sums + noise
     loop, values = loop_and_values(inner, INPUTS - len(selected))
     nodes, found = nodes_in_order(loop, selected, sums, bypass[0] + bypass[1], values)
     packed = jnp.concatenate([*moments, found])[np.argsort(outer + inner)]
@@ -106,7 +110,7 @@ def _all_columns(edges: tuple[Edge, ...], chosen: list[int], mix: Array) -> Arra
     selection = np.zeros((len(chosen), *mix.shape, len(PRIMITIVES)), np.float32)
     for row, i in enumerate(chosen):
         for column, name in enumerate(edges[i].primitives):
-            if name in PRIMITIVES:  # `none` adds nothing
+            if name in PRIMITIVES:  # `none` adds nothing, and `noise` is added elsewhere
                 selection[row, i, column, PRIMITIVES.index(name)] = 1
     return jnp.tensordot(mix, selection, ((0, 1), (1, 2)))
 

@@ -17,6 +17,7 @@ from drnas_jax.nn.blocks import AuxiliaryHead, Stem, classify
 from drnas_jax.nn.stacked_params import ApplyContext, StackedParams, context_of
 from drnas_jax.spaces.base import Edge, NetworkSpec, SupernetSpec
 from drnas_jax.spaces.darts.cell import Inputs, MixedCell, run_cells, squeeze_params
+from drnas_jax.spaces.darts.noise import has_noise
 from drnas_jax.spaces.darts.operations import NODES
 
 Array = jax.Array
@@ -151,7 +152,10 @@ class Model(nn.Module):
         if context.train and self.has_rng("drop_path"):
             draw_factors = partial(draw_path_factors, cell, drop_path)
             keys = jax.random.split(self.make_rng("drop_path"), len(keys))
-        outputs, moments = run_cells(cell, inputs, arrays, mix, draw_factors, keys)
+        noise_keys = None
+        if has_noise(edges):
+            noise_keys = jax.random.split(self.make_rng("noise"), len(keys))
+        outputs, moments = run_cells(cell, inputs, arrays, mix, draw_factors, keys, noise_keys)
         first = 0
         for run, of_run in zip(runs, params, strict=True) if context.train else ():
             cells = slice(first, first + run.length)

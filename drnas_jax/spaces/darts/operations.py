@@ -1,7 +1,7 @@
 """The operations of the DARTS space: their parameters, and what each of them computes on an edge.
 
-An edge may also list `none`, which adds nothing to its node and has no parameters (DARTS, and S3 of
-arXiv 1909.09656); the DARTS space itself does without it.
+An edge may also list `none`, which adds nothing to its node (DARTS, and S3 of arXiv 1909.09656), or
+`noise` (S4, see `noise.py`). Neither has parameters, and the DARTS space itself does without them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,6 +46,7 @@ CONVOLUTIONS = {
     "dil_conv_5x5": Separable(5, layers=1, dilation=2),
 }
 PRIMITIVES = (*POOLS, "skip_connect", *CONVOLUTIONS)
+NOISE = "noise"
 
 
 def stride_of(cell_type: str, source: int) -> int:
@@ -61,9 +62,9 @@ def stride_of(cell_type: str, source: int) -> int:
 def stacked_rows(cell_type: str, edges: Sequence[Edge], primitive: str) -> dict[int, int]:
     """Returns the row in a primitive's stacked arrays of each edge that has such arrays.
 
-    `none` has no arrays, and a skip connection has some only if it halves the size.
+    `none` and `noise` have no arrays, and a skip connection has some only if it halves the size.
     """
-    if primitive == "none":
+    if primitive in ("none", NOISE):
         return {}
     numbers = [
         number

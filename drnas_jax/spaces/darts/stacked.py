@@ -37,6 +37,7 @@ from drnas_jax.spaces.darts.operations import (
 Array = jax.Array
 
 _LANES = 128  # channels that a vector unit takes at once
+_LOOP = tuple((source,) for source in range(INPUTS, INPUTS + NODES - 1))  # steps over the nodes
 
 
 class _Norm(NamedTuple):
@@ -62,6 +63,7 @@ def cell_nodes(
     arrays: PrimitiveArrays,
     mix: Array,
     factors: Array | None,
+    noise: Array | None,
 ) -> tuple[list[Array], AllMoments]:
     """Computes the nodes of a cell: first the edges from its inputs, then those from each node.
 
@@ -74,6 +76,7 @@ def cell_nodes(
       arrays: Stacked arrays [rows, ...] of each primitive.
       mix: Mixing weights [e, o].
       factors: Drop path's factor of each example and edge, [b, e]; None if all paths are kept.
+      noise: What the operation `noise` adds to each node, [NODES, b, h', w', c], or None.
 
     Returns:
       All nodes [b, h', w', c], and the moments of the batch.
@@ -86,10 +89,13 @@ def cell_nodes(
     width = inputs[0].shape[-1] // partial_channels
     first = cell.block((tuple(range(INPUTS)),))
     selected = cell.weighted_sums(first, [x[..., :width] for x in inputs], NODES)
+    if noise is not None:
+        selected = selected + jnp.concatenate(list(noise), axis=-1)
     bypass = functools.reduce(
         jnp.add, (_bypass(context, first.stride, x[..., width:]) for x in inputs)
     )
-    nodes_of = _looped_nodes if len(edges) == ALL_EDGES and factors is None else _unrolled_nodes
+    loops = len(edges) == ALL_EDGES and factors is None and cell.block(_LOOP).names
+    nodes_of = _looped_nodes if loops else _unrolled_nodes
     nodes, last = nodes_of(cell, _NextNodes(selected, bypass, width))
     return [*nodes, last.node(partial_channels)], recorder.moments()
 
@@ -144,6 +150,9 @@ class _Cell(NamedTuple):
 
     def weighted_sums(self, block: EdgeBlock, nodes: Sequence[Array], targets: int) -> Array:
         """Computes the weighted sums of a block with one step and records its moments."""
+        if not block.names:  # all these edges keep only `none` or `noise`
+            x = nodes[0][:, :: block.stride, :: block.stride]
+            return jnp.zeros((*x.shape[:3], targets * x.shape[3]), x.dtype)
         arrays = jax.tree.map(lambda array: array[0], block.arrays(self.arrays))
         weights = block.weights(self.mix, targets)[0]
         factors = None if self.factors is None else block.path_factors(self.factors)
@@ -158,7 +167,7 @@ def _looped_nodes(cell: _Cell, sums: _NextNodes) -> tuple[list[Array], _NextNode
     The loop is compiled once; for that its steps compute a few rows of weight 0.
     """
     width = sums.width
-    block = cell.block(tuple((source,) for source in range(INPUTS, INPUTS + NODES - 1)))
+    block = cell.block(_LOOP)
 
     def step(carry: tuple[Array, Array], inputs: tuple[PrimitiveArrays, Array]) -> Any:
         sums = _NextNodes(*carry, width)
@@ -180,11 +189,7 @@ def _unrolled_nodes(cell: _Cell, sums: _NextNodes) -> tuple[list[Array], _NextNo
     nodes, width = [], sums.width
     for source in range(INPUTS, INPUTS + NODES - 1):
         node, block = sums.node(cell.partial_channels), cell.block(((source,),))
-        if block.names:
-            weighted = cell.weighted_sums(block, [node[..., :width]], NODES - 1)
-            sums = sums.after(node, weighted)
-        else:
-            sums = sums._replace(selected=jnp.roll(sums.selected, -width, -1))
+        sums = sums.after(node, cell.weighted_sums(block, [node[..., :width]], NODES - 1))
         nodes.append(node)
     return nodes, sums
 

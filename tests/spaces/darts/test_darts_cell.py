@@ -13,6 +13,7 @@ from drnas_jax.nn.stacked_params import ApplyContext
 from drnas_jax.spaces.base import Cell, Edge
 from drnas_jax.spaces.darts import stacked
 from drnas_jax.spaces.darts.cell import MixedCell, run_cells
+from drnas_jax.spaces.darts.noise import has_noise
 from drnas_jax.spaces.darts.operations import INPUTS, NODES, PRIMITIVES
 
 CHANNELS = 4
@@ -62,6 +63,11 @@ EDGES = {
         [(INPUTS + node, source) for node in range(NODES) for source in (1, 0)],
         lambda number, target, source: [PRIMITIVES[(2 + 3 * source) % 7]],
     ),
+    "noise": edges_of(
+        PAIRS, lambda number, *_: ["noise", *(["skip_connect"] if number % 3 else [])]
+    ),
+    # No operation has a kernel, and the node 4 has nothing but what bypasses the operations.
+    "empty": edges_of(PAIRS, lambda number, target, _: ["none" if target == 4 else "noise"]),
 }
 # Compiled for one run: optimisation would take longer than it saves.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
@@ -100,11 +106,12 @@ def evaluate(cell, runs, images, draw_factors=None, wanted=None):
     """Returns outputs, moments, and the gradients of images, arrays and mixing weights."""
     chosen = cell.context.backend
     keys = jnp.arange(sum(len(run["squeeze_0"]["kernel"]) for run in runs), dtype=jnp.float32)
+    noise_keys = jax.random.split(jax.random.key(3), len(keys)) if has_noise(cell.edges) else None
 
     def function(images, runs, mix):
         inputs = tuple(map(chosen.transpose, images))
         with weight_gradients.computed_if(None if wanted is None else jnp.float32(wanted)):
-            outputs, moments = run_cells(cell, inputs, runs, mix, draw_factors, keys)
+            outputs, moments = run_cells(cell, inputs, runs, mix, draw_factors, keys, noise_keys)
         return tuple(map(chosen.transpose, outputs)), moments
 
     @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
@@ -147,9 +154,11 @@ CELLS = (
     ("single", 2),
     ("network", 1),
     ("inputs", 1),
+    ("noise", 2),
+    ("empty", 2),
 )
 # The others show what these show, or only the shuffle's part in it.
-FAST_CELLS = {("unequal", 2, "reduce"), ("inputs", 1, "reduce")}
+FAST_CELLS = {("unequal", 2, "reduce"), ("inputs", 1, "reduce"), ("empty", 2, "reduce")}
 ONE_CELL = [
     pytest.param(*case, marks=() if case in FAST_CELLS else pytest.mark.slow)
     for case in ((*cell, cell_type) for cell in CELLS for cell_type in ("normal", "reduce"))
