@@ -26,14 +26,19 @@ A variant is a size, a method, or both, as in `--config=configs/nasbench201.py:c
 | sdarts | darts, with random noise on the mixing weights in the weights' step | not measured |
 | beta_decay | darts, with the penalty beta-decay | not measured |
 | pcdarts_edges | pcdarts with weights of edges; alpha is frozen for 15 epochs | not measured |
-| random | frozen alpha; of 100 random cells the best in the supernet | 89.10 +- 3.14 |
+| rsps | random search with parameter sharing: frozen alpha; of 100 random cells the best in the supernet | 89.10 +- 3.14 |
+| perturbation | darts, and at the end the edges are decided one by one (DARTS-PT) | not measured |
+| curvature | darts, stopped when the curvature in alpha rises (DARTS-ES) | not measured |
+| skip_connections | darts, stopped when a cell has more than two skip connections (DARTS+) | not measured |
+| random_search | no search: 20 random cells are trained apart, see examples/random_search.py | not measured |
 
 The accuracy is the true one, in percent, of the cell found at the size `cpu`: mean and standard
 deviation over four or five seeds (every run: docs/results.csv). Without a method, the size `cpu` is
 plain and the others are progressive. At the size `cpu`, alpha is frozen for the first 10 epochs,
 and the settings make all methods take about as long: `pcdarts` and `pcdarts_edges` have C 16 and
-twice the epochs, `random` has 20 epochs. docs/methods.md describes each method.
-"""
+twice the epochs, `rsps` (called `random` in version 0.1) has 20 epochs. docs/methods.md describes
+each method.
+"""  # noqa: E501
 
 from typing import Any
 
@@ -54,7 +59,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "sdarts": {"arch.name": "sdarts"},
     "beta_decay": {"arch.name": "softmax", "arch.regulariser": "beta_decay"},
     "pcdarts_edges": {"arch.name": "pc_darts", "search.partial_channels": (4,)},
-    "random": {"arch.name": "gdas", "search.selection": "sample"},
+    "rsps": {"arch.name": "gdas", "search.selection": "sample"},
+    "perturbation": {"arch.name": "softmax", "search.selection": "perturbation"},
+    "curvature": {"arch.name": "softmax", "search.stopping": "curvature"},
+    "skip_connections": {"arch.name": "softmax", "search.stopping": "skip_connections"},
+    "random_search": {"genotype": "random", "retrain.train_fraction": 0.5},
 }
 
 
@@ -82,16 +91,44 @@ def get_config(variant: str = "") -> ConfigDict:
         config.search.update(dict(partial_channels=(1,), operations=(5,)))
     elif size != "full":
         config.search.partial_channels = (2, 1)
-    if method == "random":  # a frozen step costs about half as much
+    if method == "rsps":  # a frozen step costs about half as much
         config.search.selection_options = dict(candidates=100)
         epochs = warmup = 20 if size == "cpu" else epochs
     if "pcdarts" in method and size == "cpu":  # a quarter of 8 channels would be too few
         config.search.channels, epochs, warmup = 16, 2 * epochs, 2 * warmup
     if method == "pcdarts_edges" and size != "smoke":
         warmup = 15  # as in PC-DARTS
+    if method == "perturbation":
+        epochs = _perturbation(config, size, epochs)
+    if method == "random_search":
+        _random_search(config, size)
+    if size == "cpu" and method == "curvature":  # six epochs train alpha
+        config.search.stopping_options = dict(window=3, distance=2, frequency=1)
+    if size == "cpu" and method == "skip_connections":
+        config.search.stopping_options = dict(first_epoch=warmup)
     config.search.update(dict(epochs=(epochs,) * stages, warmup_epochs=(warmup,) * stages))
     config.update_from_flattened_dict(METHODS[method])
     return config
+
+
+def _perturbation(config: ConfigDict, size: str, epochs: int) -> int:
+    """Sets when the six edges are decided, and returns the number of epochs."""
+    if size == "full":  # as in DARTS-PT: after 100 epochs, five times 5 more, the last time 4
+        config.search.selection_options = dict(first_epoch=epochs, interval=5)
+        config.search.update(dict(tuning_epochs=24, tuning_lr=0.1 * config.search.lr))
+        return epochs + 24
+    config.search.selection_options = dict(interval=1, batches=64)
+    config.search.update(dict(tuning_epochs=5, tuning_lr=0.1 * config.search.lr))
+    return max(epochs, 6)
+
+
+def _random_search(config: ConfigDict, size: str) -> None:
+    """Trains each cell briefly, at the size of the search's supernet."""
+    epochs = {"full": 12, "cpu": 3, "smoke": 1}[size]
+    config.retrain.update(dict(channels=config.search.channels, epochs=epochs))
+    if size == "cpu":
+        config.retrain.cells = config.search.cells
+    config.seeds = 2 if size == "smoke" else 20
 
 
 def _parse(variant: str) -> tuple[str, str]:

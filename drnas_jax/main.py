@@ -79,10 +79,13 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
             PHASES[phase](run)
 
     def write() -> None:
-        from drnas_jax.report.page import (
-            write_report,
-        )  # imported late, since plotly is slow to import
+        # Imported late, since plotly is slow to import.
+        from drnas_jax.report.page import write_report
+        from drnas_jax.report.runs import read_provenance
 
+        compared = read_provenance(workdir / "search" / "genotype.json").compared
+        if compared and phases[-1] != "search":  # which has said so
+            display.message(f"the result in the supernet: {compared.describe()}")
         display.message(f"report: {write_report([workdir])}")
 
     from_primary(write)

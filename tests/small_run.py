@@ -16,6 +16,7 @@ FIELDS = {
     "search.epochs": (1, 2),
     "search.warmup_epochs": (0, 0),
     "search.operations": (5, 2),
+    "search.compared_cells": 0,
     "retrain.channels": 4,
     "retrain.batch_size": 64,
     "retrain.epochs": 2,

@@ -241,6 +241,7 @@ def test_a_field_that_is_not_given_has_its_default():
         (dict(search__ranked_batches=0), ["search.ranked_batches", "0", "at least 1"]),
         (dict(search__alpha_fraction=0.6), ["train_fraction is 0.5", "alpha_fraction 0.6"]),
         (dict(search__lr_warmup_epochs=100), ["search.lr_warmup_epochs is 100", "100 epochs"]),
+        (dict(search__tuning_epochs=100), ["search.tuning_epochs is 100", "the 100 epochs"]),
         (dict(retrain__lr_warmup_epochs=200), ["retrain.lr_warmup_epochs is 200", "200 epochs"]),
         (dict(search__epochs=()), ["search.epochs has 0", "search.partial_channels has 2"]),
         (dict(search__epochs=(1, 2, 3)), ["search.epochs has 3", "search.partial_channels has 2"]),
@@ -473,8 +474,12 @@ def test_a_method_changes_only_what_defines_it(size, method):
     assert changes <= {
         "arch.name", "arch.regulariser", "search.selection", "search.partial_channels",
         "search.operations", "search.epochs", "search.warmup_epochs", "search.channels",
+        "search.stopping", "search.tuning_epochs", "search.tuning_lr",
+        *(("genotype", "seeds", "retrain.train_fraction", "retrain.channels", "retrain.cells",
+           "retrain.epochs") if method == "random_search" else ()),
     }  # fmt: skip
-    assert ("arch.name" in changes) == (method not in ("plain", "progressive", "kl"))
+    dirichlet = ("plain", "progressive", "kl", "random_search")
+    assert ("arch.name" in changes) == (method not in dirichlet)
     assert sum(found.search.warmup_epochs) <= sum(found.search.epochs)
     assert sum(found.search.epochs) >= sum(plain.search.epochs)
 

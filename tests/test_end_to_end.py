@@ -31,13 +31,15 @@ def run(command):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Returns the workdir of an undisturbed run of all phases."""
     workdir = tmp_path_factory.mktemp("whole")
-    run(command(workdir))
+    printed = run(command(workdir, "--config.search.compared_cells=8"))
+    (workdir.parent / "whole.log").write_text(printed)
     return workdir
 
 
@@ -66,6 +68,10 @@ def test_files_of_a_run(whole):
     found = json.loads((whole / "search/genotype.json").read_text())
     assert found["cells"] == result["genotype"]["cells"] == lines[-1]["genotype"]
     assert found["provenance"]["distribution"] == "dirichlet"
+    compared = found["provenance"]["compared"]
+    assert compared["images"] == 256 and len(compared["random"]) in (7, 8)
+    *_, in_supernet, report = (whole.parent / "whole.log").read_text().splitlines()
+    assert f"of {len(compared['random'])} random cells" in in_supernet and "report" in report
     for phase in PHASES:
         assert list((whole / phase).glob("events.*"))
     assert "Retraining" in (whole / "report.html").read_text()

@@ -13,6 +13,7 @@ def check_together(config: Config) -> None:
     _check_search(config.search)
     _check_stages(config.search)
     _check_retrain(config.retrain)
+    _check_tuning(config.search)
     _check_warmup("search", config.search, sum(config.search.epochs))
     _check_warmup("retrain", config.retrain, config.retrain.epochs)
     _check_cost(config)
@@ -47,6 +48,15 @@ def _check_search(search: SearchConfig) -> None:
         raise UserError(
             f"search.train_fraction is {search.train_fraction} and search.alpha_fraction "
             f"{search.alpha_fraction}: lower one of them, so that their sum is at most 1"
+        )
+
+
+def _check_tuning(search: SearchConfig) -> None:
+    epochs = sum(search.epochs) - search.lr_warmup_epochs
+    if search.tuning_epochs and search.tuning_epochs >= epochs:
+        raise UserError(
+            f"search.tuning_epochs is {search.tuning_epochs}: expected less than the {epochs} "
+            "epochs of the search after its warm-up"
         )
 
 

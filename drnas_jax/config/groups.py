@@ -163,6 +163,10 @@ class SearchConfig:
     lr_warmup_epochs: int = field(
         0, "Epochs of linear warm-up, in place of the first ones of the schedule.", at_least(0)
     )
+    tuning_epochs: int = field(
+        0, "Last epochs, in which the learning rate's schedule starts again.", at_least(0)
+    )
+    tuning_lr: float = field(0.0025, "Learning rate at the start of these epochs.", at_least(0))
     momentum: float = field(0.9, "Momentum of SGD.", at_least(0), less_than(1))
     weight_decay: float = field(3e-4, "Weight decay.", at_least(0))
     clip: float = field(
@@ -190,6 +194,12 @@ class SearchConfig:
     ranked_cells: int = field(
         0, "Random cells judged after each epoch, only for the history.", at_least(0)
     )
+    compared_cells: int = field(
+        50, "Random cells beside which the result is judged at the end; 0: none.", at_least(0)
+    )
+    compared_batches: int = field(
+        4, "Validation batches on which each of the compared_cells is judged.", at_least(1)
+    )
     hessian_batches: int = field(
         0,
         "Validation batches for the Hessian in alpha after each epoch; 0: not measured.",
@@ -210,6 +220,9 @@ class RetrainConfig:
     channels: int = field(16, "Channels C of the first cell.", at_least(1))
     cells: int = field(5, "Cells, counted as in search.cells.", at_least(1))
     batch_size: int = field(64, "Images of a batch, over all devices.", at_least(1))
+    train_fraction: float = field(
+        1.0, "Share of the images to train on; the others validate.", more_than(0), at_most(1)
+    )
     epochs: int = field(200, "Epochs.", at_least(1))
     optimizer: str = field("sgd", "Optimiser: 'sgd' or 'adamw'.", choices("sgd", "adamw"))
     lr: float = field(0.1, "Largest learning rate.", at_least(0))

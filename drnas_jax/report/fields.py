@@ -54,6 +54,20 @@ class Fields:
         """Reads a finite number, or None if it is missing or null."""
         return None if self.values.get(name) is None else self.number(name)
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Reads a list of finite numbers that is not empty."""
+        values = self.values.get(name)
+        if not isinstance(values, list) or not values or not all(map(is_number, values)):
+            raise self.fault(name, "a list of numbers")
+        return tuple(float(value) for value in values)
+
+    def text(self, name: str) -> str:
+        """Reads a text."""
+        value = self.values.get(name)
+        if not isinstance(value, str):
+            raise self.fault(name, "a text")
+        return value
+
     def mapping(self, name: str) -> Mapping[str, Any]:
         """Reads an object, empty if it is missing."""
         value = self.values.get(name, {})

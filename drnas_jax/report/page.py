@@ -123,7 +123,11 @@ def _summary(run: Run) -> str:
         for phase, seconds in result.seconds.items():
             if seconds is not None:
                 rows.append((f"{phase}, seconds", f"{seconds:,.0f}"))
-    if cost := run.cost:
+    if stopped := run.provenance.stopped:
+        rows.append(("search stopped early", stopped))
+    if compared := run.provenance.compared:
+        rows.append(("result in the supernet", compared.describe()))
+    if cost := run.provenance.cost:
         rows.append((f"cost, {cost.unit}", f"{cost.exact:,.6g}"))
         if cost.target is not None:
             rows.append((f"largest cost, {cost.unit}", f"{cost.target:,.6g}"))

@@ -12,6 +12,7 @@ from drnas_jax.config import Config, from_config_dict
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_json
 from drnas_jax.genotype import Genotype, from_json, load
+from drnas_jax.phases.search.comparison import Comparison
 from drnas_jax.report.exploration import Explored, explore
 from drnas_jax.report.fields import Fields
 from drnas_jax.report.history import Edges, Epoch, read_epochs
@@ -55,6 +56,21 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What a genotype.json says about the search that found it.
+
+    Attributes:
+      stopped: Why a rule has stopped the search early, or an empty string.
+      cost: Cost of the search's result, or None.
+      compared: Comparison of the result with random cells in the supernet, or None.
+    """
+
+    stopped: str = ""
+    cost: Cost | None = None
+    compared: Comparison | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """The contents of a workdir.
 
@@ -66,7 +82,7 @@ class Run:
       retrain: Epochs of the retraining.
       genotype: Genotype that was evaluated, or else the one that was found, or None.
       result: Result of the evaluation, or None.
-      cost: Cost of the search's result, or None.
+      provenance: What is known about the search's result.
       table: Table of true accuracies, or None.
       space: Search space.
       edges: Edges of each cell type of the search space.
@@ -79,7 +95,7 @@ class Run:
     retrain: list[Epoch]
     genotype: Genotype | None
     result: Result | None
-    cost: Cost | None
+    provenance: Provenance
     table: Table | None
     space: Space
     edges: Mapping[str, Edges]
@@ -162,7 +178,7 @@ def read_run(directory: str | os.PathLike[str], name: str) -> Run:
         retrain=read_epochs(directory / "retrain" / "history.jsonl", space.name, edges),
         genotype=genotype,
         result=result,
-        cost=_cost(genotype_file),
+        provenance=read_provenance(genotype_file),
         table=_table_of(config),
         space=space,
         edges=edges,
@@ -214,16 +230,32 @@ def _result(fields: Fields) -> Result:
     )
 
 
-def _cost(file: Path) -> Cost | None:
-    """Reads the cost in the provenance of a genotype.json, if there is one."""
-    provenance = Fields(read_json(file) or {}, str(file)).mapping("provenance")
-    if "cost" not in provenance:
+def read_provenance(file: Path) -> Provenance:
+    """Reads the provenance in a genotype.json; a file that does not exist says nothing.
+
+    Raises:
+      UserError: The file is damaged.
+    """
+    values = Fields(read_json(file) or {}, str(file)).mapping("provenance")
+    provenance = Fields(values, f"{file}: provenance")
+    return Provenance(
+        stopped=provenance.text("stopped") if "stopped" in values else "",
+        cost=_cost(Fields(provenance.mapping("cost"), f"{file}: cost")),
+        compared=_compared(Fields(provenance.mapping("compared"), f"{file}: compared")),
+    )
+
+
+def _cost(fields: Fields) -> Cost | None:
+    if not fields.values:
         return None
-    fields = Fields(Fields(provenance, f"{file}: provenance").mapping("cost"), f"{file}: cost")
-    unit = fields.values.get("unit")
-    if not isinstance(unit, str):
-        raise fields.fault("unit", "a text")
-    return Cost(unit, fields.number("exact"), fields.number_or_none("target"))
+    return Cost(fields.text("unit"), fields.number("exact"), fields.number_or_none("target"))
+
+
+def _compared(fields: Fields) -> Comparison | None:
+    if not fields.values:
+        return None
+    random = fields.numbers("random")
+    return Comparison(fields.count("images"), fields.number("accuracy"), random)
 
 
 def _table_of(config: Config) -> Table | None:

@@ -65,7 +65,7 @@ class View:
       accuracy: Function (mixing weights by cell type [e, o], number of validation batches or None
         for all) -> validation accuracy of the supernet in 0..1. Rows need not sum to 1.
       curvature: Function (number of validation batches) -> largest eigenvalue of the Hessian of the
-        validation loss in alpha.
+        validation loss in alpha, within 1 %.
       derive: Function (ranks of the operations by cell type [e, o]) -> genotype derived from them,
         within `cost.target` if the config sets it.
       draw: Function (count) -> the distinct genotypes among `count` draws from the mixing
@@ -93,7 +93,9 @@ class View:
 class Rule(Protocol):
     """A selection or stopping rule.
 
-    A module that provides a rule has a function `create([options]) -> Rule`.
+    A module that provides a rule has a function `create([options]) -> Rule`. A rule may also have a
+    method `check(spec, epochs)`, which gets the spec of the first stage's supernet and the number
+    of epochs before the search begins, and raises `UserError` if they are not enough for it.
     """
 
     def decide(self, view: View, memory: dict[str, Any]) -> Continue | Fix | Stop:

@@ -19,23 +19,31 @@ def learning_rate(
     """Creates the schedule of the weights' learning rate.
 
     It decays from `lr` to `lr_end` over all epochs, by a cosine or linearly. A linear warm-up
-    replaces the first `lr_warmup_epochs`; the decay does not start later because of it.
+    replaces the first `lr_warmup_epochs`; the decay does not start later because of it. In the last
+    `tuning_epochs` of a search it decays a second time, from `tuning_lr` to `lr_end`.
 
     Args:
       config: Settings of the search or of the retraining.
       steps_per_epoch: Number of steps in an epoch.
       epochs: Number of epochs of the whole phase, all stages together.
     """
-    warmup, steps = config.lr_warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+    tuning = config.tuning_epochs if isinstance(config, SearchConfig) else 0
+    warmup, steps = config.lr_warmup_epochs * steps_per_epoch, (epochs - tuning) * steps_per_epoch
+    schedule = _decay(config, config.lr, steps)
+    if warmup:
+        rise = optax.linear_schedule(config.lr / warmup, config.lr, max(warmup - 1, 1))
+        decay = schedule
+        schedule = optax.join_schedules([rise, lambda step: decay(step + warmup)], [warmup])
+    if isinstance(config, SearchConfig) and tuning:
+        again = _decay(config, config.tuning_lr, tuning * steps_per_epoch)
+        schedule = optax.join_schedules([schedule, again], [steps])
+    return schedule
+
+
+def _decay(config: SearchConfig | RetrainConfig, lr: float, steps: int) -> optax.Schedule:
     if config.lr_schedule == "cosine":
-        end = config.lr_end / config.lr if config.lr else 0.0
-        decay = optax.cosine_decay_schedule(config.lr, steps, alpha=end)
-    else:
-        decay = optax.linear_schedule(config.lr, config.lr_end, steps)
-    if not warmup:
-        return decay
-    rise = optax.linear_schedule(config.lr / warmup, config.lr, max(warmup - 1, 1))
-    return optax.join_schedules([rise, lambda step: decay(step + warmup)], [warmup])
+        return optax.cosine_decay_schedule(lr, steps, alpha=config.lr_end / lr if lr else 0.0)
+    return optax.linear_schedule(lr, config.lr_end, steps)
 
 
 def clip(max_norm: float) -> optax.GradientTransformation:

@@ -66,6 +66,24 @@ def test_a_cost_is_shown_with_its_target(tmp_path):
         report.write_report([workdir])
 
 
+def test_the_result_is_shown_beside_random_cells_and_why_the_search_stopped(tmp_path):
+    # Would catch ties that count as wins, and a search that seems to have run to its end.
+    workdir = make(tmp_path / "run", tmp_path)
+    plain = rows_of(report.write_report([workdir]).read_text())
+    assert not {"result in the supernet", "search stopped early"} & {row[0] for row in plain if row}
+    compared = {"images": 1280, "accuracy": 0.6, "random": [0.1, 0.6, 0.7, 0.2]}
+    file, origin = workdir / "search/genotype.json", {"stopped": "it has <seen> enough"}
+    save(file, cell("nor_conv_3x3"), {**origin, "compared": compared})
+    rows = rows_of(report.write_report([workdir]).read_text())
+    words = "better than 2 of 4 random cells (mean 40.00 %, best 70.00 %)"
+    assert ["result in the supernet", f"60.00 % on 1,280 validation images, {words}"] in rows
+    assert ["search stopped early", "it has &lt;seen&gt; enough"] in rows
+    for wrong in ({**compared, "random": []}, {**compared, "random": ["x"]}, {"images": 1}):
+        save(file, cell("nor_conv_3x3"), {"compared": wrong})
+        with pytest.raises(UserError, match="compared: (random|accuracy) is"):
+            report.write_report([workdir])
+
+
 def test_titles_and_columns_come_from_the_table(workdir, tmp_path):
     # Would catch a report that knows one benchmark by name.
     other = make(tmp_path / "other", tmp_path, seed=7)

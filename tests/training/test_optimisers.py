@@ -134,6 +134,19 @@ def test_a_warmup_of_one_step():
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_the_schedule_starts_again_for_the_tuning_epochs(schedule, warmup):
+    # Catches a first decay that does not reach its end, and tuning that begins a step late.
+    config = search_config(
+        lr=0.5, lr_end=0.01, lr_schedule=schedule, lr_warmup_epochs=warmup, tuning_lr=0.05
+    )
+    tuned = rates(dataclasses.replace(config, tuning_epochs=3), 10)
+    np.testing.assert_array_equal(tuned[: 7 * STEPS], rates(config, 7)[:-1])
+    again = dataclasses.replace(config, lr=0.05, lr_warmup_epochs=0)
+    np.testing.assert_array_equal(tuned[7 * STEPS :], rates(again, 3))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_a_learning_rate_of_zero_stays_zero(schedule):
     # Catches 0 / 0, where the end is relative to the start.
     config = search_config(lr=0.0, lr_end=0.0, lr_schedule=schedule)

@@ -1,6 +1,7 @@
 """The retraining phase: trains the derived network from scratch on the whole training set."""
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -169,12 +170,21 @@ class RetrainPhase:
     def end_epoch(
         self, state: RetrainState, epoch: int, train: Mapping[str, float]
     ) -> tuple[RetrainState, dict[str, Any]]:
-        """Returns the state, and the epoch's line of the history."""
-        return state, {
+        """Returns the state, and the epoch's line of the history; validates if images are left."""
+        line = {
             "epoch": epoch + 1,
             "train_loss": train["loss"],
             "train_accuracy": train["accuracy"],
         }
+        if len(self.retraining.split[1]):
+            batches = self.loader.evaluation(epoch)
+            valid = loop.evaluate(self._validation_program, state, self.loader.raw, batches)
+            line |= {"valid_loss": valid["loss"], "valid_accuracy": valid["accuracy"]}
+        return state, line
+
+    @functools.cached_property
+    def _validation_program(self) -> Callable[..., Any]:
+        return self.retraining.validation_program()
 
     def metadata(self) -> dict[str, Any]:
         """Returns the `RetrainMetadata` of a checkpoint as JSON values."""

@@ -4,11 +4,12 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 import optax
+from jax import lax
 from jax.sharding import Mesh
 
 from drnas_jax import data, spaces
@@ -31,9 +32,14 @@ from drnas_jax.nn.backend import Backend
 from drnas_jax.nn.counting import count_macs, widest_channels
 from drnas_jax.phases.retrain.step import RetrainState, StepConfig, init_state, retrain_step
 from drnas_jax.spaces import NetworkSpec, Space
-from drnas_jax.training import devices, optimisers
-from drnas_jax.training.programs import step_program
-from drnas_jax.training.random_keys import stream_keys, stream_number
+from drnas_jax.training import devices, losses, optimisers
+from drnas_jax.training.programs import step_program, sum_program
+from drnas_jax.training.random_keys import (
+    host_generator,
+    module_streams,
+    stream_keys,
+    stream_number,
+)
 
 
 def choose_genotype(config: Config, space: Space, workdir: Path) -> Genotype:
@@ -89,6 +95,12 @@ class Retraining:
         spec = self.spec(self.config.retrain.channels)
         self.space.check(spec)
         _ = self.steps  # raises if there is less than one batch
+        fraction = self.config.retrain.train_fraction
+        if fraction < 1 and not len(self.split[1]):
+            raise UserError(
+                f"retrain.train_fraction is {fraction}, which leaves none of the "
+                f"{self.dataset.count} training images for validation: lower it, or set it to 1"
+            )
         # A module may refuse its input, as an auxiliary head does if the images are too small.
         network = self.space.network(spec, self.backend())
         shape = self.dataset.shape
@@ -121,22 +133,36 @@ class Retraining:
         return count_macs(self.space.network(spec, backend.PLAIN), self.dataset.shape)
 
     @functools.cached_property
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the images to train on and of those for validation, int32 [n].
+
+        They are the same for all seeds, whose networks can then be compared.
+        """
+        numbers = np.arange(self.dataset.count, dtype=np.int32)
+        fraction = self.config.retrain.train_fraction
+        if fraction == 1:
+            return numbers, numbers[:0]
+        order = host_generator(0, "retrain split").permutation(numbers)
+        count = round(len(order) * fraction)
+        return order[:count], order[count:]
+
+    @functools.cached_property
     def steps(self) -> int:
         """Number of steps in an epoch."""
         batch_size = self.config.retrain.batch_size
-        return data.steps_per_epoch(self.dataset.count, batch_size, "the training set")
+        return data.steps_per_epoch(len(self.split[0]), batch_size, "the training set")
 
     @functools.cached_property
     def loader(self) -> Loader:
         """Loader of the batches."""
-        config = self.config.retrain
-        numbers = np.arange(self.dataset.count, dtype=np.int32)
+        config, (train, valid) = self.config.retrain, self.split
         schedule = Schedule(
             batch_size=config.batch_size,
             seed=self.config.seed,
-            subsets=(Subset("retrain/order", numbers),),
+            subsets=(Subset("retrain/order", train),),
             epochs=config.epochs,
             steps=self.steps,
+            evaluated=valid,
         )
         return Loader(self.dataset, schedule, self.mesh)
 
@@ -195,6 +221,25 @@ class Retraining:
             return retrain_step(step_config, state, preprocessing.augment(raw, *batches, keys))
 
         return step_program(step, self.mesh, config.compute.donate)
+
+    def validation_program(self) -> Any:
+        """Returns the jitted function (state, raw, batch [b], weight [b]) -> totals."""
+        spec = dataclasses.replace(self.spec(self.channels), auxiliary=False, drop_path=0.0)
+        network = self.space.network(spec, self.backend())
+        preprocessing = preprocessing_of(self.dataset, dtype=self.config.compute.dtype)
+
+        def totals(
+            state: RetrainState, raw: Images | None, batch: Batch, weight: jax.Array
+        ) -> losses.Totals:
+            images, labels = preprocessing.normalise(raw, batch)
+            streams = module_streams(
+                state.seed, "retrain/validation", state.step, lax.axis_index(devices.AXIS)
+            )
+            variables = {"params": state.params, **state.variables}
+            logits = cast(jax.Array, network.apply(variables, images, False, rngs=streams))
+            return losses.totals(logits, labels, weight)
+
+        return sum_program(totals, self.mesh)
 
 
 @dataclasses.dataclass(frozen=True)

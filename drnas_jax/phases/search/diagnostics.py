@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,9 @@ from drnas_jax.training import losses
 from drnas_jax.training.devices import replicate
 from drnas_jax.training.programs import sum_program
 
+PRODUCTS = 12  # largest number of products of the Hessian with a vector, for one curvature
+TOLERANCE = 0.01  # relative error of a curvature
+
 
 class Diagnostics:
     """Measurements on the supernet of one stage, with batches of the validation split.
@@ -38,26 +41,39 @@ class Diagnostics:
     def accuracy(
         self, state: SearchState, mix: Mapping[str, np.ndarray], epoch: int, batches: int | None
     ) -> float:
-        """Returns the validation accuracy, in 0..1, at given mixing weights.
+        """Returns the validation accuracy, in 0..1, at given mixing weights; see `accuracies`."""
+        return self.accuracies(state, [mix], epoch, batches)[0]
+
+    def accuracies(
+        self,
+        state: SearchState,
+        mixes: Iterable[Mapping[str, np.ndarray]],
+        epoch: int,
+        batches: int | None,
+    ) -> list[float]:
+        """Returns the validation accuracies, in 0..1, at several mixing weights.
 
         The supernet is not trained further, and BatchNorm uses the statistics of each batch over
         all devices. With partial channels (K > 1) single cells differ only in 1/K of the channels.
 
         Args:
           state: State of the search.
-          mix: Mixing weights by cell type [e, o].
+          mixes: Mixing weights by cell type [e, o], one mapping for each accuracy.
           epoch: Number of the epoch, from 0, that has just ended.
           batches: Number of batches to measure on, from the first one; None for the whole split.
         """
-        placed = replicate(dict(mix), self._experiment.mesh)
         raw, read = self._experiment.loader.raw, self._read(epoch, batches)
-        return loop.evaluate(self._accuracy_program, (state, placed), raw, read)["accuracy"]
+        placed = (replicate(dict(mix), self._experiment.mesh) for mix in mixes)
+        return [
+            loop.evaluate(self._accuracy_program, (state, mix), raw, read)["accuracy"]
+            for mix in placed
+        ]
 
     def curvature(self, state: SearchState, epoch: int, batches: int) -> float:
         """Returns the largest eigenvalue of the Hessian of the validation loss in alpha.
 
-        The loss is taken at the mean mixing weights and without penalties. The Hessian is exact: it
-        is built from its products with all unit vectors.
+        The loss is taken at the mean mixing weights and without penalties. For the eigenvalue's
+        accuracy see `largest_eigenvalue`.
 
         Args:
           state: State of the search.
@@ -66,19 +82,19 @@ class Diagnostics:
         """
         experiment, read = self._experiment, self._read(epoch, batches)
         flat, unravel = ravel_pytree(jax.tree.map(np.asarray, state.alpha))
-        rows, count = [], 0.0
-        for unit in np.eye(flat.size, dtype=np.float32):
-            direction = replicate(unravel(jnp.asarray(unit)), experiment.mesh)
-            row, count = np.zeros(flat.size), 0.0
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            direction = replicate(unravel(jnp.asarray(vector, jnp.float32)), experiment.mesh)
+            total, count = np.zeros(flat.size), 0.0
             for batch, weight in read:
-                product, examples = jax.device_get(
+                tangent, examples = jax.device_get(
                     self._hessian_program((state, direction), experiment.loader.raw, batch, weight)
                 )
-                row += ravel_pytree(product)[0]
+                total += ravel_pytree(tangent)[0]
                 count += float(examples)
-            rows.append(row)
-        matrix = np.stack(rows) / count
-        return float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
+            return total / count
+
+        return largest_eigenvalue(product, flat.size)
 
     def _read(self, epoch: int, batches: int | None) -> list[tuple[Any, jax.Array]]:
         return list(itertools.islice(self._experiment.loader.evaluation(epoch), batches))
@@ -117,3 +133,31 @@ class Diagnostics:
             return tangent, jnp.sum(weight)
 
         return sum_program(product, experiment.mesh)
+
+
+def largest_eigenvalue(product: Callable[[np.ndarray], np.ndarray], size: int) -> float:
+    """Estimates the largest eigenvalue of a symmetric matrix by Lanczos' method.
+
+    It starts from a fixed vector and ends after `PRODUCTS` products, or before if the estimate is
+    known to be within 1 % of an eigenvalue (by the length of the residual). The vectors are made
+    orthogonal to all before them twice, since rounding would bring known directions back.
+
+    Args:
+      product: Function from a unit vector [size] to the matrix times this vector.
+      size: Number of rows of the matrix.
+    """
+    vector = np.random.default_rng(0).normal(size=size)
+    basis, images = np.zeros((0, size)), np.zeros((0, size))
+    value = 0.0
+    for _ in range(min(PRODUCTS, size)):
+        basis = np.vstack([basis, vector / np.linalg.norm(vector)])
+        images = np.vstack([images, product(basis[-1])])
+        projected = basis @ images.T
+        values, vectors = np.linalg.eigh((projected + projected.T) / 2)
+        value, weights = float(values[-1]), vectors[:, -1]
+        if np.linalg.norm(weights @ images - value * (weights @ basis)) <= TOLERANCE * abs(value):
+            break
+        vector = images[-1]
+        for _ in range(2):
+            vector = vector - (basis @ vector) @ basis
+    return value

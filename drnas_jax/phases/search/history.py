@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from drnas_jax.distributions.base import draw_strengths
+from drnas_jax.distributions.base import draw_by_share, draw_strengths
 from drnas_jax.genotype import Genotype
 from drnas_jax.spaces import Cell, Space, SupernetSpec
 
@@ -30,6 +30,14 @@ def draw_genotypes(
     generator = np.random.default_rng(seed)
     drawn = (draw_strengths(spec, scores, draw, generator) for _ in range(count))
     return list(dict.fromkeys(derive(strengths, spec) for strengths in drawn))
+
+
+def random_cells(
+    space: Space, spec: SupernetSpec, count: int, seed: Sequence[int]
+) -> list[Genotype]:
+    """Draws `count` genotypes of the remaining operations uniformly; returns the distinct ones."""
+    flat = {name: np.ones(cell.shape) for name, cell in spec.cells}
+    return draw_genotypes(space.derive, spec, flat, draw_by_share, count, seed)
 
 
 def entropy(mean: Mapping[str, np.ndarray]) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from drnas_jax import components
 from drnas_jax.config import Config
 from drnas_jax.costs.base import expected_cost
-from drnas_jax.distributions.base import draw_by_share
+from drnas_jax.errors import UserError
 from drnas_jax.files import write_text
 from drnas_jax.genotype import (
     Genotype,
@@ -26,12 +26,13 @@ from drnas_jax.genotype import (
 )
 from drnas_jax.nn.counting import count_parameters
 from drnas_jax.phases import loop
-from drnas_jax.phases.search.budget import format_cost
+from drnas_jax.phases.search.comparison import Comparison, compare
 from drnas_jax.phases.search.diagnostics import Diagnostics
 from drnas_jax.phases.search.experiment import Experiment
-from drnas_jax.phases.search.history import all_columns, draw_genotypes, entropy
+from drnas_jax.phases.search.history import all_columns, draw_genotypes, entropy, random_cells
 from drnas_jax.phases.search.memory_check import check_later_stages, compile_step, lower_step
 from drnas_jax.phases.search.metadata import FixedEdges, SearchMetadata
+from drnas_jax.phases.search.provenance import provenance, result_cost
 from drnas_jax.phases.search.stages import stage_at
 from drnas_jax.phases.search.state import SearchState, mean_mix
 from drnas_jax.phases.setup import Run, open_run
@@ -44,8 +45,6 @@ from drnas_jax.training.devices import replicate, run_once
 from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
 from drnas_jax.training.programs import in_background
-from drnas_jax.training.progress import Progress
-from drnas_jax.workdir import version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +96,14 @@ def run_search(run: Run) -> SearchResult:
     experiment.check()
     phase = SearchPhase(experiment, run.display)  # before any checkpoint is made
     with run.alone("search"):
-        _, progress = loop.run(phase, directory)
-        genotype = phase.result
+        state, progress = loop.run(phase, directory)
+        genotype, comparison = phase.result, phase.compare(state, progress.epochs_done - 1)
+        cost = result_cost(experiment, genotype, run.display)
+        origin = provenance(run.config, progress, phase.stopped, cost, comparison)
 
         def write() -> None:
             write_text(directory / "genotype.svg", to_svg(genotype))
-            save(file, genotype, phase.provenance(progress))
+            save(file, genotype, origin)
 
         from_primary(write)
     return SearchResult(genotype, progress.seconds)
@@ -119,12 +120,14 @@ class SearchPhase:
         self.checkpoint_steps, self.remat = config.checkpoint_steps, config.compute.remat
         self.stages = config.search.stages
         self.rules: dict[str, Rule] = {}
-        for kind, name, options in (
-            ("selection", config.search.selection, config.search.selection_options),
+        for kind, name, options in (  # in the order in which they are asked
             ("stopping", config.search.stopping, config.search.stopping_options),
+            ("selection", config.search.selection, config.search.selection_options),
         ):
             if name:
                 self.rules[kind] = components.create(kind, name, options, field=f"search.{kind}")
+                if check := getattr(self.rules[kind], "check", None):
+                    check(experiment.first_spec(), self.epochs)
         self.memory: dict[str, dict[str, Any]] = {kind: {} for kind in self.rules}
         self.fixed: FixedEdges = ()
         self.decision: Stop | None = None
@@ -148,6 +151,11 @@ class SearchPhase:
             name = self.experiment.config.search.selection
             raise RuntimeError(f"the selection rule {name!r} chose nothing at the last epoch")
         return self.decision.genotype
+
+    @property
+    def stopped(self) -> str:
+        """Why a rule has ended the search early, or an empty string."""
+        return self.decision.reason if self.decision else ""
 
     def _enter(self, stage: int, spec: SupernetSpec) -> None:
         self.stage, self.spec = stage, spec
@@ -324,11 +332,12 @@ class SearchPhase:
     def _decide(self, view: View, state: SearchState) -> SearchState:
         for kind, rule in self.rules.items():
             decision = rule.decide(view, self.memory[kind])
-            if isinstance(decision, Stop) and self.decision is None:
+            if isinstance(decision, Stop):
                 self.decision = decision
                 if decision.reason:
                     self.display.message(f"the search stops: {decision.reason}")
-            elif isinstance(decision, Fix):
+                break
+            if isinstance(decision, Fix):
                 edges = checked_edges(decision, view.spec, self.rule_name(kind))
                 state = self._fix(state, edges)
         return state
@@ -363,57 +372,27 @@ class SearchPhase:
             measured["hessian"] = self.diagnostics.curvature(state, epoch, config.hessian_batches)
             self.display.message(f"largest eigenvalue in alpha: {measured['hessian']:.4g}")
         if config.ranked_cells:
-            flat = {name: np.ones(cell.shape) for name, cell in self.spec.cells}
             seed = [self.experiment.config.seed, epoch]
-            derive = self.experiment.space.derive
-            cells = draw_genotypes(
-                derive, self.spec, flat, draw_by_share, config.ranked_cells, seed
-            )
+            cells = random_cells(self.experiment.space, self.spec, config.ranked_cells, seed)
+            mixes = [one_hot(dict(self.spec.cells), cell) for cell in cells]
+            found = self.diagnostics.accuracies(state, mixes, epoch, config.ranked_batches)
             measured["ranked"] = [
-                {"cells": to_cells(cell), "accuracy": self._accuracy(state, cell, epoch)}
-                for cell in cells
+                {"cells": to_cells(cell), "accuracy": accuracy}
+                for cell, accuracy in zip(cells, found, strict=True)
             ]
         return measured
 
-    def _accuracy(self, state: SearchState, genotype: Genotype, epoch: int) -> float:
-        mix = one_hot(dict(self.spec.cells), genotype)
-        batches = self.experiment.config.search.ranked_batches
-        return self.diagnostics.accuracy(state, mix, epoch, batches)
-
-    def _result_cost(self) -> dict[str, Any] | None:
-        """Returns the exact cost of the result and its target, or None without a cost."""
-        experiment, config = self.experiment, self.experiment.config.cost
-        if experiment.cost is None:
+    def compare(self, state: SearchState, epoch: int) -> Comparison | None:
+        """Compares the result with random cells, see `comparison.compare`, and prints that."""
+        try:
+            given = self.experiment, self.diagnostics, self.spec, state, self.result, epoch
+            comparison = compare(*given)
+        except UserError as error:
+            self.display.message(f"the result is not compared with random cells: {error}")
             return None
-        exact, target = experiment.exact_cost(self.result), config.target
-        unit, over = experiment.cost.unit, ""
-        if target and exact > target:
-            over = f", more than cost.target = {target:g}: the rule did not keep to it"
-        self.display.message(f"the result costs {format_cost(exact)} {unit}{over}")
-        described = {"name": config.name, "unit": unit, "exact": exact}
-        return {**described, "target": target} if target else described
-
-    def provenance(self, progress: Progress) -> dict[str, Any]:
-        """Returns the origin of the genotype, for genotype.json.
-
-        Args:
-          progress: Progress at the end of the search, which a rule may have stopped early.
-        """
-        config = self.experiment.config
-        reason = self.decision.reason if self.decision else ""
-        cost = self._result_cost()
-        return {
-            "distribution": config.arch.name,
-            "data": config.data.name,
-            "epochs": progress.epochs_done,
-            "seed": config.seed,
-            "selection": config.search.selection,
-            **({"stopped": reason} if reason else {}),
-            **({"cost": cost} if cost else {}),
-            "search_seconds": round(progress.seconds, 1),
-            "drnas_jax": version("drnas_jax"),
-            "jax": version("jax"),
-        }
+        if comparison:
+            self.display.message(f"the result in the supernet: {comparison.describe()}")
+        return comparison
 
 
 def to_numpy(mix: Mapping[str, Any]) -> dict[str, np.ndarray]:

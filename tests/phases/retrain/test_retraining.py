@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ from flax import linen as nn
 from drnas_jax import spaces
 from drnas_jax.config import defaults, from_config_dict
 from drnas_jax.data import Dataset, Images, preprocessing_of
+from drnas_jax.errors import UserError
 from drnas_jax.nn import backend
 from drnas_jax.nn.counting import count_macs
 from drnas_jax.nn.norm import BatchNorm
+from drnas_jax.phases import loop
 from drnas_jax.phases.retrain import retraining
 from drnas_jax.phases.retrain.retraining import Retraining, choose_genotype
 from drnas_jax.phases.retrain.step import StepConfig, init_state, retrain_step
@@ -172,3 +175,50 @@ def test_a_random_genotype_follows_the_seed(tmp_path, seed):
     config.update(dict(genotype="random", seed=seed))
     expected = spaces.random_genotype(SPACE, seed)
     assert choose_genotype(from_config_dict(config), SPACE, tmp_path) == expected
+
+
+def split_retraining(seed=0, count=1, fraction=0.6, **changes):
+    """Returns the retraining of the small space on 60 % of 40 random images."""
+    config = defaults()
+    config.update(dict(space=str(Path(__file__).parents[2] / "small_space.py"), seed=seed))
+    config.retrain.update(dict(batch_size=8, train_fraction=fraction, **changes))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 8, 8, 3), np.uint8)
+    labels = rng.integers(0, 4, 40).astype(np.int32)
+    dataset = Dataset("noise", images, labels, images[:8], labels[:8], tuple("abcd"), True)
+    config = from_config_dict(config)
+    genotype = spaces.random_genotype(spaces.create(config.space), 0)
+    return Retraining(config, genotype, dataset, devices.make_mesh(jax.devices()[:count]))
+
+
+def test_the_images_that_are_left_validate():
+    # Would catch images that are trained on and validated too, another split for each seed, the
+    # statistics of the batch in place of the running ones, and images that are left out.
+    whole = split_retraining(fraction=1.0)
+    np.testing.assert_array_equal(whole.split[0], np.arange(40))
+    assert len(whole.split[1]) == whole.loader._schedule.evaluation_batches == 0
+    one, other = split_retraining(), split_retraining(seed=1, count=2)
+    for ours, theirs in zip(one.split, other.split, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    train, valid = one.split
+    assert sorted([*train, *valid]) == list(range(40)) and len(train) == 24
+    assert one.steps == 3
+    (subset,) = one.loader._schedule.subsets
+    np.testing.assert_array_equal(subset.index, train)
+
+    state = devices.run_once(one.init, one.mesh, 0)
+    images, labels = preprocessing_of(one.dataset).normalise(one.loader.raw, valid)
+    network = one.space.network(one.spec(4), backend.PLAIN)
+    logits = network.apply({"params": state.params, **state.variables}, images, False)
+    for each in (one, other):
+        state = devices.replicate(jax.device_get(state), each.mesh)
+        program, batches = each.validation_program(), each.loader.evaluation(0)
+        found = loop.evaluate(program, state, each.loader.raw, batches)
+        assert found["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == labels))
+
+
+def test_a_fraction_that_leaves_no_image_is_refused():
+    # Would catch a random search whose cells have no accuracy.
+    split_retraining().check()
+    with pytest.raises(UserError, match="train_fraction is 0.99, which leaves none of the 40"):
+        split_retraining(fraction=0.99).check()

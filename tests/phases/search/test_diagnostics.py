@@ -8,7 +8,7 @@ from small_space import Small, start
 
 from drnas_jax.distributions.base import draw_by_share, draw_genotype
 from drnas_jax.phases import loop
-from drnas_jax.phases.search.diagnostics import Diagnostics
+from drnas_jax.phases.search.diagnostics import PRODUCTS, Diagnostics, largest_eigenvalue
 from drnas_jax.spaces.base import one_hot
 from drnas_jax.training.losses import cross_entropy
 
@@ -48,7 +48,7 @@ def test_curvature_is_the_largest_eigenvalue(small, devices, batches):
 
     expected = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(here.alpha["cell"].reshape(-1)))
     found = Diagnostics(experiment, spec).curvature(state, 0, batches)
-    assert found == pytest.approx(expected[-1], rel=1e-3)
+    assert found == pytest.approx(expected[-1], rel=1e-2)
     assert abs(found) > 1e-3
 
 
@@ -86,3 +86,33 @@ def test_validation_does_not_depend_on_the_number_of_devices(small):
         state = start(experiment, spec)
         totals.append(loop.evaluate(program, state, raw, experiment.loader.evaluation(0)))
     assert totals[0] == pytest.approx(totals[1], rel=1e-5)
+
+
+SPECTRA = {
+    "an outlier": [*np.linspace(-0.2, 0.3, 29), 1.0],
+    "two of the same size": [*np.linspace(-0.2, 0.3, 28), 0.99, 1.0],
+    "a large negative one": [-3.0, *np.linspace(0, 1e-3, 28), 1.0],
+    "rapid decay": list(0.7 ** np.arange(200)),
+    "rank one": [0.0] * 55 + [2.0],
+    "zero": [0.0] * 5,
+    "negative": [-2.0, -1.0, -0.5],
+    "one": [-4.0],
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_lanczos_finds_the_largest_eigenvalue_with_few_products(name):
+    # Would catch the eigenvalue of largest magnitude, a division by zero when no direction is left,
+    # and more products than a search can afford.
+    values, rng = np.array(SPECTRA[name]), np.random.default_rng(7)
+    vectors, _ = np.linalg.qr(rng.normal(size=(len(values), len(values))))
+    matrix, products = np.float32(vectors * values @ vectors.T), []
+
+    def product(vector):
+        assert np.linalg.norm(vector) == pytest.approx(1)
+        products.append(vector)
+        return matrix @ np.float32(vector)  # with the rounding of a device
+
+    found = largest_eigenvalue(product, len(values))
+    assert found == pytest.approx(max(values), rel=0.01, abs=1e-6)
+    assert 1 <= len(products) <= min(PRODUCTS, len(values))

@@ -194,6 +194,47 @@ def test_a_stopping_rule_ends_the_search_with_its_genotype(run, tmp_path):
     assert (described["stopped"], described["selection"]) == ("it has seen enough", "mean")
 
 
+def test_a_stopping_rule_comes_before_the_selection_rule(run, tmp_path):
+    # Would catch a result of the last epoch that the stopping rule has just refused.
+    changes = dict(search__stopping=str(tmp_path / "after.py"), search__epochs=(1,))
+    run("run", {"after.py": STOPPING}, **changes)
+    assert provenance(tmp_path / "run")["stopped"] == "it has seen enough"
+
+
+def test_the_result_is_compared_with_random_cells(run, monkeypatch, tmp_path):
+    # Would catch other batches for the result than for the random cells, the result among these,
+    # and a comparison that changes the search, or is lost when the run ends before it is written.
+    measure, calls = Diagnostics.accuracies, []
+
+    def recorded(self, state, mixes, epoch, batches):
+        found = measure(self, state, mixes, epoch, batches)
+        calls.append(([mix["cell"].tobytes() for mix in mixes], batches, found))
+        return found
+
+    def failing(self, state, mixes, epoch, batches):
+        raise OSError("killed")
+
+    changes = dict(search__epochs=(1,), search__compared_batches=1)
+    genotype = run("without", {}, **changes)
+    changes["search__compared_cells"] = 6
+    monkeypatch.setattr(Diagnostics, "accuracies", failing)
+    with pytest.raises(OSError, match="killed"):
+        run("run", {}, **changes)
+    monkeypatch.setattr(Diagnostics, "accuracies", recorded)
+    display = Listener()
+    assert run("run", {}, display, **changes) == genotype
+    ((first, *others), batches, accuracies) = calls.pop()
+    assert not calls and batches == 1 and len({first, *others}) == 7
+    assert first == one_hot({"cell": CELL}, genotype)["cell"].tobytes()
+    compared = provenance(tmp_path / "run")["compared"]
+    assert compared == {"images": 16, "accuracy": accuracies[0], "random": accuracies[1:]}
+    assert len(set(accuracies)) > 1
+    (line,) = [text for text in display.messages if text.startswith("the result in the supernet")]
+    assert f"of {len(others)} random cells" in line
+    assert_same_bits(tmp_path / "run/search", tmp_path / "without/search")
+    assert "compared" not in provenance(tmp_path / "without")
+
+
 def test_the_best_candidate_is_the_result_and_measurements_change_nothing(
     run, monkeypatch, tmp_path
 ):
