@@ -4,11 +4,13 @@ A crash never leaves a damaged file: files are replaced in one atomic step, and 
 that was not written to its end is dropped when the history is read.
 """
 
+import contextlib
 import io
 import json
 import math
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -79,6 +81,27 @@ def write_json(path: AnyPath, values: Mapping[str, Any]) -> None:
       values: Names and values of the same kinds as in `append_history`. Their order is kept.
     """
     write_text(path, _to_json(values, indent=2) + "\n")
+
+
+def create_json(path: AnyPath, values: Mapping[str, Any]) -> bool:
+    """Writes a JSON file as `write_json` does, unless it exists.
+
+    Of several processes that do so at the same time, on one machine or many, one writes the file.
+    On storage without hard links two may find that it does not exist; the file is whole then, too.
+
+    Returns:
+      Whether the file was written.
+    """
+    with _temporary(Path(path), (_to_json(values, indent=2) + "\n").encode()) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            if Path(path).exists():
+                return False
+            os.replace(temporary, path)
+    return True
 
 
 def read_json(path: AnyPath) -> dict[str, Any] | None:
@@ -153,13 +176,23 @@ def _plain(value: Any) -> Any:
 
 def _replace(path: Path, content: bytes) -> None:
     """Replaces the content of a file in one atomic step."""
+    with _temporary(path, content) as temporary:
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, content: bytes) -> Iterator[Path]:
+    """Yields a file beside `path` with a content, and removes it at the end if it is still there.
+
+    Its name is unlike that of any other process, since several machines may share the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             _sync(file)
-        os.replace(temporary, path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 

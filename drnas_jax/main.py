@@ -1,5 +1,7 @@
 """Searches, retrains and evaluates: `python -m drnas_jax.main --config=FILE --workdir=DIR`."""
 
+import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,19 +12,20 @@ import jax
 from absl import flags, logging
 
 from drnas_jax import tables
-from drnas_jax.config import Config
+from drnas_jax.config import Config, chosen_elements, elements
 from drnas_jax.data.names import printable
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
 from drnas_jax.phases.evaluate import check_evaluate, run_evaluate
 from drnas_jax.phases.retrain.phase import check_retrain, run_retrain
 from drnas_jax.phases.search.phase import run_search
+from drnas_jax.phases.search.sweep import check_sweep
 from drnas_jax.phases.setup import Run, dataset_loader
 from drnas_jax.training import hosts
 from drnas_jax.training.hosts import PrimaryFailedError, cores, from_primary, is_primary
 from drnas_jax.training.metrics import Display
 from drnas_jax.training.signals import Interrupted, exit_at_once
-from drnas_jax.workdir import of_seed, open_workdir
+from drnas_jax.workdir import in_turn, open_workdir
 
 PHASES: dict[str, Callable[[Run], Any]] = {
     "search": run_search,
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, phases, path = _command_line(sys.argv if argv is None else argv)
         use_compilation_cache()
-        workdir = open_workdir(path, config)
+        workdir = open_workdir(path, dataclasses.replace(config, element=0))
         with exit_at_once(), Display(quiet=not is_primary()) as display:
             _run(config, phases, workdir, display)
     except UserError as error:
@@ -60,19 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display) -> None:
-    """Runs the phases and writes a report; with several seeds, each has a separate workdir."""
-    configs = config.of_each_seed()
-    load = dataset_loader(config.data, display)  # once for all seeds
-    for seed_config in configs:
-        directory = workdir
-        if len(configs) > 1:
-            directory = open_workdir(of_seed(workdir, seed_config.seed), seed_config)
-            display.message(f"seed {seed_config.seed}: {directory}")
-        run = Run(seed_config, directory, display, load)
+    """Runs the phases of all elements, each in a separate workdir if named, and writes a report."""
+    whole = dataclasses.replace(config, element=0)
+    load = dataset_loader(config.data, display)  # once for all elements
+    if "search" in phases:
+        check_sweep(Run(whole, workdir, display, load))
+    for name, element in chosen_elements(config).items():
+        directory, sweep = workdir, None
+        if name:
+            directory, sweep = open_workdir(workdir / name, element), (workdir, whole)
+            display.message(f"{name}: {directory}")
+        run = Run(element, directory, display, load, sweep)
         if {"search", "retrain"} <= set(phases):
             check_retrain(run)  # before the search, which takes long
         if "evaluate" in phases:
-            tables.open_table(seed_config)  # the file may be damaged
+            tables.open_table(element)  # the file may be damaged
             if "retrain" not in phases:
                 check_evaluate(run)
         for phase in phases:
@@ -86,7 +91,9 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
         compared = read_provenance(workdir / "search" / "genotype.json").compared
         if compared and phases[-1] != "search":  # which has said so
             display.message(f"the result in the supernet: {compared.describe()}")
-        display.message(f"report: {write_report([workdir])}")
+        # Elements may end at the same time on several machines, and the last report has them all.
+        with in_turn(workdir) if config.element else contextlib.nullcontext():
+            display.message(f"report: {write_report([workdir])}")
 
     from_primary(write)
 
@@ -120,6 +127,12 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
         flags.DEFINE_bool(
             "distributed", False, "let JAX find the processes of this run", flag_values=values
         )
+        flags.DEFINE_bool(
+            "list_elements",
+            False,
+            "print number and directory of each run that config.element can select, and stop",
+            flag_values=values,
+        )
 
     config, values, rest = parse(argv, define)
     if rest:
@@ -130,6 +143,10 @@ def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
         check_choice("phase", phase, PHASES)
     _check_phases(config, values.phases)
     tables.locate(config)  # so that a missing file is an error before the search
+    if values.list_elements:
+        for number, name in enumerate(elements(config), start=1):
+            print(number, Path(values.workdir) / name)
+        raise SystemExit(0)
     hosts.initialize(
         values.coordinator, values.num_processes, values.process_id, values.distributed
     )

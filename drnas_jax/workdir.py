@@ -13,9 +13,18 @@ from typing import Any
 import jax
 
 from drnas_jax import components, spaces
-from drnas_jax.config import COMPONENTS, PHASE_FIELDS, Config, differences, to_dict
+from drnas_jax.config import (
+    COMPONENTS,
+    PHASE_FIELDS,
+    Config,
+    component_names,
+    content_files,
+    differences,
+    is_read,
+    to_dict,
+)
 from drnas_jax.errors import UserError
-from drnas_jax.files import read_json, write_json
+from drnas_jax.files import create_json, read_json, write_json
 from drnas_jax.genotype import to_cells
 from drnas_jax.training.hosts import from_primary
 
@@ -26,15 +35,16 @@ def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
     """Creates a workdir for a config, or checks that it was made with the same config.
 
     Writes `config.json`: the resolved config, the file and the hash of each module of the user, the
-    hash of the genotype that the config names, versions and devices. Fields that may change
-    (`config.FREE`, and those of phases that have not begun) are written again, and so is the path
-    of a module or a genotype that was moved. All processes call this.
+    hashes of the genotype and of the files that the config names (`config.content_files`), versions
+    and devices. Fields that may change (`config.FREE`, and those of phases that have not begun) are
+    written again, and so is the path of a module, a genotype or a file that was moved. All
+    processes call this.
 
     Raises:
       UserError: The workdir was made with another config, another genotype or another version of a
-        module of the user; or it cannot be written, or its config.json is damaged, or it is the
-        address of a bucket or on storage that the processes do not share; or the genotype cannot be
-        read.
+        file or module of the user; or it cannot be written, or its config.json is damaged, or it is
+        the address of a bucket or on storage that the processes do not share; or the genotype
+        cannot be read.
     """
     if "://" in os.fspath(workdir):
         raise UserError(
@@ -63,6 +73,7 @@ def _open(directory: Path, config: Config) -> None:
     try:
         before = _read(file) if file.exists() else None
         now["genotype"] = _genotype_hash(config.genotype, before or {})
+        now["files"] = _file_hashes(config, before or {})
         directory.mkdir(parents=True, exist_ok=True)
         for phase in PHASE_FIELDS:
             if (folder := directory / phase).exists() and not folder.is_dir():
@@ -70,9 +81,9 @@ def _open(directory: Path, config: Config) -> None:
                     f"{folder} is a file, and the {phase} phase needs a folder of this name: move "
                     "it, or take a new --workdir"
                 )
-        if before is None:
-            write_json(file, {**now, **_machine()})
+        if before is None and create_json(file, {**now, **_machine()}):
             return
+        before = before or _read(file)  # another process may have written it since
         begun = _begun(directory)
         error = _conflict(directory, before, now, begun)
         if error and begun:
@@ -98,10 +109,16 @@ def _conflict(
         if old["sha256"] == new["sha256"]:
             changed.pop(field, None)  # it was moved
         elif old["name"] == new["name"]:
-            return UserError(
-                f"workdir {directory} was made with another version of {new['name']!r} ({field}), "
-                "which has changed since: take a new --workdir, or restore the file"
-            )
+            return _another_version(directory, field, new["name"])
+    old_files = before.get("files", {})
+    for field, new in now["files"].items():
+        old = old_files.get(field)
+        if old is None or not is_read(field, begun):
+            continue
+        if old["sha256"] == new["sha256"]:
+            changed.pop(field, None)  # it was moved
+        elif old["name"] == new["name"]:
+            return _another_version(directory, field, new["name"])
     if "retrain" in begun and (old := before.get("genotype")) and now["genotype"]:
         if old == now["genotype"]:
             changed.pop("genotype", None)  # the same cell, from another file or in another form
@@ -120,9 +137,16 @@ def _conflict(
     )
 
 
+def _another_version(directory: Path, field: str, name: str) -> UserError:
+    return UserError(
+        f"workdir {directory} was made with another version of {name!r} ({field}), which has "
+        "changed since: take a new --workdir, or restore the file"
+    )
+
+
 def _sources(config: Config) -> dict[str, dict[str, str]]:
     """Returns name, file and hash of each module of the user, by the field that names it."""
-    named = config.component_names()
+    named = component_names(config)
     sources = {
         field: components.source_of(COMPONENTS[field].kind, name) for field, name in named.items()
     }
@@ -154,17 +178,32 @@ def _genotype_hash(genotype: str, before: Mapping[str, Any]) -> str | None:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def of_seed(workdir: Path, seed: int) -> Path:
-    """Returns the workdir of one of several seeds."""
-    return workdir / f"seed{seed}"
+def _file_hashes(config: Config, before: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Returns name and hash of each file whose content counts, by the option that names it.
+
+    Of a file that cannot be read the recorded hash is kept, if there is one: what needs the file
+    says what is wrong.
+    """
+    hashes = {}
+    recorded = before.get("files", {})
+    for field, name in content_files(config).items():
+        try:
+            content = Path(name).expanduser().read_bytes()
+        except OSError:
+            if recorded.get(field, {}).get("name") == name:
+                hashes[field] = recorded[field]
+            continue
+        hashes[field] = {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
+    return hashes
 
 
 def _begun(directory: Path) -> set[str]:
-    """Returns the phases that have results in a workdir, or in those of its seeds, or that run."""
+    """Returns the phases that have results, or that run, in a workdir or those of its elements."""
     begun = {phase for phase in PHASE_FIELDS if has_work(directory / phase)}
     if (directory / "result.json").exists():
         begun.add("evaluate")
-    return begun.union(*map(_begun, directory.glob("seed*")))
+    elements = (path for name in ("cost_*", "seed*") for path in directory.glob(name))
+    return begun.union(*map(_begun, elements))
 
 
 def has_work(directory: Path) -> bool:
@@ -207,8 +246,19 @@ def alone(directory: Path) -> Iterator[None]:
         yield
 
 
+def in_turn(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which one process at a time is; others wait for its end.
+
+    On storage without locks nobody waits.
+
+    Args:
+      directory: Directory that the lock file is in. Phases, which `alone` protects, have others.
+    """
+    return _lock(directory, wait=True)
+
+
 @contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[None]:
+def _lock(directory: Path, wait: bool = False) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = open(directory / ".lock", "w")  # noqa: SIM115 (below)
@@ -216,7 +266,7 @@ def _lock(directory: Path) -> Iterator[None]:
         raise UserError(f"{directory} cannot be written ({error.strerror})") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(
                 f"another run is at work in {directory}: wait for its end, or take a new --workdir"
@@ -228,16 +278,16 @@ def _lock(directory: Path) -> Iterator[None]:
 
 def _read(file: Path) -> dict[str, Any]:
     values = read_json(file) or {}
-    sources = values.get("components", {})
-    if (
-        isinstance(values.get("config"), dict)
-        and isinstance(sources, dict)
-        and all(
-            isinstance(one, dict) and {"name", "sha256"} <= one.keys() for one in sources.values()
-        )
-    ):
+    sources = [values.get(key, {}) for key in ("components", "files")]
+    if isinstance(values.get("config"), dict) and all(map(_are_hashed, sources)):
         return values
     raise UserError(f"{file} is damaged: restore it, or take a new workdir")
+
+
+def _are_hashed(sources: Any) -> bool:
+    return isinstance(sources, dict) and all(
+        isinstance(one, dict) and {"name", "sha256"} <= one.keys() for one in sources.values()
+    )
 
 
 def _machine() -> dict[str, Any]:

@@ -17,12 +17,12 @@ from pathlib import Path
 from drnas_jax import spaces
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype, save
-from drnas_jax.report.runs import Run, of_each_seed, read_run
+from drnas_jax.report.runs import Run, begun_elements, read_run
 
 
 def main(workdir: str) -> None:
     """Prints the validation accuracy of each cell, and saves the best cell."""
-    runs = [read_run(path, path.name) for path in of_each_seed(Path(workdir))]
+    runs = [read_run(path, path.name) for path in begun_elements(Path(workdir))]
     accuracies = [valid_accuracy(run) for run in runs]
     for run, accuracy in sorted(zip(runs, accuracies, strict=True), key=lambda pair: -pair[1]):
         print(f"{100 * accuracy:6.2f} %  {run.name}  {run.space.describe(genotype_of(run))}")

@@ -16,6 +16,9 @@ are in parentheses.
   --time=LIMIT       time limit of the job, in sbatch's format (that of the partition)
   --grace=SECONDS    time between SIGTERM and the time limit, to write a checkpoint (120)
   --restarts=N       start the program again up to N times after a crash, in the same job (0)
+  --array            submit one task for each of the config's runs (cost.targets times seeds), which
+                     share the workdir and stop and resume separately; asks the program for their
+                     number, so --python must run here too
   --name=NAME        name of the job (drnas_jax)
   --python=PATH      Python to use, at the same path on all nodes
                      (.venv/bin/python of this checkout if it exists, else python3)
@@ -31,7 +34,8 @@ failed or was cancelled, submit the same command again to resume it.
 END_OF_USAGE
 }
 
-nodes=1 gpus='' time='' grace=120 restarts=0 name=drnas_jax python=$(default_python) flags=()
+nodes=1 gpus='' time='' grace=120 restarts=0 array='' name=drnas_jax python=$(default_python)
+flags=()
 while (($#)); do
   case $1 in
     --nodes=*) nodes=${1#*=} ;;
@@ -39,6 +43,7 @@ while (($#)); do
     --time=*) time=${1#*=} ;;
     --grace=*) grace=${1#*=} ;;
     --restarts=*) restarts=${1#*=} ;;
+    --array) array=1 ;;
     --name=*) name=${1#*=} ;;
     --python=*) python=${1#*=} ;;
     --sbatch=*) flags+=("${1#*=}") ;;
@@ -64,13 +69,28 @@ if [[ $gpus ]]; then
   step+=(env "JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((gpus - 1)))")
 fi
 step+=("$python" -m drnas_jax.main --distributed "$@")
+command=$(quote "${step[@]}")
+job="\$SLURM_JOB_ID"
+if [[ $array ]]; then
+  for argument; do
+    [[ $argument != --config.element* ]] || die "--array sets config.element: remove $argument"
+  done
+  runs=$("$python" -m drnas_jax.main --list_elements "$@") || exit 2  # it has said why
+  last=${runs##*$'\n'} # the number of the last run, and its directory
+  count=${last%% *}
+  number --array "$count" 1
+  flags=("--array=1-$count" ${flags[@]+"${flags[@]}"})
+  command+=" --config.element=\$SLURM_ARRAY_TASK_ID"
+  # The number of the job alone may be that of the whole array.
+  job="\${SLURM_ARRAY_JOB_ID}_\$SLURM_ARRAY_TASK_ID"
+fi
 
 # Slurm requeues a job by itself after a preemption or a node failure, but not at the time limit.
 # The SIGTERM before the limit goes only to the program, so the shell can requeue the job. scancel
 # ends the shell as well, so a cancelled job is not requeued.
 script="for try in \$(seq 0 $restarts); do \
-$(quote "${step[@]}") && exit; code=\$?; \
-case \$code in 2 | 130) break ;; 143) scontrol requeue \$SLURM_JOB_ID; break ;; esac; \
+$command && exit; code=\$?; \
+case \$code in 2 | 130) break ;; 143) scontrol requeue $job; break ;; esac; \
 done; exit \$code"
 
 run sbatch "--job-name=$name" "--nodes=$nodes" --ntasks-per-node=1 --exclusive --mem=0 \

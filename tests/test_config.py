@@ -13,7 +13,15 @@ from ml_collections import ConfigDict
 
 from drnas_jax import components
 from drnas_jax import config as lib
-from drnas_jax.config import Config, Stage, defaults, freeze, from_config_dict, to_dict
+from drnas_jax.config import (
+    Config,
+    Stage,
+    component_names,
+    defaults,
+    freeze,
+    from_config_dict,
+    to_dict,
+)
 from drnas_jax.configs import nasbench201
 from drnas_jax.errors import UserError
 
@@ -403,13 +411,13 @@ def test_a_recipe_sets_options_in_one_of_three_ways(module):
 
 
 def test_the_components_of_a_run():
-    names = from_config_dict(changed(arch__regulariser="none")).component_names()
+    names = component_names(from_config_dict(changed(arch__regulariser="none")))
     assert names["space"] == "nasbench201"
     assert names["table.name"] == "nasbench201"  # the one with the space's name
     assert not {"search.stopping", "cost.name", "arch.regulariser"} & set(names)
-    macro = from_config_dict(changed(space="macro")).component_names()
+    macro = component_names(from_config_dict(changed(space="macro")))
     assert macro["table.name"] == "nasbench_macro"  # the one whose SPACE is the space's name
-    assert "table.name" not in from_config_dict(changed(space="darts")).component_names()
+    assert "table.name" not in component_names(from_config_dict(changed(space="darts")))
 
 
 # Comparing two configs

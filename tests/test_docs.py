@@ -145,6 +145,12 @@ def test_a_budget_as_the_page_describes(tmp_path):
         assert costs[name]["exact"] > 0
     assert results["small"]["cost"] == results["small"]["macs"] <= 300_000
     assert (costs["small"]["unit"], costs["device"]["unit"]) == ("multiply-adds", "seconds")
+    front = json.loads((tmp_path / "runs/front/front.json").read_text())
+    assert (front["cost"], front["accuracy"], front["missing"]) == ("macs", "test", [])
+    assert [point["target"] for point in front["points"]] == [150_000, 300_000]
+    assert all(0 < point["cost"] <= point["target"] for point in front["points"])
+    largest = front["reference"]["cost"]
+    assert front["front"] and 0 < front["hypervolume"] <= 90 * largest
     lines = (tmp_path / "runs/small/search/history.jsonl").read_text().splitlines()
     assert all(json.loads(line)["expected_cost"] > 0 for line in lines)
 

@@ -1,8 +1,10 @@
 """Histories, JSON, text and arrays survive crashes and full disks."""
 
+import concurrent.futures
 import json
 import os
 import re
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +99,34 @@ def test_rewinding_keeps_the_first_lines(history, keep):
     assert files.read_history(history) == LINES[:keep]
     files.append_history(history, {"epoch": keep})
     assert files.read_history(history) == [*LINES[:keep], {"epoch": keep}]
+
+
+def test_one_of_several_creates_a_file(tmp_path):
+    # Would catch a file that a second process replaces, or that is read before it is whole.
+    path, count = tmp_path / "new" / "config.json", 8
+    barrier = threading.Barrier(count)
+
+    def create(number):
+        barrier.wait()
+        return files.create_json(path, {"number": number}), files.read_json(path)
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        outcomes = list(pool.map(create, range(count)))
+    (winner,) = [number for number, (written, _) in enumerate(outcomes) if written]
+    assert [read for _, read in outcomes] == [{"number": winner}] * count
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_is_created_on_storage_without_hard_links(tmp_path, monkeypatch):
+    # Would catch a workdir in a mounted bucket that cannot be begun.
+    def refuse(*_):
+        raise PermissionError("no hard links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert files.create_json(tmp_path / "a.json", {"number": 1})
+    assert not files.create_json(tmp_path / "a.json", {"number": 2})
+    assert files.read_json(tmp_path / "a.json") == {"number": 1}
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
 
 
 def test_json_keeps_the_order_and_is_indented(tmp_path):

@@ -155,6 +155,37 @@ def test_slurm_submits_one_process_per_node(dry):
     assert "JAX_LOCAL_DEVICE_IDS" not in command[-1]
 
 
+def test_slurm_starts_a_task_for_each_run_of_a_config(tools):
+    # Would catch runs that no task does, and an array that is requeued as a whole.
+    path = tools("mypython", "#!/bin/sh\necho noise\necho 1 runs/a\necho 12 'runs/b 7'\n")
+    options = ("--array", "--python=mypython", "--sbatch=--partition=p", "--dry-run")
+    done = launch("slurm", *options, "--", *PROGRAM, PATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = shlex.split(done.stdout)
+    assert words[-3:-1] == ["--array=1-12", "--partition=p"]
+    script = words[-1].removeprefix("--wrap=")
+    program = shlex.split(script.split("; do ")[1].split(" && exit")[0])
+    assert program[-1] == "--config.element=$SLURM_ARRAY_TASK_ID"
+    assert program[-1 - len(PROGRAM) : -1] == PROGRAM
+    assert "scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID;" in script
+
+    given = launch("slurm", *options, "--", *PROGRAM, "--config.element=1", PATH=path)
+    assert "remove --config.element=1" in error(given)
+    for answer in ("exit 2", "true", "echo noise"):
+        path = tools("mypython", f"#!/bin/sh\n{answer}\n")
+        assert launch("slurm", *options, "--", *PROGRAM, PATH=path).returncode == 2
+
+
+def test_slurm_asks_the_program_for_the_number_of_runs(tmp_path):
+    # Would catch a flag that the program does not have, and a first task that has no run.
+    program = ["--config=configs/digits.py", f"--workdir={tmp_path}/run", "--config.seeds=3"]
+    options = ("--array", f"--python={sys.executable}", "--dry-run", "--")
+    done = launch("slurm", *options, *program)
+    assert done.returncode == 0, done.stderr
+    assert "--array=1-3" in shlex.split(done.stdout)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("codes", "runs", "requeued", "code"),
     [

@@ -22,6 +22,7 @@ DARTS = [
     "--config.search.operations=(7,4)",
     "--config.retrain.cells=3",
 ]
+COST = ["--config.cost.name=macs"]
 PROGRESS = Progress(1, 1.0, devices=1, jax="0.10", images=718, fingerprint=1, steps=11)
 CELL = Genotype(
     "nasbench201",
@@ -91,6 +92,10 @@ def refused(capsys, *argv):
         ([DIGITS, "--config.retrain.auxiliary_weight=0.4"], ["auxiliary_weight", "to 0"]),
         ([DIGITS, "--config.retrain.batch_size=2000"], ["1438 images", "2000"]),
         ([DIGITS, "--config.retrain.batch_size=12"], ["retrain.batch_size = 12", "8 devices"]),
+        ([DIGITS, "--config.cost.targets=(3e5,4e5)"], ["cost.targets is", "cost.name is empty"]),
+        ([DIGITS, *COST, "--config.cost.targets=(3,3)"], ["cost.targets is", "3 twice"]),
+        ([DIGITS, *COST, "--config.cost.target=3", "--config.cost.targets=3"], ["cost.targets to"]),
+        ([DIGITS, "--config.seeds=2", "--config.element=3"], ["element is 3", "1 to 2"]),
         ([DIGITS, "--config.retrain.max_macs=10"], ["max_macs is 10", "of 2 channels"]),
         ([*DARTS, "--config.retrain.auxiliary_weight=0.4"], ["8x8 pixels"]),
         ([DIGITS, "--config.search.lr_warmup_epochs=4"], ["lr_warmup_epochs is 4", "4 epochs"]),
@@ -189,6 +194,76 @@ def test_several_seeds(tmp_path, monkeypatch):
     config = json.loads((tmp_path / "seed6/config.json").read_text())["config"]
     assert (config["seed"], config["seeds"]) == (6, 1)
     assert main([*argv[:-1], "--config.seeds=3"]) == 2  # another run's directory
+
+
+SWEEP = ["--config.cost.name=macs", "--config.cost.targets=(3e5,4e5)", "--config.seeds=2"]
+NAMES = [f"cost_{target}/seed{seed}" for target in (300000, 400000) for seed in (0, 1)]
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Returns the list of the runs for which a phase was called; nothing else is done."""
+    called = []
+
+    def phase(run):
+        called.append((str(run.workdir), run.config.cost.target, run.config.seed))
+
+    monkeypatch.setattr("drnas_jax.main.PHASES", dict.fromkeys(PHASES, phase))
+    monkeypatch.setattr("drnas_jax.main.check_sweep", lambda run: None)
+    return called
+
+
+def test_several_targets(tmp_path, called):
+    # Would catch targets or seeds that are left out, or that share a workdir.
+    argv = ["", DIGITS, *SWEEP, f"--workdir={tmp_path}"]
+    assert main([*argv, "--phases=search"]) == 0
+    expected = [(target, seed) for target in (3e5, 4e5) for seed in (0, 1)]
+    assert called == [
+        (str(tmp_path / name), *values) for name, values in zip(NAMES, expected, strict=True)
+    ]
+    config = json.loads((tmp_path / NAMES[3] / "config.json").read_text())["config"]
+    assert (config["cost"]["target"], config["cost"]["targets"]) == (4e5, [])
+    page = (tmp_path / "report.html").read_text()
+    assert set(NAMES) <= set(re.findall(r"<td>([\w/]+)</td>", page))
+
+
+def test_one_element_of_a_sweep(tmp_path, called):
+    # Would catch an element that does the work of others, or that locks them out of the workdir.
+    argv = ["", DIGITS, *SWEEP, f"--workdir={tmp_path}", "--phases=search"]
+    assert main([*argv, "--config.element=3"]) == 0
+    assert [Path(name).relative_to(tmp_path) for name, *_ in called] == [Path(NAMES[2])]
+    before = (tmp_path / "config.json").read_bytes()
+    assert main([*argv, "--config.element=2"]) == 0 and len(called) == 2
+    (tmp_path / NAMES[1] / "search").mkdir()
+    (tmp_path / NAMES[1] / "search/history.jsonl").touch()
+    assert main(argv) == 0 and len(called) == 6
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert main([*argv, "--config.cost.weight=0.5", "--config.element=1"]) == 2
+
+
+def test_elements_are_listed_in_order(tmp_path, capsys, called):
+    # Would catch a number of array tasks that is not the number of elements.
+    with pytest.raises(SystemExit) as ended:
+        main(["", DIGITS, *SWEEP, f"--workdir={tmp_path}/run", "--list_elements"])
+    assert not ended.value.code and not called and not (tmp_path / "run").exists()
+    expected = [f"{number} {tmp_path}/run/{name}" for number, name in enumerate(NAMES, start=1)]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_a_target_that_no_network_meets_ends_the_command_before_any_search(
+    capsys, tmp_path, monkeypatch
+):
+    # Would catch a sweep that fails only after its other searches, which take days.
+    def phase(run):
+        raise AssertionError
+
+    monkeypatch.setattr("drnas_jax.main.PHASES", dict.fromkeys(PHASES, phase))
+    targets = "--config.cost.targets=(3e5,1000,4e5)"
+    argv = [DIGITS, "--config.cost.name=params", targets, f"--workdir={tmp_path}"]
+    assert main(["", *argv, "--config.element=3"]) == 2  # whose own target can be met
+    *_, line = capsys.readouterr().err.splitlines()
+    assert "one of cost.targets is 1000" in line and "smallest network" in line
+    assert re.search(r"costs [\d,]+ parameters", line)
 
 
 def test_a_workdir_in_the_home_directory(tmp_path, monkeypatch):

@@ -220,6 +220,40 @@ def test_a_module_that_was_moved_is_accepted(tmp_path):
     assert written["config"]["space"] == written["components"]["space"]["file"] == str(moved)
 
 
+# The files that options name
+
+
+def measured(tmp_path, file):
+    """Opens a workdir for a search with a table of measured costs."""
+    values = defaults()
+    values.cost.update(dict(name="table", options=dict(file=str(file))))
+    return read_json(open_workdir(tmp_path / "run", from_config_dict(values)) / "config.json")
+
+
+def test_a_changed_table_of_costs_is_refused_by_name_once_the_search_has_begun(tmp_path):
+    # Would catch a search that goes on with other costs after a stop, without a word.
+    file = tmp_path / "times.csv"
+    file.write_text("first")
+    before = measured(tmp_path, file)
+    assert before["files"]["cost.options.file"]["name"] == str(file)
+    begin(tmp_path / "run", "retrain")
+    file.write_text("second")
+    begun = measured(tmp_path, file)  # only the search reads it
+    assert begun["files"] != before["files"]
+    begin(tmp_path / "run")
+    file.write_text("third")
+    with pytest.raises(UserError, match=r"times.csv' \(cost.options.file\), which has changed"):
+        measured(tmp_path, file)
+    assert read_json(tmp_path / "run/config.json") == begun
+    file.unlink()  # what needs it says so
+    assert measured(tmp_path, file) == begun
+    file.write_text("second")
+    moved = file.rename(tmp_path / "moved.csv")
+    assert measured(tmp_path, moved)["config"]["cost"]["options"]["file"] == str(moved)
+    with pytest.raises(UserError, match="cost.options.file was .*moved.csv' and is .*other.csv'"):
+        measured(tmp_path, tmp_path / "other.csv")
+
+
 # The genotype that a config names
 
 
@@ -295,6 +329,7 @@ def test_the_hash_of_every_kind_of_module_counts(tmp_path):
         b"null",
         b'{"config": []}',
         b'{"config": {}, "components": {"space": {}}}',
+        b'{"config": {}, "files": {"cost.options.file": "x"}}',
         b"\xff",
     ],
 )

@@ -18,7 +18,9 @@ defines them as a frozen dataclass `Options`, whose fields have defaults and are
 """
 
 from drnas_jax.config.comparison import (
+    content_files,
     differences,
+    is_read,
     leaves,
 )
 from drnas_jax.config.conversion import (
@@ -31,6 +33,7 @@ from drnas_jax.config.conversion import (
     to_dict,
     unknown_field,
 )
+from drnas_jax.config.elements import chosen_elements, elements
 from drnas_jax.config.fields import (
     Check,
     Component,
@@ -42,11 +45,6 @@ from drnas_jax.config.fields import (
     more_than,
 )
 from drnas_jax.config.groups import (
-    COMPONENTS,
-    FREE,
-    GROUPS,
-    OPTIONS,
-    PHASE_FIELDS,
     ArchConfig,
     ComputeConfig,
     Config,
@@ -56,6 +54,14 @@ from drnas_jax.config.groups import (
     SearchConfig,
     Stage,
     TableConfig,
+)
+from drnas_jax.config.schema import (
+    COMPONENTS,
+    FREE,
+    GROUPS,
+    OPTIONS,
+    PHASE_FIELDS,
+    component_names,
     schema,
 )
 
@@ -80,11 +86,16 @@ __all__ = [
     "at_most",
     "build",
     "choices",
+    "chosen_elements",
+    "component_names",
+    "content_files",
     "defaults",
     "differences",
+    "elements",
     "field",
     "freeze",
     "from_config_dict",
+    "is_read",
     "leaves",
     "less_than",
     "more_than",

@@ -17,6 +17,7 @@ def check_together(config: Config) -> None:
     _check_warmup("search", config.search, sum(config.search.epochs))
     _check_warmup("retrain", config.retrain, config.retrain.epochs)
     _check_cost(config)
+    _check_element(config)
 
 
 def _check_data(data: DataConfig) -> None:
@@ -94,11 +95,32 @@ def _check_warmup(phase: str, group: SearchConfig | RetrainConfig, epochs: int) 
 
 def _check_cost(config: Config) -> None:
     cost = config.cost
-    for name in ("weight", "target"):
+    for name in ("weight", "target", "targets"):
         if getattr(cost, name) and not cost.name:
             raise UserError(f"cost.{name} is {getattr(cost, name)}, but cost.name is empty: set it")
-    if cost.target and config.retrain.max_macs:
+    if cost.target and cost.targets:
         raise UserError(
-            f"cost.target is {cost.target} and retrain.max_macs {config.retrain.max_macs}, which "
-            "both choose the size of the network: set one of them to 0"
+            f"cost.target is {cost.target} and cost.targets {cost.targets}: set cost.target to 0, "
+            "or cost.targets to ()"
+        )
+    for target in cost.targets:
+        if cost.targets.count(target) > 1:
+            raise UserError(
+                f"cost.targets is {cost.targets}, which has {target:g} twice: remove one of them"
+            )
+    for name in ("target", "targets"):
+        if getattr(cost, name) and config.retrain.max_macs:
+            raise UserError(
+                f"cost.{name} is {getattr(cost, name)} and retrain.max_macs "
+                f"{config.retrain.max_macs}, which both choose the size of the network: set "
+                "retrain.max_macs to 0, or search without a target"
+            )
+
+
+def _check_element(config: Config) -> None:
+    targets, seeds = max(len(config.cost.targets), 1), config.seeds
+    if config.element > targets * seeds:
+        raise UserError(
+            f"config field element is {config.element}: expected 1 to {targets * seeds}, for "
+            f"{targets} cost targets and {seeds} seeds, or 0 for all of them"
         )

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from drnas_jax import components
 from drnas_jax.config.checks import check_together
 from drnas_jax.config.fields import Check
-from drnas_jax.config.groups import COMPONENTS, GROUPS, OPTIONS, Config, get
+from drnas_jax.config.groups import Config
+from drnas_jax.config.schema import COMPONENTS, GROUPS, OPTIONS, component_names, get
 from drnas_jax.errors import UserError
 
 
@@ -55,7 +56,7 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
 def build(values: Mapping[str, Any]) -> Config:
     """Does what `from_config_dict` does, except for the checks that compare several fields."""
     config = Config(**_values(Config, values, ""))
-    used = config.component_names()
+    used = component_names(config)
     for name in OPTIONS:
         config = _with_options(config, name, used.get(OPTIONS[name]))
     return config

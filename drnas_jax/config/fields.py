@@ -51,7 +51,13 @@ class Component:
     others: bool = False
 
 
-def field(default: Any, meaning: str, *checks: Check, component: Component | None = None) -> Any:
+def field(
+    default: Any,
+    meaning: str,
+    *checks: Check,
+    component: Component | None = None,
+    content: bool = False,
+) -> Any:
     """Declares a field of the schema or of a component's `Options`.
 
     Args:
@@ -59,6 +65,8 @@ def field(default: Any, meaning: str, *checks: Check, component: Component | Non
       meaning: One sentence for `--help`.
       *checks: What a value, or each item of a tuple, must satisfy.
       component: Set if the value names a component.
+      content: Whether the value, an option, names a file whose content changes the result. A run
+        records its hash, and does not resume with another content.
     """
-    metadata = dict(meaning=meaning, checks=checks, component=component)
+    metadata = dict(meaning=meaning, checks=checks, component=component, content=content)
     return dataclasses.field(default=default, metadata=metadata)

@@ -1,10 +1,8 @@
 """The fields of a run's config, in groups: each with its default, its meaning and its checks."""
 
 import dataclasses
-from collections.abc import Hashable, Iterator
-from typing import Any, get_type_hints
+from collections.abc import Hashable
 
-from drnas_jax import components
 from drnas_jax.config.fields import (
     Component,
     at_least,
@@ -273,10 +271,11 @@ class CostConfig:
     options: Hashable = field(None, "Options of the cost.")
     weight: float = field(0.0, "Factor of the expected cost in alpha's loss.", at_least(0))
     target: float = field(0.0, "Largest cost of the result; 0: no limit.", at_least(0))
+    targets: tuple[float, ...] = field(
+        (), "Largest costs of several searches, each in its own workdir.", more_than(0)
+    )
     image_size: int = field(
-        0,
-        "Side of the square images that networks are to classify; 0: that of the data.",
-        at_least(0),
+        0, "Side of the images for which the cost counts; 0: that of the data's.", at_least(0)
     )
 
     def image(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -334,6 +333,9 @@ class Config:
         "Number of runs: with this seed and those after it, each in its own workdir.",
         at_least(1),
     )
+    element: int = field(
+        0, "Number, from 1, of the only run of all cost.targets and seeds; 0: all.", at_least(0)
+    )
     space: str = field(
         "nasbench201",
         "Search space: a bundled one, or your own module.",
@@ -363,57 +365,3 @@ class Config:
         """Returns the single runs that `seeds` asks for."""
         seeds = range(self.seed, self.seed + self.seeds)
         return [dataclasses.replace(self, seed=seed, seeds=1) for seed in seeds]
-
-    def component_names(self) -> dict[str, str]:
-        """Returns the name of every component that the run uses, by the field that names it."""
-        values = {name: get(self, name) for name in COMPONENTS}
-        if not values["table.name"]:
-            values["table.name"] = components.table_of(self.space)
-        return {name: value for name, value in values.items() if value != COMPONENTS[name].none}
-
-
-GROUPS: dict[str, type] = {
-    name: kind
-    for name, kind in get_type_hints(Config).items()
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
-}
-
-
-def schema() -> Iterator[tuple[str, dataclasses.Field]]:
-    """Yields the full name, such as `search.lr`, and the declaration of every field."""
-    for declared in dataclasses.fields(Config):
-        if declared.name in GROUPS:
-            for inner in dataclasses.fields(GROUPS[declared.name]):
-                yield f"{declared.name}.{inner.name}", inner
-        else:
-            yield declared.name, declared
-
-
-def get(config: Any, name: str) -> Any:
-    """Returns the value of the field with a full name, of a Config or a ConfigDict."""
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
-# Fields that name a component, by their full names.
-COMPONENTS: dict[str, Component] = {
-    name: declared.metadata["component"]
-    for name, declared in schema()
-    if declared.metadata["component"]
-}
-# Field that holds options -> field that names the component, by their full names.
-OPTIONS: dict[str, str] = {
-    f"{name.rpartition('.')[0]}.{component.options}".lstrip("."): name
-    for name, component in COMPONENTS.items()
-}
-# Fields that may change at any time, because they leave the result as it is: where things are
-# stored, how many processes read, how often a checkpoint is written, what else is evaluated, and
-# how memory is saved. compute.remat may change rounding; a resumed phase reports another value.
-FREE = (
-    *("data.dir", "data.download", "data.workers", "table.file"),
-    *("checkpoint", "checkpoint_steps", "table.name", "table.options"),
-    *("compute.remat", "compute.donate"),
-)
-# Phase -> prefixes of the fields that only this phase reads. They may change until it begins.
-PHASE_FIELDS = {"search": ("search.", "arch.", "cost."), "retrain": ("retrain.", "genotype")}

@@ -22,7 +22,7 @@ _MEASURE = "`python -m drnas_jax.tools.bench operations --config=... --file=...`
 class Options:
     """Options of the cost."""
 
-    file: str = field("", "CSV file of operation, input shape and seconds.")
+    file: str = field("", "CSV file of operation, input shape and seconds.", content=True)
     batch: int = field(1, "Images of a batch, as they were measured.", at_least(1))
 
 

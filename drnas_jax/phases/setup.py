@@ -14,6 +14,7 @@ import numpy as np
 from drnas_jax import data, spaces
 from drnas_jax.config import Config, DataConfig, freeze
 from drnas_jax.data import ImageDataset
+from drnas_jax.errors import UserError
 from drnas_jax.spaces import Space
 from drnas_jax.training import devices
 from drnas_jax.training.hosts import is_primary
@@ -30,12 +31,14 @@ class Run:
       workdir: Directory of the run, already opened for this config.
       display: Messages and progress for the user.
       load: Function that opens the data set, and decodes it if it fits in memory.
+      sweep: Workdir and config of the command, if this is one of its several runs.
     """
 
     config: Config
     workdir: Path
     display: Display
     load: Callable[[], ImageDataset]
+    sweep: tuple[Path, Config] | None = None
 
     @functools.cached_property
     def dataset(self) -> ImageDataset:
@@ -61,7 +64,8 @@ class Run:
             another config since this one did.
         """
         with alone(self.workdir / phase):
-            open_workdir(self.workdir, self.config)
+            for opened in filter(None, (self.sweep, (self.workdir, self.config))):
+                open_workdir(*opened)
             yield self.workdir / phase
 
 
@@ -102,6 +106,11 @@ def open_run(
       UserError: The config or the arrays are invalid, or the workdir belongs to another config.
     """
     config = freeze(config)
+    if config.cost.targets:
+        raise UserError(
+            f"cost.targets is {config.cost.targets}, but this is a single run: set cost.target for "
+            "each, or use the command drnas_jax.main"
+        )
     arrays = None
     if dataset is not None:
         named = dataclasses.replace(config.data, name="arrays", dir="")

@@ -1,5 +1,6 @@
 """Interactive figures of a run's history."""
 
+import html
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from drnas_jax.report.exploration import Explored
+from drnas_jax.report.front import KINDS, Front
 from drnas_jax.report.history import Edges, Epoch
 
 _COLOURS = ("#1f6fb4", "#d1642c")
@@ -64,6 +66,29 @@ def compare(lines: Mapping[str, Mapping[int, float]], yaxis: str) -> go.Figure:
     for name, values in lines.items():
         figure.add_trace(_line(name, values))
     figure.update_layout(showlegend=True)
+    return figure
+
+
+def front(front: Front) -> go.Figure:
+    """Draws accuracies over costs: each run, the found networks' front, and the true one.
+
+    Args:
+      front: Front of a sweep.
+    """
+    figure = _figure(420, f"cost, {front.unit}", f"{KINDS[front.kind]}, %")
+    steps = dict(mode="lines", line_shape="hv")  # what the cheaper network reaches, up to the next
+    if front.true is not None:
+        costs, accuracies = front.true.T
+        colour = dict(color=_COLOURS[1])
+        figure.add_trace(go.Scatter(x=costs, y=accuracies, name="true front", line=colour, **steps))
+    colour = dict(color=_COLOURS[0])
+    best, points = front.best, front.points
+    x, y = [point.cost for point in best], [point.accuracy for point in best]
+    figure.add_trace(go.Scatter(x=x, y=y, name="front of the runs", line=colour, **steps))
+    x, y = [point.cost for point in points], [point.accuracy for point in points]
+    text = [html.escape(f"{point.name}: {point.genotype}") for point in points]
+    dots = dict(mode="markers", marker=colour, text=text, hovertemplate="%{text}<br>%{x}, %{y}")
+    figure.add_trace(go.Scatter(x=x, y=y, name="runs", **dots))
     return figure
 
 

@@ -16,12 +16,14 @@ from plotly.offline import get_plotlyjs
 
 from drnas_jax.config import differences
 from drnas_jax.errors import UserError
-from drnas_jax.files import write_text
+from drnas_jax.files import write_json, write_text
+from drnas_jax.phases.search.budget import format_cost
 from drnas_jax.picture import to_svg
 from drnas_jax.report import figures
 from drnas_jax.report.exploration import SAMPLES
+from drnas_jax.report.front import CHANCE, KINDS, Front, front_of
 from drnas_jax.report.ranking import agreement
-from drnas_jax.report.runs import Run, of_each_seed, read_run
+from drnas_jax.report.runs import Run, begun_elements, elements_of, has_targets, read_run
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 0 auto;
@@ -40,8 +42,9 @@ def write_report(
     """Writes a page about the first workdir and compares it with the others.
 
     Args:
-      workdirs: One or more workdirs. The workdir of several seeds stands for those of its seeds.
-      file: Path of the page; by default report.html in the first workdir.
+      workdirs: One or more workdirs. That of several targets or seeds stands for those of its runs.
+      file: Path of the page; by default report.html in the first workdir. If that workdir is of
+        several targets, front.json beside the page has the numbers of their front.
 
     Returns:
       Path of the page.
@@ -50,16 +53,33 @@ def write_report(
       UserError: One of the paths is not a workdir, or a file in it is damaged.
     """
     page = Path(file or Path(workdirs[0]) / "report.html").absolute()
-    paths = [path for given in workdirs for path in of_each_seed(Path(given).absolute())]
+    given = [Path(workdir).absolute() for workdir in workdirs]
+    paths = [path for workdir in given for path in begun_elements(workdir)]
     root = os.path.commonpath([path.parent for path in paths])
-    write_text(page, render([read_run(path, os.path.relpath(path, root)) for path in paths]))
+    runs = [read_run(path, os.path.relpath(path, root)) for path in paths]
+    by_path = dict(zip(paths, runs, strict=True))
+    fronts = {
+        workdir: front_of({name: by_path.get(path) for name, path in elements_of(workdir).items()})
+        for workdir in given
+        if has_targets(workdir)
+    }
+    sections = [_front(workdir.name, front) for workdir, front in fronts.items() if front]
+    write_text(page, render(runs, sections))
+    if front := fronts.get(given[0]):
+        write_json(page.with_name("front.json"), front.to_json())
     return page
 
 
-def render(runs: Sequence[Run]) -> str:
-    """Returns the page about the first run, compared with the others, as HTML."""
+def render(runs: Sequence[Run], first: Sequence[str] = ()) -> str:
+    """Returns the page about the first run, compared with the others, as HTML.
+
+    Args:
+      runs: Runs of the page.
+      first: Sections before all others.
+    """
     run = runs[0]
     sections = [
+        *first,
         _summary(run),
         _genotype(run),
         _search(run),
@@ -144,6 +164,41 @@ def _genotype(run: Run) -> str:
     svg = to_svg(run.genotype)
     text = f"<p><code>{html.escape(run.describe())}</code></p>"
     return _section("Genotype", svg[svg.index("<svg") :], text)
+
+
+def _front(name: str, front: Front) -> str:
+    """Returns the section about the front of a sweep."""
+    source = f" ({front.source})" if front.source else ""
+    words = f"Networks of {name} by {front.cost} and {KINDS[front.kind]}{source}."
+    if front.missing:
+        words += f" Without a result so far: {', '.join(front.missing)}."
+    if any(point.cost != point.network_cost for point in front.points):
+        words += " The table's networks have other costs than the final networks of the runs."
+    best = front.best
+    rows = [
+        (
+            point.name,
+            format_cost(point.target),
+            format_cost(point.network_cost),
+            format_cost(point.cost),
+            f"{point.accuracy:.2f} %",
+            "yes" if point in best else "no",
+        )
+        for point in front.points
+    ]
+    header = ("workdir", "target", "final network", f"cost, {front.unit}", "accuracy", "on front")
+    measured = ""
+    if front.largest is not None and (volume := front.found_hypervolume) is not None:
+        measured = (
+            f"Hypervolume, with the reference point ({format_cost(front.largest)} {front.unit}, "
+            f"{CHANCE:g} %): {volume:.6g}"
+        )
+        if true := front.true_hypervolume:
+            measured += f", which is {100 * volume / true:.2f} % of the true front's {true:.6g}"
+        measured += "."
+    return _section(
+        "Front", _text(words), _plot(figures.front(front)), _table(header, rows), _text(measured)
+    )
 
 
 def _search(run: Run) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drnas_jax import distributions, spaces, tables
-from drnas_jax.config import Config, from_config_dict
+from drnas_jax.config import Config, elements, from_config_dict
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_json
 from drnas_jax.genotype import Genotype, from_json, load
@@ -18,7 +18,6 @@ from drnas_jax.report.fields import Fields
 from drnas_jax.report.history import Edges, Epoch, read_epochs
 from drnas_jax.spaces import Space
 from drnas_jax.tables import Table
-from drnas_jax.workdir import of_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +47,14 @@ class Cost:
       unit: Name of the unit.
       exact: Cost of the final network.
       target: Largest cost that the config allows, or None.
+      largest: Cost of the largest network of the space, or None if an older version has not
+        recorded it.
     """
 
     unit: str
     exact: float
     target: float | None
+    largest: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,19 +187,21 @@ def read_run(directory: str | os.PathLike[str], name: str) -> Run:
     )
 
 
-def of_each_seed(workdir: Path) -> list[Path]:
-    """Returns the workdirs of the seeds of a run, as far as they were begun.
-
-    A run of one seed has one workdir, its own.
-    """
-    if not (workdir / "config.json").exists():
-        return [workdir]
+def elements_of(workdir: Path) -> dict[str, Path]:
+    """Returns the workdirs of the runs that a config asks for, by name, see `config.elements`."""
     _, config = _read_config(workdir)
-    if config.seeds == 1:
-        return [workdir]
-    seeds = range(config.seed, config.seed + config.seeds)
-    paths = (of_seed(workdir, seed) for seed in seeds)
+    return {name: workdir / name for name in elements(config)}
+
+
+def begun_elements(workdir: Path) -> list[Path]:
+    """Returns the workdirs of the runs that have begun, or the workdir itself if none has."""
+    paths = elements_of(workdir).values()
     return [path for path in paths if (path / "config.json").exists()] or [workdir]
+
+
+def has_targets(workdir: Path) -> bool:
+    """Returns whether a workdir is that of a sweep over `cost.targets`."""
+    return bool(_read_config(workdir)[1].cost.targets)
 
 
 def _read_config(directory: Path) -> tuple[Mapping[str, Any], Config]:
@@ -248,7 +252,8 @@ def read_provenance(file: Path) -> Provenance:
 def _cost(fields: Fields) -> Cost | None:
     if not fields.values:
         return None
-    return Cost(fields.text("unit"), fields.number("exact"), fields.number_or_none("target"))
+    unit, exact = fields.text("unit"), fields.number("exact")
+    return Cost(unit, exact, fields.number_or_none("target"), fields.number_or_none("largest"))
 
 
 def _compared(fields: Fields) -> Comparison | None:

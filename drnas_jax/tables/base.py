@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
+
 from drnas_jax.genotype import Genotype
 
 
@@ -55,4 +57,23 @@ class Table(Protocol):
         The best genotype has rank 1. By default a table ranks nothing.
         """
         del genotype
+        return None
+
+    def cost(self, name: str, genotype: Genotype) -> float | None:
+        """Returns the cost of the benchmark's network of a genotype; by default it is unknown.
+
+        Args:
+          name: Name of the cost, as in `config.cost.name`, for example `macs`.
+          genotype: Genotype of the space.
+        """
+        del name, genotype
+        return None
+
+    def networks(self, cost: str) -> np.ndarray | None:
+        """Returns cost and first accuracy of every network, float64 [n, 2], for the true front.
+
+        Args:
+          cost: Name of the cost. By default, costs are unknown, and the result is None.
+        """
+        del cost
         return None

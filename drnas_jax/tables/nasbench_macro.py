@@ -82,6 +82,20 @@ class NasBenchMacro(Table):
         row = self._row(genotype)
         return None if row is None else (int(self._ranks[row]), len(self.rows))
 
+    def cost(self, name: str, genotype: str | Genotype) -> float | None:
+        """Returns the parameters (`params`) or multiply-adds (`macs`) of a network."""
+        row, costs = self._row(genotype), self._costs.get(name)
+        return None if row is None or costs is None else float(costs[row])
+
+    def networks(self, cost: str) -> np.ndarray | None:
+        """Returns cost and mean test accuracy in percent of all networks, float64 [n, 2]."""
+        costs = self._costs.get(cost)
+        return None if costs is None else np.stack([costs, self.means], axis=1)
+
+    @property
+    def _costs(self) -> dict[str, np.ndarray]:
+        return {"params": self.parameters, "macs": self.macs}
+
     def _code(self, genotype: str | Genotype) -> str | None:
         """Returns the code of a network, or None if it is of another space."""
         if isinstance(genotype, str):

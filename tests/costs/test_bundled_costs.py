@@ -23,11 +23,12 @@ from drnas_jax.spaces.base import one_hot
 SIZES = {
     "nasbench201": (4, 1, (8, 8, 3)),
     "darts": (2, 3, (8, 8, 3)),
+    "macro": (2, 8, (8, 8, 3)),
 }
 COUNTS = {"params": "parameters", "macs": "macs"}
-# Counting multiply-adds takes the DARTS space half a minute.
+# Counting takes these spaces up to half a minute.
 CASES = [
-    pytest.param((space, cost), marks=[pytest.mark.slow] * (space == "darts"))
+    pytest.param((space, cost), marks=[pytest.mark.slow] * (space != "nasbench201"))
     for space in SIZES
     for cost in COUNTS
 ]

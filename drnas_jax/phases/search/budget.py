@@ -204,13 +204,21 @@ def _node_group(edges: Sequence[Group], keep: int) -> Group:
 
 
 def _pareto(group: Group) -> Group:
-    order = _undominated(group.costs, group.scores)
+    order = undominated(group.costs, group.scores)
     picks = tuple(group.picks[i] for i in order)
     return Group(group.cell_type, group.costs[order], group.scores[order], picks)
 
 
-def _undominated(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Returns the indices of choices better than all cheaper ones, by increasing cost."""
+def undominated(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Returns the indices of the Pareto front: what scores more than all that costs no more.
+
+    Args:
+      costs: Cost of each choice [n].
+      scores: Score of each choice [n]. Of choices that are equal in both, the first is returned.
+
+    Returns:
+      Indices by increasing cost and score, int [m].
+    """
     order = np.lexsort((-scores, costs))
     before = np.concatenate([[-np.inf], np.maximum.accumulate(scores[order])[:-1]])
     return order[scores[order] > before]
@@ -234,7 +242,7 @@ def _solve(groups: Sequence[Group], budget: float) -> list[int] | None:
         new_scores = np.add.outer(scores, group.scores).ravel()
         bound = new_scores + most[number] + price * (budget - new_costs)
         possible = np.flatnonzero((new_costs + cheapest[number] <= budget) & (bound >= least))
-        kept = possible[_undominated(new_costs[possible], new_scores[possible])]
+        kept = possible[undominated(new_costs[possible], new_scores[possible])]
         costs, scores = new_costs[kept], new_scores[kept]
         origins.append(np.divmod(kept, len(group.costs)))
     chosen, index = [], int(np.argmax(scores))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,8 @@ class Experiment:
         jax.eval_shape(functools.partial(self._penalty_of, spec=spec), state.alpha)
         jax.eval_shape(functools.partial(self._sample, spec), state.alpha)
         self._check_stages(spec, state)
-        self._check_cost(spec)
+        target = self.config.cost.target
+        self.check_targets("cost.target", [target] if target else [])
 
     def _check_stages(self, spec: SupernetSpec, state: SearchState) -> None:
         """Raises UserError if a state, here of zeros, cannot be taken from stage to stage."""
@@ -284,16 +285,22 @@ class Experiment:
             return genotype
         return Budget(target, table, spec, self.space.name).derive(ranks, genotype, self.exact_cost)
 
-    def _check_cost(self, spec: SupernetSpec) -> None:
-        """Raises UserError if the cost cannot be determined, or if no genotype is within it."""
+    def check_targets(self, field: str, targets: Sequence[float]) -> None:
+        """Raises UserError if the cost cannot be determined, or no genotype is within a target.
+
+        Args:
+          field: Name of the config field that has the targets.
+          targets: Largest costs of results.
+        """
         if self.cost is not None:
             self.space.check(self.network_spec())
-        table, target = self.cost_table(spec), self.config.cost.target
-        if table is not None and self.cost is not None and target:
-            smallest = smallest_cost(table, spec)
-            if smallest > target * (1 + 1e-12):
+        spec = self.first_spec()
+        table = self.cost_table(spec)
+        if table is not None and self.cost is not None and targets:
+            smallest, lowest = smallest_cost(table, spec), min(targets)
+            if smallest > lowest * (1 + 1e-12):
                 raise UserError(
-                    f"cost.target is {target:g}, but the smallest network of the space "
+                    f"{field} is {lowest:g}, but the smallest network of the space "
                     f"{self.space.name} costs {format_cost(smallest)} {self.cost.unit}: raise it, "
                     "or lower retrain.channels, retrain.cells or cost.image_size"
                 )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drnas_jax.config import Config
+from drnas_jax.costs.base import largest_cost
 from drnas_jax.genotype import Genotype
 from drnas_jax.phases.search.budget import format_cost
 from drnas_jax.phases.search.comparison import Comparison
@@ -47,7 +48,9 @@ def provenance(
 def result_cost(
     experiment: Experiment, genotype: Genotype, display: Display
 ) -> dict[str, Any] | None:
-    """Returns and shows the exact cost of the result and its target, or None without a cost.
+    """Returns the costs of the result and of the largest network, and the target.
+
+    Prints the cost of the result. Returns None if the config names no cost.
 
     Args:
       experiment: Inputs of the search.
@@ -58,9 +61,13 @@ def result_cost(
     if experiment.cost is None:
         return None
     exact, target = experiment.exact_cost(genotype), config.target
+    spec = experiment.first_spec()
+    table = experiment.cost_table(spec)
+    assert table is not None  # since there is a cost
     unit, over = experiment.cost.unit, ""
     if target and exact > target:
         over = f", more than cost.target = {target:g}: the rule did not keep to it"
     display.message(f"the result costs {format_cost(exact)} {unit}{over}")
-    described = {"name": config.name, "unit": unit, "exact": exact}
+    largest = largest_cost(table, dict(spec.cells))
+    described = {"name": config.name, "unit": unit, "exact": exact, "largest": largest}
     return {**described, "target": target} if target else described

@@ -210,10 +210,11 @@ def test_a_search_ends_within_the_target(one_stage, on_devices, tmp_path, select
     config, arrays = one_stage(**changes)
     free = search(config, tmp_path / "free", arrays, QUIET).genotype
     cost = provenance(tmp_path / "free")["cost"]
-    assert cost.keys() == {"name", "unit", "exact"}
+    assert cost.keys() == {"name", "unit", "exact", "largest"}
     # Each operation other than `none` has the same number of parameters, so one must go.
     assert operations(free) >= 1
     one = 8 * 8 * 3 + 1 + 4
+    assert cost["largest"] == cost["exact"] + (3 - operations(free)) * one
     target = cost["exact"] - 1
     config, arrays = one_stage(**changes, cost__target=target)
     found = search(config, tmp_path / "within", arrays, QUIET).genotype
