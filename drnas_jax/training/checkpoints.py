@@ -5,30 +5,25 @@ So each process reads and verifies a checkpoint by itself, without waiting for o
 then all agree on whether it counts.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib
 import json
-import logging
-import os
-import re
 import shutil
-import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from absl import logging as absl_logging
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from drnas_jax.errors import UserError
 from drnas_jax.training.devices import replicate
 from drnas_jax.training.hosts import from_primary, gather
+from drnas_jax.training.orbax_errors import first_line, quiet_failures, system_reason
 from drnas_jax.training.progress import Progress
 
 T = TypeVar("T")
@@ -51,6 +46,7 @@ def _orbax() -> ModuleType:
 
 ocp: Any = _orbax()
 _CHECKPOINTS_TO_KEEP = 2  # the newest one, and one to go back to
+_UNREADABLE = (ValueError, KeyError, TypeError, OSError)  # what Orbax raises for damaged files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,25 +73,40 @@ class Checkpoints:
       directory: Folder of the checkpoints.
       cleanup: Whether to remove what a killed process left of a checkpoint. It must be False if
         another process may be saving.
+
+    Raises:
+      UserError: The folder cannot be read, or, unless `cleanup` is set and another checkpoint is
+        intact, the description of a checkpoint is damaged.
     """
 
     def __init__(self, directory: str | Path, cleanup: bool = True):
-        self._context = context = ocp.Context()
-        context.pytree.loading.partial_load = True
+        self._context = ocp.Context()
+        self._context.pytree.loading.partial_load = True
+        self._set_aside_at_start: dict[int, str] = {}  # why Orbax could not open the folder
+        folder = Path(directory).absolute()
         try:
-            self._checkpointer = ocp.training.Checkpointer(
-                Path(directory).absolute(),
-                context=context,
-                preservation_policy=ocp.training.preservation_policies.LatestN(
-                    _CHECKPOINTS_TO_KEEP
-                ),
-                cleanup_tmp_directories=cleanup,
-            )
-        except (ValueError, OSError) as error:
-            raise UserError(
-                f"the checkpoints in {directory} cannot be read ({_first_line(error)}): fix "
-                "that, or start in a new workdir"
-            ) from error
+            self._checkpointer = self._open(folder, cleanup)
+        except _UNREADABLE as error:
+            faults = from_primary(functools.partial(_undescribed, folder))
+            if not faults:
+                raise UserError(
+                    f"the checkpoints in {folder} cannot be read ({first_line(error)}): fix that, "
+                    "or start in a new workdir"
+                ) from error
+            if not cleanup or len(faults) == len(_checkpoint_folders(folder)):
+                raise _DamagedError(faults[max(faults)]) from error
+            from_primary(functools.partial(_set_aside, folder, list(faults)))
+            self._set_aside_at_start = faults
+            self._checkpointer = self._open(folder, cleanup)
+
+    def _open(self, folder: Path, cleanup: bool) -> Any:
+        """Opens the folder, for which Orbax reads the descriptions of all checkpoints in it."""
+        return ocp.training.Checkpointer(
+            folder,
+            context=self._context,
+            preservation_policy=ocp.training.preservation_policies.LatestN(_CHECKPOINTS_TO_KEEP),
+            cleanup_tmp_directories=cleanup,
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -145,6 +156,7 @@ class Checkpoints:
             They stay as they are.
         """
         faults: dict[int, _DamagedError] = {}
+        folder = Path(self._checkpointer.directory)
         for step in reversed(self._steps()):
             try:
                 info = self._info(step)
@@ -153,23 +165,15 @@ class Checkpoints:
             except _DamagedError as error:
                 faults[step] = error
                 continue
-            from_primary(functools.partial(self._set_aside, list(faults)))
-            for damaged, fault in faults.items():
-                report(f"{fault.reason}: set aside as {damaged}.damaged; checkpoint {step} is used")
+            from_primary(functools.partial(_set_aside, folder, list(faults)))
+            reasons = {damaged: fault.reason for damaged, fault in faults.items()}
+            for damaged, reason in {**self._set_aside_at_start, **reasons}.items():
+                report(f"{reason}: set aside as {damaged}.damaged; checkpoint {step} is used")
             self._checkpointer.reload()
             return info, state
         if faults:
             raise faults[max(faults)]
         return None
-
-    def _set_aside(self, steps: Sequence[int]) -> None:
-        """Renames damaged checkpoints."""
-        folder = Path(self._checkpointer.directory)
-        for step in steps:
-            target = folder / f"{step}.damaged"
-            if target.exists():  # an earlier run set aside a checkpoint of the same number
-                shutil.rmtree(target)
-            (folder / str(step)).rename(target)
 
     def _steps(self) -> list[int]:
         """Returns the numbers of the checkpoints that process 0 sees, in ascending order."""
@@ -185,8 +189,8 @@ class Checkpoints:
     def _read_info(self, step: int) -> CheckpointInfo:
         try:
             stored = self._checkpointer.metadata(step).custom_metadata
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise self._damaged(step, _first_line(error)) from error
+        except _UNREADABLE as error:
+            raise self._damaged(step, first_line(error)) from error
         if not stored:  # Orbax returns nothing for a file that is incomplete or missing
             raise self._damaged(step, "its description is missing")
         if "metadata" in stored and "progress" not in stored:
@@ -220,12 +224,12 @@ class Checkpoints:
         }
         stored = {**content, "checksum": _checksum_of_json(content)}
         try:
-            with _quiet_failures():
+            with quiet_failures():
                 self._checkpointer.save(step, state, custom_metadata=stored)
         except (ValueError, OSError) as error:
             raise UserError(
                 f"checkpoint {step} could not be written to {self._checkpointer.directory} "
-                f"({_system_reason(error)}): fix that and run the same command again, which "
+                f"({system_reason(error)}): fix that and run the same command again, which "
                 "resumes from the previous checkpoint"
             ) from error
 
@@ -257,8 +261,8 @@ class Checkpoints:
         try:
             with _in_this_process(self._context):
                 state = self._checkpointer.load(step, abstract)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise self._damaged(step, _first_line(error)) from error
+        except _UNREADABLE as error:
+            raise self._damaged(step, first_line(error)) from error
         expected = jax.tree_util.tree_leaves_with_path(abstract)
         for (path, leaf), loaded in zip(expected, jax.tree.leaves(state), strict=True):
             name = jax.tree_util.keystr(path)
@@ -272,9 +276,7 @@ class Checkpoints:
         return jax.tree.map(np.asarray, state)
 
     def _damaged(self, step: int, reason: str) -> "_DamagedError":
-        return _DamagedError(
-            f"checkpoint {step} in {self._checkpointer.directory} cannot be restored ({reason})"
-        )
+        return _DamagedError(_fault(Path(self._checkpointer.directory), step, reason))
 
 
 class _DamagedError(UserError):
@@ -290,6 +292,38 @@ class _DamagedError(UserError):
             f"{reason}: it is damaged or from another config; start in a new workdir, or remove "
             "that folder to go back to the previous checkpoint"
         )
+
+
+def _fault(folder: Path, step: int, reason: str) -> str:
+    return f"checkpoint {step} in {folder} cannot be restored ({reason})"
+
+
+def _checkpoint_folders(folder: Path) -> dict[int, Path]:
+    """Returns the folder of each checkpoint by its number."""
+    if not folder.is_dir():
+        return {}
+    return {int(path.name): path for path in folder.iterdir() if path.name.isdecimal()}
+
+
+def _undescribed(folder: Path) -> dict[int, str]:
+    """Returns what is wrong with each checkpoint whose description Orbax cannot read."""
+    read = getattr(ocp, "metadata", None) or ocp.pytree_metadata  # as earlier releases call it
+    faults = {}
+    for step, path in _checkpoint_folders(folder).items():
+        try:
+            read(path)
+        except _UNREADABLE as error:
+            faults[step] = _fault(folder, step, first_line(error))
+    return faults
+
+
+def _set_aside(folder: Path, steps: Sequence[int]) -> None:
+    """Renames damaged checkpoints to NUMBER.damaged."""
+    for step in steps:
+        target = folder / f"{step}.damaged"
+        if target.exists():  # an earlier run set aside a checkpoint of the same number
+            shutil.rmtree(target)
+        (folder / str(step)).rename(target)
 
 
 def _in_all_processes(function: Callable[[], T]) -> T:
@@ -342,55 +376,3 @@ def _checksums(tree: Any) -> dict[str, int]:
 
 def _checksum_of_json(values: Any) -> int:
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
-
-
-@contextlib.contextmanager
-def _quiet_failures() -> Iterator[None]:
-    """Hides what Orbax prints about a failed save: several hundred lines of tracebacks.
-
-    The failure itself is raised, and becomes one line for the user. The threads of Orbax and
-    TensorStore report it again after it was raised, so in that case both filters stay. They hide
-    nothing else.
-    """
-    logger, hook = absl_logging.get_absl_logger(), sys.unraisablehook
-    logger.addFilter(_is_not_from_orbax)
-    sys.unraisablehook = functools.partial(_report_unraisable, hook)
-    yield
-    sys.unraisablehook = hook
-    logger.removeFilter(_is_not_from_orbax)
-
-
-def _is_not_from_orbax(record: logging.LogRecord) -> bool:
-    """Returns whether to print a log record: not if it is a traceback logged by Orbax."""
-    return not (record.exc_info and "orbax" in record.pathname)
-
-
-def _report_unraisable(hook: Callable[[Any], Any], unraisable: Any) -> None:
-    """Passes an error in a thread on to the hook, unless it follows from a failed save.
-
-    When one write fails, the event loop ends while TensorStore's threads still work on others.
-    """
-    error = unraisable.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        hook(unraisable)
-
-
-def _system_reason(error: BaseException) -> str:
-    """Returns what the operating system says, for example 'No space left on device'."""
-    cause = _root_cause(error)
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    """Returns the first line of the error that Orbax has wrapped."""
-    cause = _root_cause(error)
-    return (str(cause).strip() or repr(cause)).splitlines()[0][:200]
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

@@ -225,6 +225,46 @@ def test_a_second_damaged_checkpoint_of_the_same_number_is_set_aside(tmp_path):
         assert_goes_back(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"item_handlers", b"idem_handlers"),
+        (b'"metrics": {}', b'"metrics": 17'),
+        (b'"commit_timestamp_nsecs"', b'"commit_timestamp_nsecq"'),
+        (b'"commit_timestamp_nsecs": 1', b'"commit_timestamp_nsecs": "'),
+        (b'"custom_metadata"', b'"custom_mutadata"'),
+        (b'"progress"', b'"pbogress"'),
+    ],
+)
+def test_a_damaged_description_is_noticed_and_the_previous_checkpoint_is_used(tmp_path, old, new):
+    # Catches a run that never starts again, because Orbax reads all descriptions at the start.
+    save(tmp_path, 11, 22)
+    file = tmp_path / "22" / "_CHECKPOINT_METADATA"
+    content = file.read_bytes()
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, new))
+    try:  # while another process may be saving, nothing is renamed
+        with Checkpoints(tmp_path, cleanup=False) as checkpoints:
+            checkpoints.latest()
+    except UserError as error:
+        assert f"checkpoint 22 in {tmp_path} cannot be restored" in str(error)
+    else:
+        pytest.fail("the damage was not noticed")
+    assert sorted(os.listdir(tmp_path)) == ["11", "22"]
+    assert_goes_back(tmp_path)
+
+
+def test_if_no_description_is_intact_all_stay(tmp_path):
+    # Catches checkpoints that are all set aside, so that a run starts from nothing.
+    save(tmp_path, 11, 22)
+    for step in ("11", "22"):
+        file = tmp_path / step / "_CHECKPOINT_METADATA"
+        file.write_bytes(file.read_bytes().replace(b"item_handlers", b"idem_handlers"))
+    with pytest.raises(UserError, match="checkpoint 22 in"):
+        Checkpoints(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["11", "22"]
+
+
 def test_if_none_is_intact_all_stay(tmp_path):
     # Catches a run that starts from nothing and hides what could still be repaired.
     save(tmp_path, 11, 22)
