@@ -12,8 +12,9 @@ that time no step run beside them. Then the other lines are measured one at a ti
 - facts: GPU, driver, versions, commit.
 - parity-*: one step by the GPU's kernels, compared with plain kernels on the GPU and on the CPU.
 - dirichlet-*: gradients of samples, compared with those of the CPU and with their exact mean.
-- a, b, b2, c, d, r: steps of these cases of docs/benchmarks.md, some also with plain kernels or in
-  bfloat16. `compile_s` was measured beside other compilations, so it is an upper bound.
+- a, b, b2, c, d, r: steps of these cases of docs/benchmarks.md, some also with plain kernels, in
+  bfloat16 or for 4 seeds at once (`images_per_s` is that of all of them). `compile_s` was measured
+  beside other compilations, so it is an upper bound.
 - input, input-stream: images per second of the augmentation, and of decoding JPEG files.
 - search: the search of configs/nasbench201.py:cpu on CIFAR-10 at 12x12 pixels, beside the
   compilation of b. These images are the file of `--npz`, which is written first if `--cifar` names
@@ -100,6 +101,7 @@ ROUNDS: tuple[dict[str, Line], ...] = (
         "r-plain": step("r", BATCH, PLAIN),
         "a": step("a"),
         "c-bfloat16": step("c", BFLOAT16),
+        "c-4-seeds": step("c", {"seeds": "4"}),
         "r-bfloat16": step("r", BATCH, BFLOAT16),
         "input": Line(40, ("bench_input", DIGITS)),
         "input-stream": Line(60, ("bench_jpegs",)),

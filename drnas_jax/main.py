@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from drnas_jax.phases.evaluate import check_evaluate, run_evaluate
 from drnas_jax.phases.retrain.phase import check_retrain, run_retrain
 from drnas_jax.phases.search.phase import run_search
 from drnas_jax.phases.search.sweep import check_sweep
+from drnas_jax.phases.search.together import search_together, seeds_at_once
 from drnas_jax.phases.setup import Run, dataset_loader
 from drnas_jax.training import hosts
 from drnas_jax.training.hosts import PrimaryFailedError, cores, from_primary, is_primary
@@ -68,20 +70,31 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
     load = dataset_loader(config.data, display)  # once for all elements
     if "search" in phases:
         check_sweep(Run(whole, workdir, display, load))
-    for name, element in chosen_elements(config).items():
+
+    def prepare(name: str, element: Config) -> Run:
         directory, sweep = workdir, None
         if name:
             directory, sweep = open_workdir(workdir / name, element), (workdir, whole)
             display.message(f"{name}: {directory}")
         run = Run(element, directory, display, load, sweep)
-        if {"search", "retrain"} <= set(phases):
-            check_retrain(run)  # before the search, which takes long
-        if "evaluate" in phases:
-            tables.open_table(element)  # the file may be damaged
-            if "retrain" not in phases:
-                check_evaluate(run)
-        for phase in phases:
-            PHASES[phase](run)
+        _check(run, phases)
+        return run
+
+    waiting = list(chosen_elements(config).items())
+    while waiting:
+        name, element = waiting.pop(0)
+        runs = [prepare(name, element)]
+        if waiting and "search" in phases:
+            most = seeds_at_once(runs[0]) - 1
+            same = (dataclasses.replace(each, seed=element.seed) == element for _, each in waiting)
+            count = len(list(itertools.takewhile(bool, itertools.islice(same, most))))
+            runs += itertools.starmap(prepare, waiting[:count])  # other seeds of the same search
+            del waiting[:count]
+        if len(runs) > 1:
+            search_together(runs, run_search)
+        for run in runs:
+            for phase in phases:  # a search that has ended is not run again
+                PHASES[phase](run)
 
     def write() -> None:
         # Imported late, since plotly is slow to import.
@@ -96,6 +109,16 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
             display.message(f"report: {write_report([workdir])}")
 
     from_primary(write)
+
+
+def _check(run: Run, phases: Sequence[str]) -> None:
+    """Raises UserError if a later phase cannot run, before the search, which takes long."""
+    if {"search", "retrain"} <= set(phases):
+        check_retrain(run)
+    if "evaluate" in phases:
+        tables.open_table(run.config)  # the file may be damaged
+        if "retrain" not in phases:
+            check_evaluate(run)
 
 
 def _end(code: int, message: str) -> int:

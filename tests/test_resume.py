@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import samplers
-from resuming import Crashing, Listener, Stopper, assert_same_bits, checkpoint, history
+from resuming import Crashing, Listener, Stopper, assert_same_bits, checkpoint, history, once
 from small_run import FIELDS, ROOT
 
 from drnas_jax import evaluate, retrain, search
@@ -45,19 +45,6 @@ def make_config(quick_compilation, monkeypatch):
         return config
 
     return make
-
-
-def once(method):
-    """Returns a method that returns the same object for the same mesh and arguments."""
-    given = {}
-
-    def wrapped(self, *arguments):
-        key = self.mesh, *arguments
-        if key not in given:
-            given[key] = method(self, *arguments)
-        return given[key]
-
-    return wrapped
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,12 @@ class ComputeConfig:
         choices("auto", "none", "cells", "convolutions"),
     )
     donate: bool = field(True, "Whether a step reuses the memory of the state before it.")
+    seeds_at_once: int = field(
+        0,
+        "Seeds (`seeds`) searched at once by one program, halved until they fit in memory; 1: one "
+        "after the other; 0: 1 on CPUs and for streamed data, else up to 8.",
+        at_least(0),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,11 @@ class Loader:
         self.skipped: dict[str, None] = dict.fromkeys(dataset.skipped)
         self._next = 0  # number of the request that the open generator yields next
         self._open: Generator[tuple[Any, Any], None, None] | None = None
+        self._shared: Loader | None = None
+
+    def share_raw(self, other: "Loader") -> None:
+        """Takes `raw` from another loader of the same data set, so that it is placed only once."""
+        self._shared = other
 
     @property
     def batch_size(self) -> int:
@@ -75,6 +80,8 @@ class Loader:
         """
         if self._arrays is None:
             return None
+        if self._shared is not None:
+            return self._shared.raw
         return devices.place(Images(*self._arrays), self._mesh, REPLICATED)
 
     @property

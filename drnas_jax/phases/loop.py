@@ -78,7 +78,7 @@ class Phase(Protocol):
         """Returns what a checkpoint carries beside the state, as JSON values."""
 
 
-def run(phase: Phase, directory: Path) -> tuple[Any, Progress]:
+def run(phase: Phase, directory: Path, interrupt: Interrupt | None = None) -> tuple[Any, Progress]:
     """Runs a phase to its end, from its newest checkpoint or from its start.
 
     A checkpoint is written after each epoch, and when a signal asks the run to stop. All processes
@@ -87,6 +87,7 @@ def run(phase: Phase, directory: Path) -> tuple[Any, Progress]:
     Args:
       phase: The phase.
       directory: Directory of its checkpoints, history.jsonl and event files.
+      interrupt: Source of the signal that ends the run; None for the signals of this process.
 
     Returns:
       The final state and progress.
@@ -108,7 +109,8 @@ def run(phase: Phase, directory: Path) -> tuple[Any, Progress]:
             for message in check_resume(before, progress, phase.name):
                 phase.display.message(message)
             phase.display.message(f"{phase.name}: resumed after step {int(state.step)}")
-        return run_epochs(phase, state, progress, directory, checkpoints)
+        given = interrupt or Interrupt()
+        return run_epochs(phase, state, progress, directory, checkpoints, given)
 
 
 def _progress(phase: Phase, epochs_done: int, seconds: float) -> Progress:
@@ -126,7 +128,12 @@ def _progress(phase: Phase, epochs_done: int, seconds: float) -> Progress:
 
 
 def run_epochs(
-    phase: Phase, state: Any, progress: Progress, directory: Path, checkpoints: Checkpoints
+    phase: Phase,
+    state: Any,
+    progress: Progress,
+    directory: Path,
+    checkpoints: Checkpoints,
+    interrupt: Interrupt,
 ) -> tuple[Any, Progress]:
     """Runs the epochs that remain; see `run`.
 
@@ -136,10 +143,11 @@ def run_epochs(
       progress: Progress that the state stands for.
       directory: Directory of history.jsonl and the event files.
       checkpoints: Checkpoints of this phase.
+      interrupt: Source of the signal that ends the run.
     """
     with (
         contextlib.closing(phase.loader),
-        Interrupt() as interrupt,
+        interrupt,
         _Files(directory, progress.epochs_done, int(state.step)) as files,
     ):
         stop = _Stop(interrupt, phase.mesh)

@@ -55,6 +55,10 @@ class Run:
         """Search space of the config."""
         return spaces.create(self.config.space, self.config.space_options)
 
+    def with_display(self, display: Display) -> "Run":
+        """Returns the same run with another display."""
+        return dataclasses.replace(self, display=display)
+
     @contextlib.contextmanager
     def alone(self, phase: str) -> Iterator[Path]:
         """Yields the directory of a phase; while the context is active, other runs are kept out.

@@ -1,7 +1,8 @@
 """Benchmarks: `python -m drnas_jax.tools.bench NAME --config=FILE [--steps=N]`.
 
 Prints one JSON line for each benchmark. `step` (the search step of `--stage=I`) and `retrain` run
-on synthetic data, and `input` on the data of the config; `all` stands for these three. `operations`
+on synthetic data, and `input` on the data of the config; `all` stands for these three. `step` with
+`--config.seeds=N` measures the program of N seeds at once. `operations`
 measures the layers that a final network of the config's space can have, and writes them to a table
 for the cost `table` (docs/budget.md); `latency` compares such a table with whole networks. With
 `--compare=plain` the steps of the config's kernels and of other ones alternate, and both are timed.
@@ -56,7 +57,7 @@ class Case(NamedTuple):
       state: State at the start.
       arguments: Other arguments of the program.
       steps: Number of steps in one call (accelerators run several steps in one dispatch).
-      images: Number of images in the batch of a step.
+      images: Number of images in the batch of a step, of all seeds together.
       plain: Function that makes the program of the plain kernels, which has the same arguments.
     """
 
@@ -70,6 +71,8 @@ class Case(NamedTuple):
 
 def step_case(config: Config, stage: int, mesh: Mesh | None = None) -> Case:
     """Returns the search step of a stage, which updates alpha and then the weights.
+
+    With several seeds (`config.seeds`) it is the program that takes the step of all of them.
 
     Args:
       config: Config of the run.
@@ -95,16 +98,21 @@ def step_case(config: Config, stage: int, mesh: Mesh | None = None) -> Case:
     dataset = synthetic(config, config.search.batch_size)
     experiment = Experiment(config, dataset, mesh or devices.make_mesh())
     experiment.check()
-    spec, state = state_at(experiment, stage)
-    state = devices.replicate(state, experiment.mesh)
-    loader, program = experiment.loader, experiment.step_program(spec)
+    spec, start = state_at(experiment, stage)
+    loader, seeds = experiment.loader, config.seeds
+    program = experiment.step_program(spec, seeds=seeds)
     steps, dispatch = next(loader.training(0, 0))
+    state: Any = devices.replicate(start, experiment.mesh)
+    arguments: tuple[Any, ...] = (loader.raw, dispatch)
+    if seeds > 1:  # they keep the same operations, those of the first one
+        states = (start.replace(seed=np.uint32(config.seed + i)) for i in range(seeds))
+        state = tuple(devices.replicate(each, experiment.mesh) for each in states)
+        arguments = (loader.raw, (dispatch,) * seeds)
 
     def plain() -> Any:
-        return experiment.step_program(spec, backend.PLAIN)
+        return experiment.step_program(spec, backend.PLAIN, seeds)
 
-    arguments = (loader.raw, dispatch)
-    return Case(program, state, arguments, steps, config.search.batch_size, plain)
+    return Case(program, state, arguments, steps, seeds * config.search.batch_size, plain)
 
 
 def retrain_case(config: Config, stage: int, mesh: Mesh | None = None) -> Case:

@@ -9,6 +9,10 @@ from jax.sharding import Mesh
 from drnas_jax.errors import UserError
 
 
+class NotEnoughMemoryError(UserError):
+    """A program needs more memory than a device has."""
+
+
 def needed(compiled: Any) -> int:
     """Returns the bytes that a compiled program needs on each device, its arguments included."""
     analysis = compiled.memory_analysis()
@@ -42,7 +46,7 @@ def compile_within(lowered: Any, mesh: Mesh, what: str, advice: Callable[[], str
       advice: Function that returns what the user can do if the memory does not suffice.
 
     Raises:
-      UserError: The program needs more memory than a device has.
+      NotEnoughMemoryError: The program needs more memory than a device has.
     """
     limit = available(mesh)
     try:
@@ -51,9 +55,11 @@ def compile_within(lowered: Any, mesh: Mesh, what: str, advice: Callable[[], str
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{what} does not fit in memory ({reason}): {advice()}") from error
+        raise NotEnoughMemoryError(
+            f"{what} does not fit in memory ({reason}): {advice()}"
+        ) from error
     if limit is not None and needed(compiled) > limit:
-        raise UserError(
+        raise NotEnoughMemoryError(
             f"{what} needs {needed(compiled) / 2**30:.2f} GiB of memory on each device, and JAX "
             f"may use {limit / 2**30:.2f} GiB: {advice()}"
         )

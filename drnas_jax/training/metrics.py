@@ -1,5 +1,6 @@
 """Reports of a run in progress: lines and tables on the terminal, and curves for TensorBoard."""
 
+import copy
 import dataclasses
 import datetime
 import os
@@ -102,11 +103,24 @@ class Display:
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._rich = terminal and not quiet
         self._interval = interval
+        self._prefix, self._in_front = "", True
         self._task: _Task | None = None
         self._bar: Progress | None = None
 
+    def of_seed(self, seed: int, in_front: bool) -> Self:
+        """Returns the display of one of several runs that take turns; its lines name the seed.
+
+        Args:
+          seed: Seed of the run.
+          in_front: Whether progress and tables are shown too, which only one run may do.
+        """
+        display = copy.copy(self)
+        display._prefix, display._in_front = f"seed {seed}: ", in_front
+        return display
+
     def message(self, text: str) -> None:
         """Prints a line, above the progress bar if there is one."""
+        text = self._prefix + text
         self._print(text if self._rich else f"{time.strftime('%H:%M:%S')} {text}")
 
     def start(self, description: str, total_steps: int, done: int = 0) -> None:
@@ -120,7 +134,7 @@ class Display:
         self.close()
         now = time.monotonic()
         self._task = _Task(description, total_steps, done, started=now, printed=now)
-        if self._rich:
+        if self._rich and self._in_front:
             self._bar = Progress(
                 BarColumn(bar_width=12),
                 TextColumn("{task.percentage:>3.0f} %"),
@@ -166,7 +180,7 @@ class Display:
                 f"  {images_per_second:,.0f} img/s"
             )
             self._bar.update(self._bar.task_ids[0], completed=step, numbers=numbers)
-        elif now - task.printed >= self._interval:
+        elif self._in_front and now - task.printed >= self._interval:
             task.printed = now
             steps = f"step {step}/{task.total_steps}"
             self.message(f"{task.description}: {steps}, {task.numbers}, {left} left")
@@ -196,6 +210,8 @@ class Display:
           values: Scores of each edge in the order of its `operations`, such as the concentrations
             of a Dirichlet distribution.
         """
+        if not self._in_front:
+            return
         columns = list(dict.fromkeys(name for names in operations for name in names))
         table = Table(title=f"{cell_type}: scores", title_justify="left")
         table.add_column("edge")

@@ -1,11 +1,12 @@
 """Compiles functions of one device's shard to the programs that a phase runs over all devices."""
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
@@ -40,7 +41,7 @@ def in_background(function: Callable[[], Any]) -> "Future[Any]":
     return _THREADS.submit(contextvars.copy_context().run, function)
 
 
-def step_program(step: Callable[..., Any], mesh: Mesh, donate: bool = True) -> Any:
+def step_program(step: Callable[..., Any], mesh: Mesh, donate: bool = True, seeds: int = 1) -> Any:
     """Compiles a training step so that several of them may run in one dispatch.
 
     Args:
@@ -49,9 +50,11 @@ def step_program(step: Callable[..., Any], mesh: Mesh, donate: bool = True) -> A
         `Dispatch`.
       mesh: Device mesh with the single axis `data`.
       donate: Whether the new state may take the memory of the old one.
+      seeds: Number of runs for which the program takes steps at once.
 
     Returns:
-      A jitted function (state, raw, dispatch) -> state.
+      A jitted function (state, raw, dispatch) -> state. For several seeds, states and dispatches
+      are tuples with an item for each of them; the dispatches have the same `steps` and `idle`.
     """
 
     def several(state: Any, raw: Any, dispatch: Dispatch) -> Any:
@@ -63,22 +66,53 @@ def step_program(step: Callable[..., Any], mesh: Mesh, donate: bool = True) -> A
             return one(0, state)
         return lax.fori_loop(0, dispatch.steps, one, state)
 
-    specs = (REPLICATED, REPLICATED, Dispatch(STEPS, REPLICATED, REPLICATED))
-    return data_parallel(several, mesh, specs, donate=(0,) if donate else ())
+    def of_seeds(states: Any, raw: Any, dispatches: tuple[Dispatch, ...]) -> Any:
+        def one_seed(state: Any, shared: Any, batches: Any) -> Any:
+            raw, steps, idle = shared  # not batched, so that loops and conditions stay as they are
+            return several(state, raw, Dispatch(batches, steps, idle))
+
+        shared = (raw, dispatches[0].steps, dispatches[0].idle)
+        return _side_by_side(one_seed, states, shared, tuple(d.batches for d in dispatches))
+
+    spec = Dispatch(STEPS, REPLICATED, REPLICATED)
+    donated = (0,) if donate else ()
+    if seeds == 1:
+        return data_parallel(several, mesh, (REPLICATED, REPLICATED, spec), donate=donated)
+    specs = (REPLICATED, REPLICATED, (spec,) * seeds)
+    return data_parallel(of_seeds, mesh, specs, donate=donated)
 
 
-def sum_program(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def _side_by_side(
+    function: Callable[..., Any], states: Sequence[Any], shared: Any, *inputs: Sequence[Any]
+) -> tuple[Any, ...]:
+    """Returns function(state, shared, *inputs) of every seed, computed with a leading seed axis."""
+
+    def stack(trees: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    axes = (0, None, *(0 for _ in inputs))
+    results = jax.vmap(function, in_axes=axes)(stack(states), shared, *map(stack, inputs))
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(len(states)))
+
+
+def sum_program(function: Callable[..., Any], mesh: Mesh, seeds: int = 1) -> Any:
     """Compiles an evaluation whose results are summed over all devices.
 
     Args:
       function: Function (state, raw, batch [b], weight [b]) -> sums of one device's shard.
       mesh: Device mesh with the single axis `data`.
+      seeds: Number of runs that are evaluated at once.
 
     Returns:
-      A jitted function of the same arguments that returns the sums over all devices.
+      A jitted function of the same arguments that returns the sums over all devices. For several
+      seeds, all arguments but `raw` and the result are tuples with an item for each of them.
     """
 
     def summed(*args: Any) -> Any:
         return lax.psum(function(*args), AXIS)
 
-    return data_parallel(summed, mesh, (REPLICATED, REPLICATED, SHARDED, SHARDED))
+    def of_seeds(*args: Any) -> Any:
+        return _side_by_side(summed, *args)
+
+    chosen = summed if seeds == 1 else of_seeds
+    return data_parallel(chosen, mesh, (REPLICATED, REPLICATED, SHARDED, SHARDED))

@@ -101,6 +101,16 @@ def test_step(capsys, one_device, stage):
     check_times(result, images=8)
 
 
+@pytest.mark.slow
+def test_step_of_several_seeds(capsys, one_device):
+    # Would catch the images or the work of one seed, or two seeds that are one.
+    larger = ("--config.search.channels=16", "--config.search.batch_size=64")  # gflop is rounded
+    flags = [*TINY, *larger, "--steps=1"]
+    one, both = (printed(capsys, "step", *flags, f"--config.seeds={n}") for n in (1, 2))
+    check_times(both, images=2 * 64)
+    assert both["gflop"] == pytest.approx(2 * one["gflop"], rel=0.05)
+
+
 def test_times_of_other_kernels(capsys, one_device, cell):
     # Would catch the times of the other kernels being left out or mixed up with the first.
     result = printed(capsys, "retrain", *TINY, cell, "--steps=2", "--compare=plain")

@@ -386,7 +386,9 @@ class Experiment:
         """Returns the shapes and shardings of the state at the start of a stage, for compiling."""
         return devices.abstract(self.state_shapes(spec), self.mesh)
 
-    def step_program(self, spec: SupernetSpec, chosen: Backend | None = None) -> Any:
+    def step_program(
+        self, spec: SupernetSpec, chosen: Backend | None = None, seeds: int = 1
+    ) -> Any:
         """Returns the jitted step (state, raw, dispatch) -> state, see `step_program`.
 
         Alpha is frozen in steps in which its subset is idle.
@@ -394,6 +396,7 @@ class Experiment:
         Args:
           spec: Spec of the supernet.
           chosen: Backend to use instead of the config's.
+          seeds: Number of runs for which the program takes steps at once.
         """
         config = self.step_config(spec, chosen)
 
@@ -403,10 +406,15 @@ class Experiment:
             augment = functools.partial(self.preprocessing.augment, raw)
             return search_step(config, state, *batches, idle[1], augment)
 
-        return step_program(step, self.mesh, self.config.compute.donate)
+        return step_program(step, self.mesh, self.config.compute.donate, seeds)
 
-    def validation_program(self, spec: SupernetSpec) -> Any:
-        """Returns the jitted function (state, raw, batch [b], weight [b]) -> totals at the mean."""
+    def validation_program(self, spec: SupernetSpec, seeds: int = 1) -> Any:
+        """Returns the jitted function (state, raw, batch [b], weight [b]) -> totals at the mean.
+
+        Args:
+          spec: Spec of the supernet.
+          seeds: Number of runs that are validated at once, see `sum_program`.
+        """
         config = self.measuring_config(spec)
 
         def totals(
@@ -415,7 +423,7 @@ class Experiment:
             images, labels = self.preprocessing.normalise(raw, batch)
             return losses.totals(mean_logits(config, state, images), labels, weight)
 
-        return sum_program(totals, self.mesh)
+        return sum_program(totals, self.mesh, seeds)
 
 
 def state_at(

@@ -18,16 +18,20 @@ from drnas_jax.training import memory
 _NEAR = 0.5
 
 
-def lower_step(experiment: Experiment, spec: SupernetSpec, state: Any) -> Any:
+def lower_step(experiment: Experiment, spec: SupernetSpec, state: Any, seeds: int = 1) -> Any:
     """Lowers the step of a stage.
 
     Args:
       experiment: Inputs of the search.
       spec: Spec of the stage's supernet.
       state: State at this stage, or its shapes.
+      seeds: Number of runs for which the step is taken at once.
     """
-    program, loader = experiment.step_program(spec), experiment.loader
-    return program.lower(state, loader.abstract_raw, loader.abstract_dispatch)
+    program, loader = experiment.step_program(spec, seeds=seeds), experiment.loader
+    dispatch: Any = loader.abstract_dispatch
+    if seeds > 1:
+        state, dispatch = (state,) * seeds, (dispatch,) * seeds
+    return program.lower(state, loader.abstract_raw, dispatch)
 
 
 def compile_step(experiment: Experiment, spec: SupernetSpec, lowered: Any) -> Any:
@@ -39,7 +43,7 @@ def compile_step(experiment: Experiment, spec: SupernetSpec, lowered: Any) -> An
       lowered: Result of `lower_step`.
 
     Raises:
-      UserError: The devices do not have enough memory.
+      NotEnoughMemoryError: The devices do not have enough memory.
     """
     config = experiment.config
     what = f"the search with K = {spec.partial_channels}"
@@ -53,7 +57,7 @@ def compile_step(experiment: Experiment, spec: SupernetSpec, lowered: Any) -> An
 
 
 def check_later_stages(experiment: Experiment, stage: int, spec: SupernetSpec, step: Any) -> None:
-    """Raises UserError if a later stage needs more memory than the devices have.
+    """Raises NotEnoughMemoryError if a later stage needs more memory than the devices have.
 
     Which operations will remain is not known yet, so those with the most parameters are assumed.
     Devices that do not report their memory, such as CPUs, are not checked. Neither is a stage that

@@ -35,6 +35,7 @@ from drnas_jax.phases.search.metadata import FixedEdges, SearchMetadata
 from drnas_jax.phases.search.provenance import provenance, result_cost
 from drnas_jax.phases.search.stages import stage_at
 from drnas_jax.phases.search.state import SearchState, mean_mix
+from drnas_jax.phases.search.together import Programs, Seat
 from drnas_jax.phases.setup import Run, open_run
 from drnas_jax.picture import to_svg
 from drnas_jax.rules.base import Fix, Rule, Stop, View, checked_edges
@@ -84,8 +85,8 @@ def search(
     return run_search(open_run(config, workdir, dataset, display))
 
 
-def run_search(run: Run) -> SearchResult:
-    """Runs the search phase; see `search`."""
+def run_search(run: Run, seat: Seat | None = None) -> SearchResult:
+    """Runs the search phase; see `search`, and `search_together` for the seat."""
     directory = run.workdir / "search"
     file = directory / "genotype.json"
     if from_primary(file.exists):
@@ -94,9 +95,11 @@ def run_search(run: Run) -> SearchResult:
     if run.config.cost.name:
         run.display.message(f"counting what the operations cost ({run.config.cost.name})")
     experiment.check()
-    phase = SearchPhase(experiment, run.display)  # before any checkpoint is made
+    if seat is not None:
+        seat.share_raw(experiment.loader)
+    phase = SearchPhase(experiment, run.display, seat)  # before any checkpoint is made
     with run.alone("search"):
-        state, progress = loop.run(phase, directory)
+        state, progress = loop.run(phase, directory, None if seat is None else seat.interrupt)
         genotype, comparison = phase.result, phase.compare(state, progress.epochs_done - 1)
         cost = result_cost(experiment, genotype, run.display)
         origin = provenance(run.config, progress, phase.stopped, cost, comparison)
@@ -110,10 +113,16 @@ def run_search(run: Run) -> SearchResult:
 
 
 class SearchPhase:
-    """The search phase, see `loop.Phase`; it keeps the static values of the current stage."""
+    """The search phase, see `loop.Phase`; it keeps the static values of the current stage.
 
-    def __init__(self, experiment: Experiment, display: Display):
-        self.experiment, self.display = experiment, display
+    Args:
+      experiment: Inputs of the search.
+      display: What the user sees.
+      seat: Place among the searches of other seeds that run at the same time, or None.
+    """
+
+    def __init__(self, experiment: Experiment, display: Display, seat: Seat | None = None):
+        self.experiment, self.display, self.seat = experiment, display, seat
         config = experiment.config
         self.epochs, self.steps = experiment.epochs, experiment.steps
         self.loader, self.mesh = experiment.loader, experiment.mesh
@@ -159,15 +168,15 @@ class SearchPhase:
 
     def _enter(self, stage: int, spec: SupernetSpec) -> None:
         self.stage, self.spec = stage, spec
-        self.program: Callable[..., Any] | None = None
+        self.programs: Programs | None = None  # the step and the validation
         self.lowered: Future[Any] | None = None  # the step, before it is compiled
-        self.validation: Future[Any] | None = None
         self.diagnostics = Diagnostics(self.experiment, spec)
         self.cost_table = self.experiment.cost_table(spec)
 
     def start(self) -> SearchState:
         """Returns a fresh state on the devices; meanwhile the step is traced."""
-        self._trace(self.experiment.abstract_state(self.spec))
+        if self.seat is None:  # else the number of seeds is not known yet
+            self._trace(self.experiment.abstract_state(self.spec))
         init = partial(self.experiment.init, self.spec)
         return run_once(init, self.mesh, self.experiment.config.seed)
 
@@ -200,13 +209,16 @@ class SearchPhase:
         stage, _ = stage_at(self.stages, epoch)
         if stage != self.stage:
             state = self._advance(state, stage)
-        if self.program is None:
+        shapes = devices.abstract(state, self.mesh)
+        if self.programs is None:
             self._describe_stage(state)
-            self.program = self._compile(devices.abstract(state, self.mesh))
-        if not self.memory_checked:
-            check_later_stages(self.experiment, self.stage, self.spec, self.program)
-            self.memory_checked = True
-        return state, self.program
+        if self.seat is not None:
+            leaves, structure = jax.tree.flatten(shapes)
+            key, step = (self.spec, structure, tuple(leaves)), int(state.step)
+            self.programs = self.seat.join_epoch(step, key, partial(self._compile, shapes))
+        elif self.programs is None:
+            self.programs = self._compile(shapes)
+        return state, self.programs[0]
 
     def _advance(self, state: SearchState, stage: int) -> SearchState:
         host_state = jax.tree.map(np.asarray, state)
@@ -225,24 +237,30 @@ class SearchPhase:
             f"{count_parameters(state.params):,} parameters"
         )
 
-    def _trace(self, state: SearchState) -> "Future[Any]":
+    def _trace(self, state: SearchState, seeds: int = 1) -> "Future[Any]":
         """Begins to trace the step, given the shapes of the state."""
-        self.lowered = in_background(partial(lower_step, self.experiment, self.spec, state))
+        self.lowered = in_background(partial(lower_step, self.experiment, self.spec, state, seeds))
         return self.lowered
 
-    def _compile(self, state: SearchState) -> Callable[..., Any]:
-        """Returns the compiled step, given the shapes of the state; begins the validation's."""
+    def _compile(self, state: SearchState, seeds: int = 1) -> Programs:
+        """Returns the compiled step, given the shapes of the state, and begins the validation's."""
         began = time.monotonic()
-        lowered = (self.lowered or self._trace(state)).result()
-        self.lowered = None  # it takes memory
-        self.validation = in_background(partial(self._compile_validation, state))
+        traced, self.lowered = self.lowered or self._trace(state, seeds), None  # it takes memory
+        lowered = traced.result()
+        validation = in_background(partial(self._compile_validation, state, seeds))
         compiled = compile_step(self.experiment, self.spec, lowered)
         self.display.message(f"step compiled in {time.monotonic() - began:.1f} s")
-        return compiled
+        if not self.memory_checked:
+            check_later_stages(self.experiment, self.stage, self.spec, compiled)
+            self.memory_checked = True
+        return compiled, lambda *arguments: validation.result()(*arguments)
 
-    def _compile_validation(self, state: SearchState) -> Callable[..., Any]:
-        program, loader = self.experiment.validation_program(self.spec), self.loader
-        return program.lower(state, loader.abstract_raw, *loader.abstract_evaluation).compile()
+    def _compile_validation(self, state: Any, seeds: int) -> Callable[..., Any]:
+        program, loader = self.experiment.validation_program(self.spec, seeds), self.loader
+        inputs: Any = loader.abstract_evaluation
+        if seeds > 1:
+            state, inputs = (state,) * seeds, tuple((each,) * seeds for each in inputs)
+        return program.lower(state, loader.abstract_raw, *inputs).compile()
 
     def _scores(self, state: SearchState) -> dict[str, Any]:
         distribution = self.experiment.distribution
@@ -257,8 +275,8 @@ class SearchPhase:
     ) -> tuple[SearchState, dict[str, Any]]:
         """Validates, asks the rules how the search continues, and returns the history line."""
         experiment = self.experiment
-        assert self.validation is not None  # since the step of this epoch is compiled
-        batches, program = self.loader.evaluation(epoch), self.validation.result()
+        assert self.programs is not None  # since the step of this epoch is compiled
+        batches, program = self.loader.evaluation(epoch), self.programs[1]
         valid = loop.evaluate(program, state, self.loader.raw, batches)
         genotype, scores = self.derived(state), to_numpy(self._scores(state))
         mean = to_numpy(mean_mix(experiment.distribution, self.spec, state))
@@ -360,7 +378,7 @@ class SearchPhase:
             fixed[cell_type][row] = weights
             self.display.message(f"fixed: {cell_type} {edge.name} to {primitive or 'no edge'}")
         if not state.fixed:  # the state has new arrays now: compile again
-            self.program = None
+            self.programs = None
         self.fixed += edges
         return state.replace(fixed=replicate(fixed, self.mesh))
 

@@ -1,0 +1,252 @@
+"""Searches several seeds at once: where they take the same step, one program takes all of them.
+
+Each search runs in a thread of its own, as it would by itself, but hands its calls of compiled
+programs to the main thread. When all searches have made a call or have ended, the main thread runs
+the calls, equal ones as one program over the seeds, and lets each search go on with its result.
+
+Only one thread works at a time, and the main thread waits for no other than that one. So nothing
+needs to be safe for threads, and no search can wait for one that does not come.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import jax
+
+from drnas_jax.data import Loader
+from drnas_jax.errors import UserError
+from drnas_jax.phases.setup import Run
+from drnas_jax.training import devices
+from drnas_jax.training.memory import NotEnoughMemoryError
+from drnas_jax.training.metrics import Display
+from drnas_jax.training.signals import Interrupt, Interrupted
+
+Programs = tuple[Callable[..., Any], ...]
+Compile = Callable[[int], Programs]  # from a number of seeds to programs for so many
+
+THREAD = "search of a seed"  # name of the threads
+_MOST = 8  # seeds at once if the config leaves the choice
+
+
+def seeds_at_once(run: Run) -> int:
+    """Returns how many seeds are searched at once at most, 1 if there are several processes."""
+    if jax.process_count() > 1:
+        return 1
+    if wanted := run.config.compute.seeds_at_once:
+        return wanted
+    return 1 if devices.platform(run.mesh) == "cpu" or run.dataset.workers else _MOST
+
+
+class _Call(NamedTuple):
+    """A call that waits: equal keys are served by one function of a list of their arguments."""
+
+    key: Hashable
+    function: Callable[[list[Any]], Sequence[Any]]
+    argument: Any
+
+
+class _AbandonedError(BaseException):
+    """Ends the search of a seed because the run ends."""
+
+
+class Seat:
+    """The place of one search among those of the other seeds.
+
+    Attributes:
+      interrupt: Signal that ends the search; the main thread sets it, for all seeds between the
+        same two calls.
+      epoch_step: Steps that were done when the current epoch was joined.
+      call: Call that waits for its result; None if the search has ended.
+      error: Error with which the search has ended, or None.
+    """
+
+    def __init__(self, meeting: "_Meeting", run: Run, search: Callable[[Run, "Seat"], Any]):
+        self.run, self.interrupt = run, Interrupt()
+        self.epoch_step = 0
+        self.call: _Call | None = None
+        self.error: BaseException | None = None
+        self._meeting, self._search, self._abandoned = meeting, search, False
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._answers: SimpleQueue[Any] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
+
+    def share_raw(self, loader: Loader) -> None:
+        """Lets the loaders of all seeds share the images of a data set in memory."""
+        if self._meeting.loader is None:
+            self._meeting.loader = loader
+        else:
+            loader.share_raw(self._meeting.loader)
+
+    def join_epoch(self, step: int, key: Hashable, compile_for: Compile) -> Programs:
+        """Returns the programs of an epoch, which run together for all seeds with the same key.
+
+        Seeds that are behind, because a run was killed between two checkpoints, come first.
+
+        Args:
+          step: Number of steps done. Only seeds that have done equally many run together.
+          key: What determines the programs.
+          compile_for: Function that compiles them for a number of seeds, see `programs.py`. It
+            raises NotEnoughMemoryError if there should be fewer seeds.
+
+        Raises:
+          Interrupted: A signal has come; nothing was done since the last checkpoint.
+        """
+        self.epoch_step = step
+        programs: Programs = self._meet(
+            ("epoch", key), self._meeting.programs_of, (self, key, compile_for)
+        )
+        if self.interrupt.signum:
+            raise Interrupted(self.interrupt.signum)
+        return programs
+
+    def caller(self, group: object, size: int, program: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the function (state, raw, *inputs) that runs a program of the group."""
+
+        def call(*arguments: Any) -> Any:
+            return self._meet(group, partial(_call_together, program, size), arguments)
+
+        return call
+
+    def _meet(self, key: Hashable, function: Callable[..., Any], argument: Any) -> Any:
+        answer = None
+        if not self._abandoned:
+            self._calls.put(_Call(key, function, argument))
+            answer = self._answers.get()
+        if self._abandoned:
+            raise _AbandonedError
+        return answer
+
+    def _work(self) -> None:
+        try:
+            self._search(self.run, self)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._calls.put(None)
+
+    # What follows is called by the main thread.
+
+    def go_on(self, answer: Any = None) -> None:
+        """Lets the search begin, or go on with the result of its call, up to its next call."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._answers.put(answer)
+        self.call = self._calls.get()
+
+    def abandon(self) -> None:
+        """Ends the search at its next call, and waits for its end.
+
+        KeyboardInterrupt may end `go_on` anywhere, so this does not depend on how far it came.
+        """
+        self._abandoned = True
+        self._answers.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+
+class _Meeting:
+    """What the searches share.
+
+    Attributes:
+      interrupt: Signals to the process.
+      loader: Loader whose images all loaders share.
+    """
+
+    def __init__(self, display: Display, interrupt: Interrupt):
+        self.interrupt, self._display = interrupt, display
+        self.loader: Loader | None = None
+        self._programs: dict[Hashable, Programs | None] = {}  # None: they do not fit in memory
+
+    def programs_of(self, members: Sequence[tuple[Seat, Hashable, Compile]]) -> list[Programs]:
+        """Returns the programs of each of these seeds, which run together as far as they fit."""
+        size, (_, key, compile_for) = len(members), members[0]
+        if (key, size) not in self._programs:
+            self._programs[key, size] = self._compiled(size, compile_for)
+        programs = self._programs[key, size]
+        if programs is None:
+            half = (size + 1) // 2
+            return [*self.programs_of(members[:half]), *self.programs_of(members[half:])]
+        group = object()
+        return [tuple(seat.caller(group, size, p) for p in programs) for seat, *_ in members]
+
+    def _compiled(self, size: int, compile_for: Compile) -> Programs | None:
+        try:
+            with self.interrupt.suspended():  # all seeds are at the beginning of an epoch
+                return compile_for(size)
+        except NotEnoughMemoryError:
+            if size == 1:
+                raise
+            self._display.message(f"{size} seeds at once do not fit in memory: trying half of them")
+            return None
+
+
+def _call_together(
+    program: Callable[..., Any], size: int, calls: Sequence[tuple[Any, ...]]
+) -> Sequence[Any]:
+    """Returns the results of one call (state, raw, *inputs) of each seed of a group."""
+    assert len(calls) == size, "the seeds of a group take the same steps in an epoch"
+    if size == 1:
+        return [program(*calls[0])]
+    states, raws, *inputs = zip(*calls, strict=True)
+    results: Sequence[Any] = program(states, raws[0], *inputs)
+    return results
+
+
+def search_together(runs: Sequence[Run], search: Callable[[Run, Seat], Any]) -> None:
+    """Runs the searches of several seeds at once.
+
+    Args:
+      runs: Runs of one config with several seeds.
+      search: Function that searches for one of them, such as `run_search`.
+
+    Raises:
+      UserError: One of them raised it, which ended the others at their last checkpoints.
+      Interrupted: A signal stopped all of them at the same step, after checkpoints were written.
+    """
+    with contextlib.ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
+        meeting, seats = _Meeting(runs[0].display, interrupt), []
+        waiting = [run for run in runs if not (run.workdir / "search" / "genotype.json").exists()]
+        for run in runs:
+            display = run.display.of_seed(run.config.seed, in_front=run in waiting[:1])
+            stack.enter_context(display)
+            seats.append(Seat(meeting, run.with_display(display), search))
+        for seat in seats:
+            stack.callback(seat.abandon)
+        for seat in seats:
+            _advance(seat)
+        while any(seat.call for seat in seats):
+            answers = list(_answers(seats))
+            for seat, _ in answers:
+                seat.interrupt.signum = interrupt.signum
+            for seat, answer in answers:
+                _advance(seat, answer)
+        for seat in seats:
+            if seat.error is not None:
+                raise seat.error
+
+
+def _advance(seat: Seat, answer: Any = None) -> None:
+    """Lets a search go on; raises its error, unless it is that of a signal, which stops all."""
+    seat.go_on(answer)
+    if isinstance(seat.error, UserError):
+        raise UserError(f"seed {seat.run.config.seed}: {seat.error}") from seat.error
+    if seat.error is not None and not isinstance(seat.error, Interrupted):
+        raise seat.error
+
+
+def _answers(seats: Sequence[Seat]) -> Iterator[tuple[Seat, Any]]:
+    """Yields the results of the waiting calls of those seeds that have done the fewest steps."""
+    first = min(seat.epoch_step for seat in seats if seat.call)
+    groups: dict[Hashable, list[tuple[Seat, _Call]]] = {}
+    for seat in seats:
+        if seat.call and seat.epoch_step == first:
+            groups.setdefault(seat.call.key, []).append((seat, seat.call))
+    for group in groups.values():
+        results = group[0][1].function([call.argument for _, call in group])
+        yield from zip((seat for seat, _ in group), results, strict=True)
