@@ -15,7 +15,7 @@ import numpy as np
 from drnas_jax.costs import _additive
 from drnas_jax.genotype import Genotype
 from drnas_jax.spaces import uniform_genotypes
-from drnas_jax.spaces.base import Cell, Mix, NetworkSpec, Space, SupernetSpec
+from drnas_jax.spaces.base import Cell, Edge, Mix, NetworkSpec, Space, SupernetSpec
 
 
 class CostTable(NamedTuple):
@@ -200,14 +200,25 @@ def cost_in(table: CostTable, cells: Mapping[str, Cell], genotype: Genotype) -> 
 
 
 def largest_cost(table: CostTable, cells: Mapping[str, Cell]) -> float:
-    """Returns an upper bound of the cost of a network: that of the most expensive operations."""
+    """Returns an upper bound of the cost of a network: that of the most expensive operations.
+
+    In a cell whose nodes keep only some of their edges `none` does not count, unless an edge has
+    nothing else, since it never wins there.
+    """
     total = table.constant
     for cell_type, cell in cells.items():
-        most_expensive = np.max(table.operations[cell_type], axis=1)
+        pairs = zip(cell.edges, table.operations[cell_type], strict=True)
+        most_expensive = np.array([_most(cell, edge, costs) for edge, costs in pairs])
         for target in {edge.target for edge in cell.edges}:
             rows = [i for i, edge in enumerate(cell.edges) if edge.target == target]
             total += float(np.sort(most_expensive[rows])[::-1][: cell.keep].sum())
     return total
+
+
+def _most(cell: Cell, edge: Edge, costs: np.ndarray) -> float:
+    """Returns the largest cost of the operations that an edge can have in a network."""
+    names = [name for name in edge.primitives if cell.keep is None or name != "none"]
+    return float(max(costs[edge.primitives.index(name)] for name in names or edge.primitives))
 
 
 def penalty(expected: jax.Array, weight: float, target: float, largest: float) -> jax.Array:

@@ -104,8 +104,9 @@ def compare_networks(
       steps: Number of runs of each network, of which the median counts.
 
     Returns:
-      Number of `networks`; Spearman's rank correlation of predicted and measured times; the mean
-      relative error of the prediction; and both times of each network in seconds, by `genotype`.
+      Number of `networks`; Spearman's rank correlation of predicted and measured times, or None if
+      all of one kind are equal; the mean relative error of the prediction; and both times of each
+      network in seconds, by `genotype`.
 
     Raises:
       UserError: The table cannot be read, or lacks a layer.
@@ -113,20 +114,23 @@ def compare_networks(
     table = components.find("cost", "table", "cost.name")
     cost, networks, programs = table.create(table.Options(file, batch)), [], []
     image = jnp.zeros((batch, *network.image), jnp.float32)
+    streams = module_streams(0, "bench", 0, 0)
     for seed in range(_NETWORKS, _NETWORKS + _COMPARED):
         spec = dataclasses.replace(network, genotype=spaces.random_genotype(space, seed))
         networks.append((space.describe(spec.genotype), cost.exact(space, spec)))
         module = space.network(spec, backend.PLAIN)
         variables = module.init(jax.random.key(0), image, False)
-        run = jax.jit(lambda v, x, m=module: m.apply(v, x, False))
+        run = jax.jit(lambda v, x, m=module: m.apply(v, x, False, rngs=streams))
         programs.append(partial(run.lower(variables, image).compile(), variables, image))
     times = np.array([[_time(program) for program in programs] for _ in range(steps + 1)])
     measured = np.median(times[1:], axis=0)  # the first runs are cold
     predicted = np.array([seconds for _, seconds in networks])
     errors = np.abs(predicted - measured) / measured
+    ranked = np.ptp(predicted) > 0 and np.ptp(measured) > 0
+    correlation = stats.spearmanr(predicted, measured).statistic if ranked else 0.0
     return {
         "networks": len(networks),
-        "rank_correlation": round(float(stats.spearmanr(predicted, measured).statistic), 3),
+        "rank_correlation": round(float(correlation), 3) if ranked else None,
         "mean_relative_error": round(float(errors.mean()), 3),
         "seconds": [
             {"genotype": name, "predicted": float(f"{p:.4g}"), "measured": float(f"{m:.4g}")}
