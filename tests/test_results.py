@@ -5,7 +5,10 @@ import re
 import statistics
 from pathlib import Path
 
+import pytest
+
 from drnas_jax.tables.nasbench201 import DATASETS, load
+from drnas_jax.tables.nasbench_macro import load as load_macro
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -36,6 +39,23 @@ def test_the_page_has_all_runs_on_fashion_mnist():
         each = ", ".join(f"{value:.2f}" for value in values)
         seeds = ", ".join(line["seed"] for line in selected)
         assert f"| {kind} cells | {seeds} | {statistics.mean(values):.2f} | {each} |" in page
+
+
+def test_the_page_has_all_runs_within_a_budget(shared):
+    # Would catch a run that was left out, and figures that do not follow from the table.
+    page = (DOCS / "results.md").read_text()
+    table = load_macro(shared / "nasbench_macro" / "nasbench_macro_cifar10.csv")
+    with open(DOCS / "nasbench_macro.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 7
+    for line in lines:
+        row, target = table.rows[line["code"]], int(line["target"])
+        assert int(line["macs"]) == table.macs[row] <= target
+        gap = table.means[table.macs <= target].max() - table.means[row]
+        assert float(line["gap"]) == pytest.approx(gap, abs=1e-3)
+        cost, accuracy = f"{table.macs[row] / 1e6:.1f}", f"{table.means[row]:.2f}"
+        begin = f"| {target // 10**6} | {line['seed']} | {line['code']} | {cost} | {accuracy} |"
+        assert begin in page
 
 
 def test_the_page_has_the_means_of_all_runs():
