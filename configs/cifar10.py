@@ -96,12 +96,17 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant in ("cpu", "smoke"):
         config.retrain.auxiliary_weight = 0.0  # the head needs images of 32x32
     if subspace:
-        config.space = f"darts_{subspace}"
-        search = config.search
-        search.operations = (3 if subspace == "s3" else 2,)
-        search.partial_channels = ({"cpu": 2, "smoke": 1}.get(variant, 4),)
-        search.epochs, search.warmup_epochs = (sum(search.epochs),), search.warmup_epochs[:1]
+        _restrict(config, subspace, variant)
     return config
+
+
+def _restrict(config: ConfigDict, subspace: str, size: str) -> None:
+    """Changes the recipe to one of the spaces S1 to S4, which is searched in a single stage."""
+    config.space = f"darts_{subspace}"
+    search = config.search
+    search.operations = (3 if subspace == "s3" else 2,)
+    search.partial_channels = ({"cpu": 2, "smoke": 1}.get(size, 4),)
+    search.epochs, search.warmup_epochs = (sum(search.epochs),), search.warmup_epochs[:1]
 
 
 def _parse(variant: str) -> tuple[str, str]:
