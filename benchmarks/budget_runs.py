@@ -1,7 +1,9 @@
 """Judges searches within a budget: `python benchmarks/budget_runs.py TABLE DIR ...`.
 
 TABLE is the CSV file of NAS-Bench-Macro, and each DIR the workdir of a search with `cost.name=macs`
-and a target. Prints a CSV line for each search. Its columns beside those of the run:
+and a target. Prints a CSV line for each search. With `cost.weight=0` the target affects nothing but
+the discretisation, so `--targets=30e6,45e6` also judges what the same search finds within these
+targets. The columns beside those of the run:
 
 - networks: Number of the table's networks that fit, which have at most `target` multiply-adds.
 - best, best_accuracy, gap: The most accurate of them, and how far the found network is below it.
@@ -73,12 +75,28 @@ def judge(table: nasbench_macro.NasBenchMacro, code: str, target: float) -> dict
     }
 
 
+def derive(table: nasbench_macro.NasBenchMacro, workdir: Path, target: float) -> str:
+    """Returns the code of the network that a search without a cost in its loss finds.
+
+    All networks that fit are tried: it has the largest sum of the logarithms of the mean mixing
+    weights after the last epoch.
+    """
+    if json.loads((workdir / "config.json").read_text())["config"]["cost"]["weight"]:
+        raise SystemExit(f"{workdir}: cost.weight is not 0, so each target needs its own search")
+    line = json.loads((workdir / "search/history.jsonl").read_text().splitlines()[-1])
+    concentrations = np.array(line["concentration"]["layers"])
+    scores = np.log(concentrations / concentrations.sum(axis=1, keepdims=True))
+    codes = [code for code, row in table.rows.items() if table.macs[row] <= target]
+    return max(codes, key=lambda code: sum(scores[range(len(code)), [int(c) for c in code]]))
+
+
 def main(argv: Sequence[str]) -> None:
     """Prints the CSV."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table")
     parser.add_argument("workdirs", nargs="+", metavar="DIR")
     parser.add_argument("--commit", default="", help="commit of the package that searched")
+    parser.add_argument("--targets", default="", help="further targets, with commas between")
     options = parser.parse_args(argv)
     table = nasbench_macro.load(options.table)
     space = spaces.create(table.space)
@@ -90,9 +108,16 @@ def main(argv: Sequence[str]) -> None:
         judged = judge(table, code, target)
         if judged["macs"] != origin["cost"]["exact"]:
             raise SystemExit(f"{file}: {code} costs {judged['macs']} by the table: not this budget")
-        run = {"target": int(target), "seed": origin["seed"], "code": code}
-        seconds = round(origin["search_seconds"])
-        lines.append({**run, **judged, "search_seconds": seconds, "commit": options.commit})
+        judged_at = {target: (code, judged)}
+        for each in map(float, filter(None, options.targets.split(","))):
+            found = derive(table, Path(workdir), each)
+            if each == target and found != code:
+                raise SystemExit(f"{file}: the search chose {code}, and its last epoch {found}")
+            judged_at[each] = (found, judge(table, found, each))
+        for each, (found, values) in sorted(judged_at.items()):
+            run = {"target": int(each), "seed": origin["seed"], "code": found}
+            end = {"search_seconds": round(origin["search_seconds"]), "commit": options.commit}
+            lines.append({**run, **values, **end})
     writer = csv.DictWriter(sys.stdout, lines[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)

@@ -11,7 +11,7 @@ beside the data directory is used. Retraining has the benchmark's batches and nu
 | variant | description | time, and test accuracy |
 |---|---|---|
 | (none) | C 32 and 32x32 pixels, as in the benchmark, 50 epochs of search and 50 of retraining; for a GPU | not measured |
-| cpu | a proxy: C 8, 17x17 pixels, 7 epochs; then C 32, 5 epochs | search: about 20 minutes on 1 CPU core; retraining and its accuracy not measured |
+| cpu | a proxy: C 8, 17x17 pixels, 10 epochs; then C 32, 5 epochs | search: about half an hour on 1 CPU core; retraining and its accuracy not measured |
 | smoke | the same program on handwritten digits, no download | about 1 minute on 2 CPU cores, 1 to 2 if they are busy |
 
 For example `--config=configs/nasbench_macro.py:cpu`. The sides of 17 pixels become 9, 5 and 3 in
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.update(dict(image_size=17, crop_padding=2))
         config.cost.image_size = 32
         config.arch.lr = 6e-3  # higher than the default, since there are ten times fewer steps
-        config.search.update(dict(channels=8, lr=0.1, epochs=(7,), warmup_epochs=(3,)))
+        config.search.update(dict(channels=8, lr=0.1, epochs=(10,), warmup_epochs=(3,)))
         config.retrain.update(dict(batch_size=64, epochs=5))
     if variant == "smoke":
         config.data.update(dict(name="digits", crop_padding=1))

@@ -174,7 +174,7 @@ def bench_program(
     names = [config.compute.kernels] + ([compare] if compare else [])
     configs = [_with_kernels(config, name) for name in names]
     cases = [make_case(each, stage) for each in configs]
-    runs = [_Run(case) for case in cases]
+    runs = [Timer(case) for case in cases]
     for _ in range(steps + 1):
         for run in runs:
             run.step()
@@ -221,8 +221,12 @@ def _with_kernels(config: Config, name: str) -> Config:
     return dataclasses.replace(config, compute=compute)
 
 
-class _Run:
-    """A compiled case, which runs one dispatch at a time."""
+class Timer:
+    """A compiled case, which runs one dispatch at a time.
+
+    Args:
+      case: Program with its arguments.
+    """
 
     def __init__(self, case: Case):
         times = [time.perf_counter()]
@@ -234,10 +238,12 @@ class _Run:
         self._warm: list[float] = []
         self._lower_s, self._compile_s = times[1] - times[0], times[2] - times[1]
 
-    def step(self) -> None:
+    def step(self) -> float:
+        """Runs a dispatch, and returns its time per step in seconds."""
         began = time.perf_counter()
         self._state = jax.block_until_ready(self._compiled(self._state, *self._case.arguments))
         self._warm.append(time.perf_counter() - began)
+        return self._warm[-1] / self._case.steps
 
     @property
     def seconds(self) -> float:
@@ -245,6 +251,7 @@ class _Run:
         return statistics.median(self._warm[1:]) / self._case.steps  # the first dispatch is cold
 
     def result(self) -> dict[str, Any]:
+        """Returns the times of compilation and of a step, and the memory of the program."""
         memory = self._compiled.memory_analysis()
         return {
             "lower_s": round(self._lower_s, 2),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import math
 
 import numpy as np
@@ -43,3 +44,20 @@ def test_only_networks_that_fit_are_compared(budget_runs, shared):
     small = budget_runs.judge(table, "00000000", 20e6)
     assert small["networks"] == 30
     assert small["best_accuracy"] == pytest.approx(81.37, abs=0.01)
+
+
+def test_one_search_without_a_cost_in_its_loss_answers_all_targets(budget_runs, shared, tmp_path):
+    # Would catch a network above the target, and a search whose loss depended on its target.
+    table = load(shared / "nasbench_macro" / "nasbench_macro_cifar10.csv")
+    layers = [[1, 2, 3]] * 4 + [[3, 2, 1]] * 4
+    (tmp_path / "search").mkdir()
+    history = tmp_path / "search" / "history.jsonl"
+    history.write_text(json.dumps({"concentration": {"layers": layers}}) + "\n")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"config": {"cost": {"weight": 0.0}}}))
+    assert budget_runs.derive(table, tmp_path, 200e6) == "22220000"
+    code = budget_runs.derive(table, tmp_path, 40e6)
+    assert table.macs[table.rows[code]] <= 40e6 and code != "22220000"
+    config.write_text(json.dumps({"config": {"cost": {"weight": 0.5}}}))
+    with pytest.raises(SystemExit, match="each target needs its own search"):
+        budget_runs.derive(table, tmp_path, 40e6)
