@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from jax.sharding import Mesh
 
 from drnas_jax import components, data, distributions, spaces
 from drnas_jax.config import Config
-from drnas_jax.costs import base as costs
 from drnas_jax.data import (
     Batch,
     ImageDataset,
@@ -26,13 +24,12 @@ from drnas_jax.data import (
     preprocessing_of,
 )
 from drnas_jax.distributions import Distribution
-from drnas_jax.errors import UserError
-from drnas_jax.files import write_array
 from drnas_jax.genotype import Genotype
 from drnas_jax.nn import backend
 from drnas_jax.nn.backend import Backend
 from drnas_jax.penalties.base import Penalty
-from drnas_jax.phases.search.budget import Budget, format_cost, smallest_cost
+from drnas_jax.phases.search.costing import Costing
+from drnas_jax.phases.search.labels import labels_of
 from drnas_jax.phases.search.stages import (
     Columns,
     advance,
@@ -52,7 +49,6 @@ from drnas_jax.phases.search.step import (
 )
 from drnas_jax.spaces import NetworkSpec, Space, SupernetSpec
 from drnas_jax.training import devices, losses, optimisers
-from drnas_jax.training.hosts import from_primary, total
 from drnas_jax.training.programs import step_program, sum_program
 from drnas_jax.training.random_keys import host_generator
 
@@ -96,7 +92,7 @@ class Experiment:
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the training images for the weights and of those for alpha, int32 [n]."""
         config = self.config.search
-        labels = _labels(self.dataset, config.split_by_class, self.labels_file)
+        labels = labels_of(self.dataset, config.split_by_class, self.labels_file)
         return data.search_split(
             labels,
             config.train_fraction,
@@ -165,7 +161,7 @@ class Experiment:
         jax.eval_shape(functools.partial(self._sample, spec), state.alpha)
         self._check_stages(spec, state)
         target = self.config.cost.target
-        self.check_targets("cost.target", [target] if target else [])
+        self.costing.check_targets("cost.target", [target] if target else [], spec)
 
     def _check_stages(self, spec: SupernetSpec, state: SearchState) -> None:
         """Raises UserError if a state, here of zeros, cannot be taken from stage to stage."""
@@ -209,7 +205,7 @@ class Experiment:
             share_program=chosen.share_program,
             distribution=self.distribution,
             penalty=functools.partial(self._penalty_of, spec=spec),
-            cost=self._cost_term(spec),
+            cost=self.costing.term(spec),
             weight_optimiser=weight_optimiser,
             alpha_optimiser=alpha_optimiser,
             alpha_clip=self.config.arch.clip,
@@ -248,62 +244,9 @@ class Experiment:
         return self.config.arch.strength * penalty
 
     @functools.cached_property
-    def cost(self) -> costs.Cost | None:
-        """Cost of the config, or None if it names none."""
-        config = self.config.cost
-        if not config.name:
-            return None
-        cost: costs.Cost = components.create("cost", config.name, config.options, field="cost.name")
-        return cost
-
-    def cost_table(self, spec: SupernetSpec) -> costs.CostTable | None:
-        """Returns the costs of a supernet's operations, or None if the config names no cost."""
-        if self.cost is not None and spec not in self._cost_tables:
-            self._cost_tables[spec] = self.cost.table(self.space, spec, self.network_spec())
-        return self._cost_tables.get(spec)
-
-    @functools.cached_property
-    def _cost_tables(self) -> dict[SupernetSpec, costs.CostTable]:
-        return {}
-
-    def exact_cost(self, genotype: Genotype) -> float:
-        """Returns the cost of the final network of a genotype; the config names a cost."""
-        assert self.cost is not None
-        network = dataclasses.replace(self.network_spec(), genotype=genotype)
-        return float(self.cost.exact(self.space, network))
-
-    def derive(self, ranks: Mapping[str, np.ndarray], spec: SupernetSpec) -> Genotype:
-        """Discretises: returns the best genotype of a supernet, within `cost.target` if it is set.
-
-        Args:
-          ranks: Ranks of the operations by cell type [e, o], such as the mean mixing weights.
-          spec: Spec of the supernet, with the remaining operations of each edge.
-        """
-        genotype = self.space.derive(ranks, spec)
-        table, target = self.cost_table(spec), self.config.cost.target
-        if table is None or not target:
-            return genotype
-        return Budget(target, table, spec, self.space.name).derive(ranks, genotype, self.exact_cost)
-
-    def check_targets(self, field: str, targets: Sequence[float]) -> None:
-        """Raises UserError if the cost cannot be determined, or no genotype is within a target.
-
-        Args:
-          field: Name of the config field that has the targets.
-          targets: Largest costs of results.
-        """
-        if self.cost is not None:
-            self.space.check(self.network_spec())
-        spec = self.first_spec()
-        table = self.cost_table(spec)
-        if table is not None and self.cost is not None and targets:
-            smallest, lowest = smallest_cost(table, spec), min(targets)
-            if smallest > lowest * (1 + 1e-12):
-                raise UserError(
-                    f"{field} is {lowest:g}, but the smallest network of the space "
-                    f"{self.space.name} costs {format_cost(smallest)} {self.cost.unit}: raise it, "
-                    "or lower retrain.channels, retrain.cells or cost.image_size"
-                )
+    def costing(self) -> Costing:
+        """Costs of the networks and operations of this search."""
+        return Costing(self.config, self.space, self.network_spec())
 
     def network_spec(self) -> NetworkSpec:
         """Returns the spec of the network whose cost counts, with an arbitrary genotype."""
@@ -315,18 +258,6 @@ class Experiment:
             dataset.num_classes,
             self.config.cost.image(dataset.shape),
         )
-
-    def _cost_term(self, spec: SupernetSpec) -> Callable[[Mix], jax.Array] | None:
-        table, config, cells = self.cost_table(spec), self.config.cost, dict(spec.cells)
-        if table is None or not config.weight:
-            return None
-        largest = costs.largest_cost(table, cells)
-
-        def term(mix: Mix) -> jax.Array:
-            expected = costs.expected_cost(table, cells, mix)
-            return costs.penalty(expected, config.weight, config.target, largest)
-
-        return term
 
     def advance(
         self, old: SupernetSpec, state: SearchState, stage: int
@@ -356,7 +287,7 @@ class Experiment:
         """
         ranks = {name: self.distribution.ranking(state.alpha[name], c) for name, c in spec.cells}
         fixed = with_fixed(ranks, state.fixed)
-        return self.derive({name: np.asarray(rows) for name, rows in fixed.items()}, spec)
+        return self.costing.derive({name: np.asarray(rows) for name, rows in fixed.items()}, spec)
 
     def _resized(
         self, old: SupernetSpec, state: SearchState, columns: Columns, stage: int
@@ -455,27 +386,3 @@ def _first_columns(spec: SupernetSpec, operations: int) -> Columns:
     """Returns the columns that a stage keeps if the scores of all operations are equal."""
     scores = {name: np.zeros(cell.shape) for name, cell in spec.cells}
     return columns_to_keep(scores, spec, operations)
-
-
-def _labels(dataset: ImageDataset, needed: bool, file: Path | None) -> np.ndarray:
-    """Returns the training labels, int [n], or zeros if reading them is costly and not needed."""
-    if dataset.labels is not None:
-        return dataset.labels
-    if not needed:
-        return np.zeros(dataset.count, np.int32)
-    if file is not None:
-        file = file.with_stem(f"{file.stem}-{dataset.fingerprint:08x}")
-    if file is not None and from_primary(lambda: _holds(file, dataset.count)):
-        return np.load(file)
-    labels = total(dataset.read_labels(jax.process_index(), jax.process_count()))
-    if file is not None:
-        from_primary(lambda: write_array(file, labels))
-    return labels
-
-
-def _holds(file: Path, count: int) -> bool:
-    """Returns whether a file holds the labels of `count` images."""
-    try:
-        return np.load(file).shape == (count,)
-    except (OSError, ValueError, EOFError):
-        return False

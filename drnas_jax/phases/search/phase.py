@@ -29,7 +29,13 @@ from drnas_jax.phases import loop
 from drnas_jax.phases.search.comparison import Comparison, compare
 from drnas_jax.phases.search.diagnostics import Diagnostics
 from drnas_jax.phases.search.experiment import Experiment
-from drnas_jax.phases.search.history import all_columns, draw_genotypes, entropy, random_cells
+from drnas_jax.phases.search.history import (
+    all_columns,
+    describe_operations,
+    draw_genotypes,
+    entropy,
+    random_cells,
+)
 from drnas_jax.phases.search.memory_check import check_later_stages, compile_step, lower_step
 from drnas_jax.phases.search.metadata import FixedEdges, SearchMetadata
 from drnas_jax.phases.search.provenance import provenance, result_cost
@@ -171,7 +177,7 @@ class SearchPhase:
         self.programs: Programs | None = None  # the step and the validation
         self.lowered: Future[Any] | None = None  # the step, before it is compiled
         self.diagnostics = Diagnostics(self.experiment, spec)
-        self.cost_table = self.experiment.cost_table(spec)
+        self.cost_table = self.experiment.costing.table(spec)
 
     def start(self) -> SearchState:
         """Returns a fresh state on the devices; meanwhile the step is traced."""
@@ -227,13 +233,8 @@ class SearchPhase:
         return replicate(host_state, self.mesh)
 
     def _describe_stage(self, state: SearchState) -> None:
-        counts = []
-        for cell_type, cell in self.spec.cells:
-            lengths = sorted({len(edge.primitives) for edge in cell.edges})
-            most = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
-            counts.append(f"{most} operations on each {cell_type} edge")
         self.display.message(
-            f"{self.name}: {', '.join(counts)}, K {self.spec.partial_channels}, "
+            f"{self.name}: {describe_operations(self.spec)}, K {self.spec.partial_channels}, "
             f"{count_parameters(state.params):,} parameters"
         )
 
@@ -299,7 +300,7 @@ class SearchPhase:
         }
         if expected is not None:
             line["expected_cost"] = expected
-        draw = experiment.distribution.draw
+        derive, draw = experiment.costing.derive, experiment.distribution.draw
         seed = [experiment.config.seed, epoch + 1]
         view = View(
             epoch=epoch + 1,
@@ -314,8 +315,8 @@ class SearchPhase:
             fixed=self.fixed,
             accuracy=lambda mix, n: self.diagnostics.accuracy(state, mix, epoch, n),
             curvature=lambda n: self.diagnostics.curvature(state, epoch, n),
-            derive=lambda ranks: experiment.derive(ranks, self.spec),
-            draw=lambda n: draw_genotypes(experiment.derive, self.spec, scores, draw, n, seed),
+            derive=lambda ranks: derive(ranks, self.spec),
+            draw=lambda n: draw_genotypes(derive, self.spec, scores, draw, n, seed),
             say=self.display.message,
         )
         return self._decide(view, state), line
@@ -340,7 +341,7 @@ class SearchPhase:
             pairs = zip(scores[cell_type], kept, strict=True)
             rows = [row[: len(primitives)] for row, primitives in pairs]
             self.display.scores(cell_type, names, kept, rows)
-        cost = self.experiment.cost
+        cost = self.experiment.costing.cost
         costs = f"expected cost {expected:.4g} {cost.unit}; " if cost and expected else ""
         self.display.message(
             f"validation: loss {valid['loss']:.4f}, accuracy {100 * valid['accuracy']:.2f} %; "

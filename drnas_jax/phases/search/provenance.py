@@ -58,13 +58,13 @@ def result_cost(
       display: What the user sees.
     """
     config = experiment.config.cost
-    if experiment.cost is None:
+    if experiment.costing.cost is None:
         return None
-    exact, target = experiment.exact_cost(genotype), config.target
+    exact, target = experiment.costing.exact(genotype), config.target
     spec = experiment.first_spec()
-    table = experiment.cost_table(spec)
+    table = experiment.costing.table(spec)
     assert table is not None  # since there is a cost
-    unit, over = experiment.cost.unit, ""
+    unit, over = experiment.costing.cost.unit, ""
     if target and exact > target:
         over = f", more than cost.target = {target:g}: the rule did not keep to it"
     display.message(f"the result costs {format_cost(exact)} {unit}{over}")

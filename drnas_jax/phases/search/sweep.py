@@ -25,4 +25,5 @@ def check_sweep(run: Run) -> None:
     if from_primary(lambda: any(map(has_work, searches))):
         return
     run.display.message(f"counting what the operations cost ({run.config.cost.name})")
-    Experiment(run.config, run.dataset, run.mesh).check_targets("one of cost.targets", targets)
+    experiment = Experiment(run.config, run.dataset, run.mesh)
+    experiment.costing.check_targets("one of cost.targets", targets, experiment.first_spec())

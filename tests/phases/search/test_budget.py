@@ -187,7 +187,7 @@ def test_a_target_that_no_network_meets_is_refused_before_the_search(small):
     # Would catch a search that ends with nothing, or a message without the smallest cost.
     experiment = small(**COSTS, cost__target=100.0, search__operations=(4,), **ONE_STAGE)
     smallest = smallest_cost(
-        experiment.cost_table(experiment.first_spec()), experiment.first_spec()
+        experiment.costing.table(experiment.first_spec()), experiment.first_spec()
     )
     with pytest.raises(UserError) as caught:
         experiment.check()
@@ -267,12 +267,12 @@ def test_pruning_leaves_the_genotype_that_fits(tiny, tmp_path, target):
     state = zeros.replace(alpha={"cell": alpha})
     before = experiment.derived(state, spec)
     new, after = experiment.advance(spec, state, 1)
-    smallest = smallest_cost(experiment.cost_table(new), new)
+    smallest = smallest_cost(experiment.costing.table(new), new)
     if not target:
         assert smallest == 100 + 6 * 4
         return
     assert smallest <= target
-    assert experiment.exact_cost(before) <= target
+    assert experiment.costing.exact(before) <= target
     assert experiment.derived(after, new) == before
     assert all(len(edge.primitives) == 2 for edge in new.cell("cell").edges)
 
@@ -286,7 +286,7 @@ def test_the_cost_can_be_that_of_larger_images():
     config = from_config_dict(config)
     experiment = Experiment(config, synthetic(config, 8), devices.make_mesh(jax.devices()[:1]))
     assert experiment.dataset.shape == (17, 17, 3)
-    assert experiment.exact_cost(macro.parse("22212220")) == 85_164_544  # the benchmark's number
+    assert experiment.costing.exact(macro.parse("22212220")) == 85_164_544  # the benchmark's number
     assert config.cost.image((17, 17, 3)) == (32, 32, 3)
     assert config.cost.image((17, 15, 1)) == (32, 32, 1)
     assert CostConfig().image((17, 15, 1)) == (17, 15, 1)
