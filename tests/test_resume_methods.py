@@ -6,7 +6,7 @@ import pytest
 from resuming import Listener, Stopper, assert_same_bits, history, once
 
 from drnas_jax import retrain, search
-from drnas_jax.configs import nasbench201
+from drnas_jax.configs import cifar10, nasbench201, nasbench_macro
 from drnas_jax.phases import loop
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.training.signals import Interrupted
@@ -40,6 +40,29 @@ def test_a_search_by_each_method(method, tmp_path):
     expected = search(config, whole, display=Listener()).genotype
     last = len(history(whole / "search")) * STEPS
     for step in sorted({5, last // 2 + 3, last - 2}):  # in the first, a middle and the last epoch
+        with pytest.raises(Interrupted):
+            search(config, pieces, display=Stopper(step, signal.SIGTERM))
+    assert search(config, pieces, display=Listener()).genotype == expected
+    assert_same_bits(pieces / "search", whole / "search")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "decisions", "operations"), [(cifar10, 17, 7), (nasbench_macro, 8, 3)]
+)
+def test_perturbation_in_other_spaces(recipe, decisions, operations, tmp_path):
+    # Would catch edges or nodes that only NAS-Bench-201's cell has, and decisions made twice.
+    config = recipe.get_config("smoke")
+    config.data.update(dict(name="digits", image_size=0, crop_padding=1))
+    stage = dict(epochs=(decisions,), warmup_epochs=(0,), operations=(operations,))
+    config.search.update(dict(stage, partial_channels=(1,), batch_size=350, compared_cells=0))
+    config.search.selection = "perturbation"
+    config.search.selection_options = dict(interval=1, batches=1)
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    display = Listener()
+    expected = search(config, whole, display=display).genotype
+    assert sum("fixed" in message for message in display.messages) >= decisions - 1
+    for step in (7, 2 * decisions - 3):
         with pytest.raises(Interrupted):
             search(config, pieces, display=Stopper(step, signal.SIGTERM))
     assert search(config, pieces, display=Listener()).genotype == expected
