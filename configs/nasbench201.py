@@ -36,8 +36,8 @@ The accuracy is the true one, in percent, of the cell found at the size `cpu`: m
 deviation over four or five seeds (every run: docs/results.csv). Without a method, the size `cpu` is
 plain and the others are progressive. At the size `cpu`, alpha is frozen for the first 10 epochs,
 and the settings make all methods take about as long: `pcdarts` and `pcdarts_edges` have C 16 and
-twice the epochs, `rsps` (called `random` in version 0.1) has 20 epochs. docs/methods.md describes
-each method.
+twice the epochs, `rsps` (called `random` in version 0.1) has 20 epochs. docs/methods.md and
+docs/rules.md describe each method.
 """  # noqa: E501
 
 from typing import Any
