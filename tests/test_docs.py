@@ -166,9 +166,11 @@ def test_all_components_of_the_page_run_together(with_examples):
     assert result["test_accuracy"] > 0.1
     assert result["table"]["digits"] > 80
     recorded = json.loads((workdir / "config.json").read_text())["components"]
-    assert sorted(each["name"] for each in recorded.values()) == sorted(FILES)
+    assert sorted([*(each["name"] for each in recorded.values()), "my_writer.py"]) == sorted(FILES)
     first, *_ = (workdir / "search" / "history.jsonl").read_text().splitlines()
     assert json.loads(first)["expected_cost"] > 9
+    losses = (workdir / "search" / "losses.csv").read_text().splitlines()
+    assert float(losses[0].split(",")[1]) == json.loads(first)["train_loss"]
 
 
 @needs_tfp
