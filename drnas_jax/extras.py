@@ -19,7 +19,7 @@ def import_extra(package: str, extra: str, user: str) -> ModuleType:
     """
     try:
         module = importlib.import_module(package)
-        if module.__file__ is not None:
+        if getattr(module, "__file__", None):
             return module
         reason = f"{next(iter(module.__path__))} is only a folder"  # W&B leaves one of its name
     except ImportError as error:
