@@ -34,6 +34,7 @@ KINDS = {
     "cost": "drnas_jax.costs",
     "data": "drnas_jax.data.sources",
     "table": "drnas_jax.tables",
+    "writer": "drnas_jax.writers",
 }
 
 # A user's file is imported as a submodule of this module, and its name there is its path. So any

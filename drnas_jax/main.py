@@ -68,8 +68,11 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
     """Runs the phases of all elements, each in a separate workdir if named, and writes a report."""
     whole = dataclasses.replace(config, element=0)
     load = dataset_loader(config.data, display)  # once for all elements
+    sweep = Run(whole, workdir, display, load)
+    if {"search", "retrain"} & set(phases):
+        sweep.check_writers()
     if "search" in phases:
-        check_sweep(Run(whole, workdir, display, load))
+        check_sweep(sweep)
 
     def prepare(name: str, element: Config) -> Run:
         directory, sweep = workdir, None

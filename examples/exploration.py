@@ -4,7 +4,7 @@
 
 It shows true test accuracies of 100 cells drawn from the mixing distribution after each epoch:
 their range, middle half and median, and the cell of the mean. The run must have a table of true
-accuracies (`table.name`, `table.file`).
+accuracies (`table.name`, `table.file`). It needs matplotlib: `pip install matplotlib`.
 """
 
 import sys

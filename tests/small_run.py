@@ -35,6 +35,21 @@ def environment():
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
+def run(command):
+    """Runs a command, which must not fail, and returns what it printed on standard error."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 @contextlib.contextmanager
 def started(command, log, **options):
     """Starts a process that is killed at the end of the block.

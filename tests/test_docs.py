@@ -1,5 +1,6 @@
 """The documents are correct: files exist, commands are accepted, and worked examples run."""
 
+import importlib
 import json
 import os
 import re
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 from samplers import needs_tfp
 from small_run import environment
-from test_extending import FILES
+from test_extending import FILES, documented
 
+import drnas_jax
+from drnas_jax import components
+from drnas_jax.config import schema
 from drnas_jax.errors import UserError
 from drnas_jax.flags import parse
 
@@ -166,9 +170,48 @@ def test_all_components_of_the_page_run_together(with_examples):
     assert result["test_accuracy"] > 0.1
     assert result["table"]["digits"] > 80
     recorded = json.loads((workdir / "config.json").read_text())["components"]
-    assert sorted(each["name"] for each in recorded.values()) == sorted(FILES)
+    assert sorted([*(each["name"] for each in recorded.values()), "my_writer.py"]) == sorted(FILES)
     first, *_ = (workdir / "search" / "history.jsonl").read_text().splitlines()
     assert json.loads(first)["expected_cost"] > 9
+    losses = (workdir / "search" / "losses.csv").read_text().splitlines()
+    assert float(losses[0].split(",")[1]) == json.loads(first)["train_loss"]
+
+
+def named(name):
+    """Returns the object with a full name, such as `drnas_jax.errors.UserError`."""
+    module, _, last = name.rpartition(".")
+    return getattr(importlib.import_module(module), last)
+
+
+def test_the_reference_has_what_users_may_import():
+    # Would catch a public function without reference or example, and a name that does not exist.
+    page = ROOT / "docs" / "api.md"
+    listed = {id(named(name)) for name in re.findall("^::: (.*)$", page.read_text(), re.M)}
+    public = {f"drnas_jax.{name}" for name in drnas_jax.__all__}
+    for name in documented() | public:
+        assert id(named(name)) in listed, name
+    code = "".join(text for _, text in blocks(page, "python"))
+    for name in drnas_jax.__all__:
+        assert f"{name}(" in code, name
+
+
+def test_the_reference_has_all_fields():
+    # Would catch a table that lacks a group of fields, or is not where the page has its mark.
+    hooks = components.import_file(ROOT / "docs" / "hooks.py")
+    page = hooks.on_page_markdown((ROOT / "docs" / "api.md").read_text())
+    for name, field in schema():
+        assert re.search(rf"^\| `{re.escape(name)}` \| .* \| .+ \|$", page, re.M), name
+        assert field.metadata["meaning"].replace("|", "\\|") in page
+
+
+@needs_tfp
+@pytest.mark.slow
+def test_the_examples_of_the_reference(tmp_path):
+    # Would catch an example that fails, or a search whose result is not what was loaded.
+    printed = execute(ROOT / "docs" / "api.md", tmp_path)
+    assert "nasbench201" in printed
+    assert "config field search.lr is -1: expected at least 0" in printed
+    assert 0 <= float(re.search(r"test accuracy (.*)", printed)[1]) <= 1
 
 
 @needs_tfp

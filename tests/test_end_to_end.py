@@ -2,14 +2,13 @@
 
 import json
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from resuming import assert_same_bits
 from samplers import needs_tfp
-from small_run import FIELDS, ROOT, command, environment, started, wait_until
+from small_run import FIELDS, ROOT, command, environment, run, started, wait_until
 
 from drnas_jax import evaluate
 from drnas_jax.configs import digits
@@ -18,20 +17,6 @@ from drnas_jax.files import read_history
 from drnas_jax.training.metrics import Display
 
 PHASES = ("search", "retrain")
-
-
-def run(command):
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import samplers
 from small_run import environment
 
-from drnas_jax import components, config, data, load_genotype, tables
+from drnas_jax import components, config, data, load_genotype, tables, writers
 from drnas_jax.costs.base import expected_cost
 from drnas_jax.distributions import Distribution
 from drnas_jax.files import read_history
@@ -37,6 +37,7 @@ COMMAND = re.search(r"^```sh\n(python -m drnas_jax\.main .*?)^```$", PAGE, re.M 
 WORDS = [word for word in shlex.split(COMMAND) if word.startswith("--config")]
 # The file of each component by the config field that names it.
 FIELDS = dict(word.removeprefix("--config.").split("=") for word in WORDS if word[-3:] == ".py")
+WRITERS = "metrics.writers"  # the only field of several components, which have no options
 
 
 @pytest.fixture
@@ -48,16 +49,18 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_page_has_a_file_for_each_kind_of_component():
     # Would catch a kind that the page forgets, or a wrong field in its table.
-    assert set(FIELDS) == set(config.COMPONENTS)
+    assert set(FIELDS) == {*config.COMPONENTS, WRITERS}
     assert sorted(FIELDS.values()) == sorted(FILES)
     rows = re.findall(r"^\| [^|]+ \| `([\w.]+)` \| `([\w.]+)` \| .* \| (\d+) \|$", PAGE, re.M)
     assert {options: field for field, options, _ in rows} == config.OPTIONS
     assert [int(count) for *_, count in rows] == [1] * len(config.COMPONENTS)
+    assert f"| `{WRITERS}`, several | none |" in PAGE
 
 
-@pytest.mark.parametrize(("field", "name"), FIELDS.items())
-def test_one_file_outside_the_package_is_all_that_a_component_needs(folder, field, name):
+@pytest.mark.parametrize("field", config.COMPONENTS)
+def test_one_file_outside_the_package_is_all_that_a_component_needs(folder, field):
     # Would catch an example that needs a second file, or a component that must be registered.
+    name = FIELDS[field]
     (folder / name).write_text(FILES[name])
     group, _, last = field.rpartition(".")
     given = {last: name, config.COMPONENTS[field].options: {}}
@@ -92,6 +95,10 @@ def test_the_command_of_the_page_can_be_traced_with_all_components_together(fold
     expected = expected_cost(cost.table(experiment.space, spec, network), dict(spec.cells), mix)
     assert float(expected) == cost.exact(experiment.space, network)
     assert tables.open_table(made).query(genotype)["digits"] > 80
+    made_writers = writers.Writers(writers.RunInfo(made, folder, folder, ".", 1, print))
+    made_writers.scalars({"train_loss": 0.5, "train_accuracy": 0.9}, 7)
+    made_writers.close()
+    assert (folder / "losses.csv").read_text() == "7,0.5\n"
 
 
 def test_documented_names_exist():

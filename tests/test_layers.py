@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "drnas_jax"
 # floor may not.
 FLOORS = (
     ("errors",),
-    ("components", "files"),
+    ("components", "extras", "files"),
     ("config", "configs"),
     ("flags", "genotype"),
     ("genotype_formats", "picture", "training"),
@@ -21,6 +21,7 @@ FLOORS = (
     ("spaces",),
     ("distributions",),
     ("costs", "penalties", "rules", "tables", "workdir"),
+    ("writers",),
     ("phases",),
     ("report",),
     ("", "main", "tools"),  # "": the package itself, what a library user imports

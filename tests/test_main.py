@@ -104,6 +104,7 @@ def refused(capsys, *argv):
         ([DIGITS, "--phases=retrain"], ["no genotype", "--config.genotype"]),
         ([DIGITS, "--config.table.file=no/such.csv"], ["no/such.csv"]),
         ([DIGITS, "--config.table.name=nasbench202"], ["nasbench202", "nasbench201"]),
+        ([DIGITS, "--config.metrics.writers=tensorbord"], ["'tensorbord'", "tensorboard"]),
         ([DIGITS, "--phases=evaluate"], ["no checkpoint", "retrain phase"]),
         ([DIGITS, "--phases=search,evaluate"], ["no checkpoint", "retrain phase"]),
         ([DIGITS, "--phases=evaluate", "--config.checkpoint=no/such"], ["no/such"]),

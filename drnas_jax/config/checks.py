@@ -18,6 +18,9 @@ def check_together(config: Config) -> None:
     _check_warmup("retrain", config.retrain, config.retrain.epochs)
     _check_cost(config)
     _check_element(config)
+    for name in config.metrics.writers:
+        if config.metrics.writers.count(name) > 1:
+            raise UserError(f"metrics.writers has {name!r} twice: remove one of them")
 
 
 def _check_data(data: DataConfig) -> None:

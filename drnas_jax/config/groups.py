@@ -317,6 +317,16 @@ class ComputeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MetricsConfig:
+    """The curves of a run; histories are written in any case."""
+
+    writers: tuple[str, ...] = field(
+        ("tensorboard",),
+        "Writers of the curves: 'mlflow', 'tensorboard', 'wandb', or your own modules; (): none.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class TableConfig:
     """The table of true accuracies."""
 
@@ -365,6 +375,7 @@ class Config:
     retrain: RetrainConfig = RetrainConfig()
     cost: CostConfig = CostConfig()
     compute: ComputeConfig = ComputeConfig()
+    metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
 
     def of_each_seed(self) -> "list[Config]":

@@ -16,11 +16,15 @@ from drnas_jax.training import losses
 from drnas_jax.training.checkpoints import Checkpoints
 from drnas_jax.training.devices import platform, replicate
 from drnas_jax.training.hosts import Agreement, from_primary, total
-from drnas_jax.training.metrics import Display, TensorBoard
+from drnas_jax.training.metrics import Display
 from drnas_jax.training.progress import Progress, check_resume
 from drnas_jax.training.signals import Interrupt, Interrupted
+from drnas_jax.writers import Writers
 
 _REPORT_EVERY = 0.5  # seconds; reading a loss waits for the device
+
+# Opens the writers of the curves, given the first step that they get.
+OpenWriters = Callable[[int], Writers]
 
 
 class Phase(Protocol):
@@ -78,7 +82,12 @@ class Phase(Protocol):
         """Returns what a checkpoint carries beside the state, as JSON values."""
 
 
-def run(phase: Phase, directory: Path, interrupt: Interrupt | None = None) -> tuple[Any, Progress]:
+def run(
+    phase: Phase,
+    directory: Path,
+    interrupt: Interrupt | None = None,
+    open_writers: OpenWriters | None = None,
+) -> tuple[Any, Progress]:
     """Runs a phase to its end, from its newest checkpoint or from its start.
 
     A checkpoint is written after each epoch, and when a signal asks the run to stop. All processes
@@ -86,8 +95,9 @@ def run(phase: Phase, directory: Path, interrupt: Interrupt | None = None) -> tu
 
     Args:
       phase: The phase.
-      directory: Directory of its checkpoints, history.jsonl and event files.
+      directory: Directory of its checkpoints and history.jsonl.
       interrupt: Source of the signal that ends the run; None for the signals of this process.
+      open_writers: Function that opens the writers of the curves; None if there are none.
 
     Returns:
       The final state and progress.
@@ -110,7 +120,7 @@ def run(phase: Phase, directory: Path, interrupt: Interrupt | None = None) -> tu
                 phase.display.message(message)
             phase.display.message(f"{phase.name}: resumed after step {int(state.step)}")
         given = interrupt or Interrupt()
-        return run_epochs(phase, state, progress, directory, checkpoints, given)
+        return run_epochs(phase, state, progress, directory, checkpoints, given, open_writers)
 
 
 def _progress(phase: Phase, epochs_done: int, seconds: float) -> Progress:
@@ -134,6 +144,7 @@ def run_epochs(
     directory: Path,
     checkpoints: Checkpoints,
     interrupt: Interrupt,
+    open_writers: OpenWriters | None = None,
 ) -> tuple[Any, Progress]:
     """Runs the epochs that remain; see `run`.
 
@@ -141,14 +152,15 @@ def run_epochs(
       phase: The phase.
       state: Fresh or restored state.
       progress: Progress that the state stands for.
-      directory: Directory of history.jsonl and the event files.
+      directory: Directory of history.jsonl.
       checkpoints: Checkpoints of this phase.
       interrupt: Source of the signal that ends the run.
+      open_writers: Function that opens the writers of the curves; None if there are none.
     """
     with (
         contextlib.closing(phase.loader),
         interrupt,
-        _Files(directory, progress.epochs_done, int(state.step)) as files,
+        _Files(directory, progress.epochs_done, int(state.step), open_writers) as files,
     ):
         stop = _Stop(interrupt, phase.mesh)
         work = _Work(phase, directory, checkpoints, progress.seconds, stop, int(state.step))
@@ -200,14 +212,16 @@ class _Stop:
 
 
 class _Files:
-    """The history and the TensorBoard events, which process 0 writes."""
+    """The history and the curves, which process 0 writes."""
 
-    def __init__(self, directory: Path, epochs_done: int, step: int):
+    def __init__(
+        self, directory: Path, epochs_done: int, step: int, open_writers: OpenWriters | None
+    ):
         self._history = directory / "history.jsonl"
-        self._tensorboard: TensorBoard | None = None
+        self._writers: Writers | None = None
 
         def begin() -> int:
-            self._tensorboard = TensorBoard(directory, resume_step=step + 1)
+            self._writers = open_writers(step + 1) if open_writers else None
             return epochs_done - rewind_history(self._history, epochs_done)
 
         self.lost = from_primary(begin)  # finished epochs without a line
@@ -216,15 +230,15 @@ class _Files:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        if self._writers is not None:
+            self._writers.close()
 
     def append(self, line: Mapping[str, Any], step: int) -> None:
         def write() -> None:
-            assert self._tensorboard is not None
             append_history(self._history, line)
-            scalars = {name: v for name, v in line.items() if isinstance(v, float)}
-            self._tensorboard.scalars(scalars, step)
+            if self._writers is not None:
+                scalars = {name: v for name, v in line.items() if isinstance(v, float)}
+                self._writers.scalars(scalars, step)
 
         from_primary(write)
 

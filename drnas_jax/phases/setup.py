@@ -17,9 +17,10 @@ from drnas_jax.data import ImageDataset
 from drnas_jax.errors import UserError
 from drnas_jax.spaces import Space
 from drnas_jax.training import devices
-from drnas_jax.training.hosts import is_primary
+from drnas_jax.training.hosts import from_primary, is_primary
 from drnas_jax.training.metrics import Display
 from drnas_jax.workdir import alone, open_workdir
+from drnas_jax.writers import RunInfo, Writers, check
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +59,21 @@ class Run:
     def with_display(self, display: Display) -> "Run":
         """Returns the same run with another display."""
         return dataclasses.replace(self, display=display)
+
+    def check_writers(self) -> None:
+        """Raises UserError if a writer does not exist or cannot work, in all processes."""
+        from_primary(lambda: check(self.config))
+
+    def open_writers(self, phase: str, resume_step: int) -> Writers:
+        """Opens the writers of a phase's curves.
+
+        Args:
+          phase: `search` or `retrain`.
+          resume_step: First step that is written now.
+        """
+        sweep = self.sweep[0] if self.sweep else self.workdir
+        say = self.display.message
+        return Writers(RunInfo(self.config, self.workdir, sweep, phase, resume_step, say))
 
     @contextlib.contextmanager
     def alone(self, phase: str) -> Iterator[Path]:

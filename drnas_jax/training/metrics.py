@@ -1,63 +1,17 @@
-"""Reports of a run in progress: lines and tables on the terminal, and curves for TensorBoard."""
+"""Reports of a run in progress: lines, a progress bar and tables on the terminal."""
 
 import copy
 import dataclasses
 import datetime
-import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
-
-
-class TensorBoard:
-    """A writer of TensorBoard event files. It is a context manager.
-
-    It writes at once, so that a full disk is an error here. A SummaryWriter leaves that to a
-    thread: if the thread dies, adding to its full queue blocks for ever.
-
-    Args:
-      logdir: Folder of the event files, which is created if it does not exist.
-      resume_step: First step that this run writes. TensorBoard hides what an earlier, killed run
-        wrote at this step and later, so that repeated steps do not appear twice.
-    """
-
-    def __init__(self, logdir: str | os.PathLike[str], resume_step: int = 0):
-        os.makedirs(logdir, exist_ok=True)
-        self._writer = EventsWriter(os.path.join(logdir, "events"))
-        self._write(resume_step, session_log=SessionLog(status=SessionLog.START))
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Adds one point to each curve.
-
-        Args:
-          values: Value of each curve, by its name.
-          step: Number of steps done, the horizontal axis.
-        """
-        for name, value in values.items():
-            self._write(step, summary=scalar(name, value))
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Closes the event file."""
-        self._writer.close()
-
-    def _write(self, step: int, **content: Any) -> None:
-        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
 
 @dataclasses.dataclass

@@ -208,3 +208,27 @@ def test_lost_lines_of_the_history_are_reported(tmp_path, lines, lost):
         [f"{tmp_path / 'history.jsonl'} lacks the lines of {lost} finished epochs"] if lost else []
     )
     assert messages == expected
+
+
+def test_the_writers_of_curves_get_each_epoch_and_the_step_of_the_resume(tmp_path):
+    # Would catch curves that lack an epoch, or writers that stay open after an interruption.
+    class Curves:
+        def scalars(self, values, step):
+            told.append((step, values["train_loss"], values.keys()))
+
+        def close(self):
+            told.append("closed")
+
+    told = []
+
+    def open_writers(resume_step):
+        told.append(resume_step)
+        return Curves()
+
+    with pytest.raises(Interrupted):
+        loop.run(Phase(loss=terminate_at(13)), tmp_path, open_writers=open_writers)
+    names = {"train_loss": 0.0, "images_per_second": 0.0}.keys()  # not the whole numbers
+    assert told == [1, (10, 1.0, names), "closed"]
+    told.clear()
+    loop.run(Phase(), tmp_path, open_writers=open_writers)
+    assert told == [14, (20, 1.0, names), (30, 1.0, names), "closed"]

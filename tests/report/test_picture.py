@@ -43,3 +43,8 @@ def test_equal_genotypes_give_equal_texts():
     first, second = (to_svg(PUBLISHED["drnas_cifar10"]) for _ in range(2))
     assert first == second
     assert first != to_svg(PUBLISHED["darts_v2"])
+
+
+def test_a_cell_without_operations_is_drawn():
+    # Would catch a picture that needs an edge to know its height.
+    assert texts(to_svg(Genotype("mine", (("cell", ((),)),))))["0"] == 1

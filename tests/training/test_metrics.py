@@ -1,54 +1,13 @@
-"""What the user sees of a run: lines, a progress bar, tables, and TensorBoard's curves."""
+"""What the user sees of a run: lines, a progress bar and tables."""
 
 import io
-import pathlib
 import re
-import struct
 
 import numpy as np
 import pytest
 from rich.console import Console
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from drnas_jax.training import metrics
-
-
-def _events(path: pathlib.Path) -> list[Event]:
-    """Reads an event file in TFRecord format: length, its checksum, data, its checksum."""
-    data, events = path.read_bytes(), []
-    while data:
-        (size,) = struct.unpack("<Q", data[:8])
-        events.append(Event.FromString(data[12 : 12 + size]))
-        data = data[16 + size :]
-    return events
-
-
-def test_tensorboard_gets_scalars_and_the_step_of_the_resume(tmp_path):
-    # Catches steps of a killed run that appear twice in the curves.
-    with metrics.TensorBoard(tmp_path, resume_step=20) as board:
-        board.scalars({"search/loss": 0.5}, step=20)
-        board.scalars({"search/loss": np.float32(0.25)}, step=30)
-    (path,) = tmp_path.iterdir()
-    events = _events(path)
-    (start,) = (e for e in events if e.HasField("session_log"))
-    assert (start.step, start.session_log.status) == (20, SessionLog.START)
-    values = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
-    assert values == [(20, "search/loss", 0.5), (30, "search/loss", 0.25)]
-
-
-def test_a_full_disk_is_an_error_at_once(tmp_path, monkeypatch):
-    # Catches a writer with a thread, whose full queue blocks for ever.
-    def fail(*_):
-        raise OSError("disk full")
-
-    with metrics.TensorBoard(tmp_path) as board:
-        board.scalars({"loss": 0.5}, step=1)
-        (path,) = tmp_path.iterdir()
-        assert [e.step for e in _events(path) if e.summary.value] == [1]
-        with monkeypatch.context() as patch:
-            patch.setattr(metrics.EventsWriter, "flush", fail)
-            with pytest.raises(OSError, match="disk full"):
-                board.scalars({"loss": 0.25}, step=2)
 
 
 @pytest.fixture

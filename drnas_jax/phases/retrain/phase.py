@@ -67,6 +67,7 @@ def retrain(
 
 def run_retrain(run: Run) -> RetrainResult:
     """Runs the retraining phase; see `retrain`."""
+    run.check_writers()
 
     def chosen() -> dict[str, Any]:
         return to_json(choose_genotype(run.config, run.space, run.workdir))
@@ -76,7 +77,8 @@ def run_retrain(run: Run) -> RetrainResult:
     retraining.check()
     phase = RetrainPhase(retraining, run.display)
     with run.alone("retrain") as directory:
-        state, progress = loop.run(phase, directory)
+        open_writers = functools.partial(run.open_writers, "retrain")
+        state, progress = loop.run(phase, directory, open_writers=open_writers)
     return RetrainResult(int(state.step), progress.seconds)
 
 

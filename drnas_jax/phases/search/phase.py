@@ -97,6 +97,7 @@ def run_search(run: Run, seat: Seat | None = None) -> SearchResult:
     file = directory / "genotype.json"
     if from_primary(file.exists):
         return SearchResult(load(str(file)), search_seconds(file) or 0.0)
+    run.check_writers()
     experiment = Experiment(run.config, run.dataset, run.mesh, directory / "labels.npy")
     if run.config.cost.name:
         run.display.message(f"counting what the operations cost ({run.config.cost.name})")
@@ -105,7 +106,8 @@ def run_search(run: Run, seat: Seat | None = None) -> SearchResult:
         seat.share_raw(experiment.loader)
     phase = SearchPhase(experiment, run.display, seat)  # before any checkpoint is made
     with run.alone("search"):
-        state, progress = loop.run(phase, directory, None if seat is None else seat.interrupt)
+        interrupt = None if seat is None else seat.interrupt
+        state, progress = loop.run(phase, directory, interrupt, partial(run.open_writers, "search"))
         genotype, comparison = phase.result, phase.compare(state, progress.epochs_done - 1)
         cost = result_cost(experiment, genotype, run.display)
         origin = provenance(run.config, progress, phase.stopped, cost, comparison)
