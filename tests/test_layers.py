@@ -19,14 +19,14 @@ FLOORS = (
     ("genotype_formats", "picture", "training"),
     ("data", "nn"),
     ("spaces",),
-    ("distributions",),
+    ("distributions", "torch_names"),
     ("costs", "penalties", "rules", "tables", "workdir"),
     ("phases",),
     ("report",),
     ("", "main", "tools"),  # "": the package itself, what a library user imports
 )
-# These tools read PyTorch files of two spaces, so they name them.
-ABOUT_SPACES = ("tools.torch_names", "tools.torch_import")
+# These are about PyTorch's networks of two spaces, so they name them.
+ABOUT_SPACES = ("torch_names", "tools.torch_import", "tools.torch_networks")
 
 
 def module_name(file):
