@@ -20,7 +20,7 @@ FLOORS = (
     ("data", "nn"),
     ("spaces",),
     ("distributions", "torch_names"),
-    ("costs", "penalties", "rules", "tables", "workdir"),
+    ("costs", "export_formats", "penalties", "rules", "tables", "workdir"),
     ("phases",),
     ("report",),
     ("", "main", "tools"),  # "": the package itself, what a library user imports

@@ -1,6 +1,7 @@
 """Checks that compare several fields."""
 
-from drnas_jax.config.groups import Config, DataConfig, RetrainConfig, SearchConfig
+from drnas_jax import components
+from drnas_jax.config.groups import Config, DataConfig, ExportConfig, RetrainConfig, SearchConfig
 from drnas_jax.errors import UserError
 
 
@@ -18,6 +19,7 @@ def check_together(config: Config) -> None:
     _check_warmup("retrain", config.retrain, config.retrain.epochs)
     _check_cost(config)
     _check_element(config)
+    _check_export(config.export)
 
 
 def _check_data(data: DataConfig) -> None:
@@ -124,3 +126,19 @@ def _check_element(config: Config) -> None:
             f"config field element is {config.element}: expected 1 to {targets * seeds}, for "
             f"{targets} cost targets and {seeds} seeds, or 0 for all of them"
         )
+
+
+def _check_export(export: ExportConfig) -> None:
+    for name, values, example in (
+        ("formats", export.formats, "stablehlo"),
+        ("platforms", export.platforms, "cpu"),
+    ):
+        if not values:
+            raise UserError(f"export.{name} is (), so nothing can be exported: name {example!r}")
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(
+                    f"export.{name} is {values}, which has {value!r} twice: remove one of them"
+                )
+    for name in export.formats:
+        components.check_name("format", name, "export.formats")
