@@ -1,9 +1,9 @@
 """The format `torch`: a state_dict by the names of the authors' PyTorch code.
 
 `model.npz` and `model.safetensors` hold the same tensors, float32 in PyTorch's layout. They load
-into `NetworkCIFAR` and `NetworkImageNet` of DrNAS and DARTS, built without an auxiliary head, and
-into `TinyNetwork` of AutoDL-Projects for NAS-Bench-201. These have no weights for training, such as
-those of an auxiliary head.
+into `NetworkCIFAR` and `NetworkImageNet` of DrNAS, built without an auxiliary head, and into
+`TinyNetwork` of AutoDL-Projects for NAS-Bench-201. An auxiliary head, which helps only training, is
+not among them.
 """
 
 import io
