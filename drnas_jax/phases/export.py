@@ -16,6 +16,7 @@ from flax import linen as nn
 from drnas_jax import components
 from drnas_jax.config import Config, plain
 from drnas_jax.data.preprocess import normalise
+from drnas_jax.errors import UserError
 from drnas_jax.export_formats.base import Format, Network
 from drnas_jax.files import read_json, write_json
 from drnas_jax.genotype import to_json
@@ -153,7 +154,7 @@ def _describe(
     return {
         "genotype": to_json(metadata.genotype),
         "network": {
-            "space": metadata.space,
+            "space": run.space.name,
             "space_options": plain(config)["space_options"],
             "channels": metadata.channels,
             "cells": metadata.depth,
@@ -194,7 +195,9 @@ def _accuracy(
 def _write(
     formats: Mapping[str, Format], network: Network, card: Mapping[str, Any], directory: Path
 ) -> dict[str, Any]:
-    """Writes all formats and card.json, and removes what an earlier export has left.
+    """Writes all formats and card.json, in place of what an earlier export has left.
+
+    While files are replaced there is no card, so a card always describes the files beside it.
 
     Args:
       formats: Formats by name.
@@ -204,6 +207,9 @@ def _write(
 
     Returns:
       The content of card.json.
+
+    Raises:
+      UserError: Two formats write files of the same name, or one of them refuses the network.
     """
     unfinished = directory / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -212,14 +218,19 @@ def _write(
         for number, (name, chosen) in enumerate(formats.items()):
             folder = unfinished / str(number)
             folder.mkdir(parents=True)
-            written |= {file.name: (name, file) for file in chosen.write(network, folder)}
-        entries = [_entry(*pair) for pair in written.values()]
+            for file in chosen.write(network, folder):
+                if file.name in written:
+                    raise UserError(
+                        f"the formats {written[file.name][0]!r} and {name!r} both write "
+                        f"{file.name}: name only one of them in export.formats"
+                    )
+                written[file.name] = (name, file)
+        full = {**card, "files": [_entry(*pair) for pair in written.values()]}
         before = (read_json(directory / CARD) or {}).get("files", [])
+        for name in (CARD, *(Path(entry["name"]).name for entry in before)):
+            (directory / name).unlink(missing_ok=True)
         for name, (_, file) in written.items():
             os.replace(file, directory / name)
-        for name in {Path(entry["name"]).name for entry in before} - {*written, CARD}:
-            (directory / name).unlink(missing_ok=True)
-        full = {**card, "files": entries}
         write_json(directory / CARD, full)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -235,4 +246,9 @@ def _entry(name: str, file: Path) -> dict[str, Any]:
     """
     with open(file, "rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"name": file.name, "format": name, "bytes": file.stat().st_size, "sha256": digest}
+    return {
+        "name": file.name,
+        "format": components.short_name(name),
+        "bytes": file.stat().st_size,
+        "sha256": digest,
+    }

@@ -70,7 +70,7 @@ def test_what_is_written_is_the_network_and_its_card(tmp_path):
     assert card["classes"] == ["ant", "bee", "cat"]
     counts = count_network(module, SHAPE)
     size = {"channels": 4, "cells": 1, "params": counts.parameters, "macs": counts.macs}
-    assert card["network"] == {"space": SMALL, "space_options": {}, **size}
+    assert card["network"] == {"space": "small", "space_options": {}, **size}
     assert card["input"] == {
         "dtype": "uint8", "layout": "NHWC", "shape": [None, *SHAPE],
         "mean": [0.4] * 3, "std": [0.2] * 3, "normalised": "by the program",
@@ -78,7 +78,7 @@ def test_what_is_written_is_the_network_and_its_card(tmp_path):
     assert card["accuracy"] is None
     assert card["versions"]["jax"] == jax.__version__
     digest = hashlib.sha256(content).hexdigest()
-    entry = {"name": "logits.txt", "format": name, "bytes": len(content), "sha256": digest}
+    entry = {"name": "logits.txt", "format": "logits", "bytes": len(content), "sha256": digest}
     assert card["files"] == [entry]
     assert "logits.txt" in display.messages[-1] and "card.json" in display.messages[-1]
 
@@ -123,6 +123,17 @@ def test_an_export_replaces_the_one_before(tmp_path):
         config = config_of(space=SMALL, export__formats=(name,))
         export(config, tmp_path / "run", display=Listener())
     assert files(tmp_path / "run") == ["card.json", "second.txt"]
+
+
+def test_two_formats_that_write_the_same_file_are_refused(tmp_path):
+    # Would catch a file that the next format overwrites, so that the card describes another one.
+    name = user_format(tmp_path, "logits")
+    (tmp_path / "again.py").write_text(Path(name).read_text())
+    config = config_of(space=SMALL, export__formats=(name, str(tmp_path / "again.py")))
+    make(tmp_path / "run", config)
+    with pytest.raises(UserError, match="both write logits.txt"):
+        export(config, tmp_path / "run", display=Listener())
+    assert files(tmp_path / "run") == []
 
 
 def test_a_fault_leaves_no_half_file(tmp_path):
