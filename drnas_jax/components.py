@@ -35,6 +35,7 @@ KINDS = {
     "data": "drnas_jax.data.sources",
     "table": "drnas_jax.tables",
     "writer": "drnas_jax.writers",
+    "format": "drnas_jax.export_formats",
 }
 
 # A user's file is imported as a submodule of this module, and its name there is its path. So any
@@ -110,14 +111,22 @@ def find(kind: str, name: str, field: str) -> ModuleType:
             )
         _source(module)
         return module
+    check_name(kind, name, field)
+    return importlib.import_module(f"{KINDS[kind]}.{name}")
+
+
+def check_name(kind: str, name: str, field: str) -> None:
+    """Raises UserError unless a name is that of a bundled component or of a user's module.
+
+    Nothing is imported, so the user's module may still not exist; arguments as in `find`.
+    """
     bundled = names(kind)
-    if name not in bundled:
+    if name not in bundled and not is_users(name):
         choice = f"choose one of {', '.join(bundled)}, or" if bundled else "none is bundled:"
         raise UserError(
             f"unknown {field} {name!r}: {choice} give your own module as a dotted path "
             "(my.module) or a .py file (path/to/module.py)"
         )
-    return importlib.import_module(f"{KINDS[kind]}.{name}")
 
 
 def options_type(module: ModuleType) -> type | None:

@@ -129,6 +129,11 @@ def write_text(path: AnyPath, text: str) -> None:
     _replace(Path(path), text.encode())
 
 
+def write_bytes(path: AnyPath, content: bytes) -> None:
+    """Writes a file in one atomic step, and creates its folder if it does not exist."""
+    _replace(Path(path), content)
+
+
 def write_array(path: AnyPath, array: np.ndarray) -> None:
     """Writes a .npy file in one atomic step, and creates its folder if it does not exist."""
     buffer = io.BytesIO()

@@ -1,4 +1,7 @@
-"""Searches, retrains and evaluates: `python -m drnas_jax.main --config=FILE --workdir=DIR`."""
+"""The command `python -m drnas_jax.main --config=FILE --workdir=DIR`.
+
+It searches, retrains and evaluates, and exports the network if the phase `export` is named.
+"""
 
 import contextlib
 import dataclasses
@@ -18,6 +21,7 @@ from drnas_jax.data.names import printable
 from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
 from drnas_jax.phases.evaluate import check_evaluate, run_evaluate
+from drnas_jax.phases.export import check_export, check_formats, run_export
 from drnas_jax.phases.retrain.phase import check_retrain, run_retrain
 from drnas_jax.phases.search.phase import run_search
 from drnas_jax.phases.search.sweep import check_sweep
@@ -33,7 +37,9 @@ PHASES: dict[str, Callable[[Run], Any]] = {
     "search": run_search,
     "retrain": run_retrain,
     "evaluate": run_evaluate,
+    "export": run_export,
 }
+DEFAULT_PHASES = ("search", "retrain", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,6 +128,10 @@ def _check(run: Run, phases: Sequence[str]) -> None:
         tables.open_table(run.config)  # the file may be damaged
         if "retrain" not in phases:
             check_evaluate(run)
+    if "export" in phases:
+        check_formats(run)
+        if "retrain" not in phases:
+            check_export(run)
 
 
 def _end(code: int, message: str) -> int:
@@ -144,7 +154,9 @@ def use_compilation_cache() -> None:
 def _command_line(argv: Sequence[str]) -> tuple[Config, list[str], str]:
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
-        flags.DEFINE_list("phases", list(PHASES), "phases to run", flag_values=values)
+        flags.DEFINE_list(
+            "phases", list(DEFAULT_PHASES), f"phases, of {', '.join(PHASES)}", flag_values=values
+        )
         flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
         flags.DEFINE_integer(
             "num_processes", None, "number of processes of this run", 1, flag_values=values

@@ -1,5 +1,6 @@
 """The documents are correct: files exist, commands are accepted, and worked examples run."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -9,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from samplers import needs_tfp
 from small_run import environment
 from test_extending import FILES, documented
@@ -157,6 +160,47 @@ def test_a_budget_as_the_page_describes(tmp_path):
     assert front["front"] and 0 < front["hypervolume"] <= 90 * largest
     lines = (tmp_path / "runs/small/search/history.jsonl").read_text().splitlines()
     assert all(json.loads(line)["expected_cost"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+def test_an_export_as_the_page_describes(tmp_path):
+    # Would catch an example that does not load what the command writes, or a card that is wrong.
+    page, folder = ROOT / "docs" / "export.md", tmp_path / "runs/digits/export"
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    printed = execute(page, tmp_path)
+    card = json.loads((folder / "card.json").read_text())
+    assert printed.strip().splitlines()[-1].count("'") == 2 * 5  # the classes of five images
+    result = json.loads((tmp_path / "runs/digits/result.json").read_text())
+    assert card["accuracy"]["test_accuracy"] == result["test_accuracy"]
+    assert card["network"]["params"] == result["params"]
+    names = [entry["name"] for entry in card["files"]]
+    assert names == ["model.stablehlo", "model.npz", "model.safetensors"]
+    for entry in card["files"]:
+        content = (folder / entry["name"]).read_bytes()
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert entry["bytes"] == len(content)
+    # PyTorch is not installed: its examples must at least be Python, and the tensors complete.
+    snippets = blocks(page, "py")
+    assert len(snippets) == 2
+    for _, text in snippets:
+        compile(text, "export.md", "exec")
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    with np.load(folder / "model.npz") as arrays:
+        assert {name: value.tobytes() for name, value in arrays.items()} == {
+            name: value.tobytes() for name, value in tensors.items()
+        }
+    learned = [v for name, v in tensors.items() if not re.search(r"running_|num_batches", name)]
+    assert sum(map(np.size, learned)) == result["params"]
+    # The format of the page, by the command of the page.
+    (text,) = (text for _, text in blocks(page, "python") if "my_format.py" in text)
+    (tmp_path / "my_format.py").write_text(text)
+    command = next(each for each in commands(page) if "my_format.py" in each)
+    run(tmp_path, "bash", "-c", command)
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["card.json", "sizes.txt"]
+    sizes = [
+        int(line.rpartition(" ")[2]) for line in (folder / "sizes.txt").read_text().split("\n")
+    ]
+    assert sum(sizes) > result["params"]  # with batch statistics
 
 
 @pytest.mark.slow

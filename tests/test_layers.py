@@ -19,15 +19,15 @@ FLOORS = (
     ("genotype_formats", "picture", "training"),
     ("data", "nn"),
     ("spaces",),
-    ("distributions",),
-    ("costs", "penalties", "rules", "tables", "workdir"),
+    ("distributions", "torch_names"),
+    ("costs", "export_formats", "penalties", "rules", "tables", "workdir"),
     ("writers",),
     ("phases",),
     ("report",),
     ("", "main", "tools"),  # "": the package itself, what a library user imports
 )
-# These tools read PyTorch files of two spaces, so they name them.
-ABOUT_SPACES = ("tools.torch_names", "tools.torch_import")
+# These are about PyTorch's networks of two spaces, so they name them.
+ABOUT_SPACES = ("torch_names", "tools.torch_import", "tools.torch_networks")
 
 
 def module_name(file):

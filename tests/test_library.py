@@ -14,14 +14,14 @@ import pytest
 from resuming import Listener, checkpoint, history
 
 import drnas_jax
-from drnas_jax import evaluate, load_genotype, retrain, search
+from drnas_jax import evaluate, export, load_genotype, retrain, search
 from drnas_jax.config import defaults
 from drnas_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("function", [search, retrain, evaluate])
+@pytest.mark.parametrize("function", [search, retrain, evaluate, export])
 def test_the_phases_are_functions_of_a_config_and_a_workdir(function):
     # Would catch a changed order of arguments, which scripts rely on.
     parameters = inspect.signature(function).parameters
@@ -40,7 +40,7 @@ def test_no_module_has_the_name_of_a_public_function():
 
 def test_all_names_and_the_version():
     # Would catch a public name that is missing, and a version that was raised in one place only.
-    assert {"evaluate", "load_genotype", "retrain", "search"} <= set(drnas_jax.__all__)
+    assert {"evaluate", "export", "load_genotype", "retrain", "search"} <= set(drnas_jax.__all__)
     for name in drnas_jax.__all__:
         assert callable(getattr(drnas_jax, name))
     assert drnas_jax.load_genotype is load_genotype

@@ -1,5 +1,6 @@
 """Checks that compare several fields."""
 
+from drnas_jax import components
 from drnas_jax.config.groups import Config, DataConfig, RetrainConfig, SearchConfig
 from drnas_jax.errors import UserError
 
@@ -18,9 +19,7 @@ def check_together(config: Config) -> None:
     _check_warmup("retrain", config.retrain, config.retrain.epochs)
     _check_cost(config)
     _check_element(config)
-    for name in config.metrics.writers:
-        if config.metrics.writers.count(name) > 1:
-            raise UserError(f"metrics.writers has {name!r} twice: remove one of them")
+    _check_lists(config)
 
 
 def _check_data(data: DataConfig) -> None:
@@ -127,3 +126,20 @@ def _check_element(config: Config) -> None:
             f"config field element is {config.element}: expected 1 to {targets * seeds}, for "
             f"{targets} cost targets and {seeds} seeds, or 0 for all of them"
         )
+
+
+def _check_lists(config: Config) -> None:
+    """Raises UserError if a list names something twice or, of what is exported, nothing."""
+    export = config.export
+    for field, values, example in (
+        ("metrics.writers", config.metrics.writers, ""),
+        ("export.formats", export.formats, "stablehlo"),
+        ("export.platforms", export.platforms, "cpu"),
+    ):
+        if example and not values:
+            raise UserError(f"{field} is (), so nothing can be exported: name {example!r}")
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(f"{field} is {values}, which has {value!r} twice: remove one")
+    for name in export.formats:
+        components.check_name("format", name, "export.formats")

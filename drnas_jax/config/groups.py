@@ -340,6 +340,26 @@ class TableConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """The files that the phase `export` writes."""
+
+    formats: tuple[str, ...] = field(("stablehlo",), "Formats: bundled ones, or your own modules.")
+    platforms: tuple[str, ...] = field(
+        ("cpu", "cuda", "tpu"),
+        "Platforms on which a StableHLO program runs: 'cpu', 'cuda', 'rocm' or 'tpu'.",
+        choices("cpu", "cuda", "rocm", "tpu"),
+    )
+    batch_size: int = field(
+        0, "Images of a batch of an exported program; 0: any number.", at_least(0)
+    )
+    uint8: bool = field(
+        True,
+        "Whether exported programs take uint8 pixels and normalise them; else float32 images that "
+        "are normalised already.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run. It is hashable, and two are equal if all their fields are."""
 
@@ -364,7 +384,8 @@ class Config:
         "the search's result.",
     )
     checkpoint: str = field(
-        "", "Directory of checkpoints to evaluate; empty: that of the run's own retraining."
+        "",
+        "Directory of checkpoints to evaluate or export; empty: that of the run's own retraining.",
     )
     checkpoint_steps: int = field(
         0, "Steps between additional checkpoints; 0: only one after each epoch.", at_least(0)
@@ -377,6 +398,7 @@ class Config:
     compute: ComputeConfig = ComputeConfig()
     metrics: MetricsConfig = MetricsConfig()
     table: TableConfig = TableConfig()
+    export: ExportConfig = ExportConfig()
 
     def of_each_seed(self) -> "list[Config]":
         """Returns the single runs that `seeds` asks for."""

@@ -45,12 +45,14 @@ OPTIONS: dict[str, str] = {
 }
 # Fields that may change at any time, because they leave each result as it is: which runs are done,
 # where things are stored, how many processes read, how often a checkpoint is written, what else is
-# evaluated, where curves go, how memory is saved, and how many seeds share a program.
+# evaluated, what is exported, where curves go, how memory is saved, and how many seeds share a
+# program.
 # compute.remat may change rounding, which a resumed phase reports; so may compute.seeds_at_once.
 FREE = (
     *("element", "data.dir", "data.download", "data.workers", "table.file"),
     *("checkpoint", "checkpoint_steps", "table.name", "table.options"),
     *("compute.remat", "compute.donate", "compute.seeds_at_once", "metrics.writers"),
+    *("export.formats", "export.platforms", "export.batch_size", "export.uint8"),
 )
 # Phase -> prefixes of the fields that only this phase reads. They may change until it begins.
 PHASE_FIELDS = {"search": ("search.", "arch.", "cost."), "retrain": ("retrain.", "genotype")}

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
 
-from drnas_jax import components, spaces, tables
+from drnas_jax import components, tables
 from drnas_jax.config import Config
 from drnas_jax.data import (
     Batch,
@@ -33,6 +33,13 @@ from drnas_jax.nn.counting import count_network
 from drnas_jax.phases import loop
 from drnas_jax.phases.retrain.retraining import RetrainMetadata
 from drnas_jax.phases.setup import Run, open_run
+from drnas_jax.phases.trained import (
+    check_ended,
+    checkpoint_folder,
+    newest,
+    open_checkpoints,
+    restore,
+)
 from drnas_jax.spaces import NetworkSpec
 from drnas_jax.training import devices, losses
 from drnas_jax.training.checkpoints import CheckpointInfo, Checkpoints
@@ -111,23 +118,13 @@ def run_evaluate(run: Run) -> EvaluateResult:
     config, workdir, dataset, mesh = run.config, run.workdir, run.dataset, run.mesh
     table = tables.open_table(config)  # before the evaluation: the file may be damaged
     devices.check_batch(config.retrain.batch_size, mesh, "retrain.batch_size")
-    with Checkpoints(_directory(run), cleanup=False) as checkpoints:
-        saved, metadata = _latest(checkpoints, run)
+    with open_checkpoints(run) as checkpoints:
+        saved, metadata = _newest(checkpoints, run)
         spec = metadata.spec
-        spaces.check_genotype(metadata.genotype, run.space)
-        run.space.check(spec)
         chosen = backend.choose(config.compute.kernels, devices.platform(mesh))
         network = run.space.network(spec, chosen)
-        like = jax.eval_shape(
-            lambda: network.init(
-                jax.random.key(0), jnp.zeros((1, *dataset.shape), jnp.float32), False
-            )
-        )
-        params = {"params": like["params"]}
-        variables = {name: tree for name, tree in like.items() if name != "params"}
-        loaded = checkpoints.load(saved, {**params, "variables": variables}, mesh)
+        variables = restore(checkpoints, saved, network, run)
     counts = count_network(run.space.network(spec, backend.PLAIN), dataset.shape)
-    variables = {"params": loaded["params"], **loaded["variables"]}
     test = score(network, variables, metadata.data, dataset, config, mesh, run.display)
     searched = workdir / "search" / "genotype.json"
     searched_here = not (config.genotype or config.checkpoint)
@@ -159,55 +156,27 @@ def _cost(run: Run, spec: NetworkSpec) -> float | None:
 
 def check_evaluate(run: Run) -> None:
     """Raises UserError if there is no checkpoint now that fits the data set."""
-    with Checkpoints(_directory(run), cleanup=False) as checkpoints:
-        _latest(checkpoints, run)
+    with open_checkpoints(run) as checkpoints:
+        _newest(checkpoints, run)
 
 
-def _directory(run: Run) -> Path:
-    named = run.config.checkpoint
-    directory = Path(named).expanduser() if named else run.workdir / "retrain/checkpoints"
-    if not directory.is_dir():
-        raise UserError(
-            f"there is no checkpoint to evaluate: {directory} does not exist; run the retrain "
-            "phase first, or set --config.checkpoint=DIR"
-        )
-    return directory
-
-
-def _latest(checkpoints: Checkpoints, run: Run) -> tuple[CheckpointInfo, RetrainMetadata]:
+def _newest(checkpoints: Checkpoints, run: Run) -> tuple[CheckpointInfo, RetrainMetadata]:
     """Returns the newest checkpoint and its description of the network.
 
-    It must be final and of these images unless it was named.
+    It must be final and of the run's images, unless it was named.
     """
-    saved = checkpoints.latest()
-    if saved is None or "genotype" not in saved.phase:
-        raise UserError(
-            f"{_directory(run)} holds no checkpoint of retraining: give the folder "
-            "retrain/checkpoints of a workdir (--config.checkpoint)"
-        )
-    if not run.config.checkpoint:
-        _check_own(saved, run)
-    metadata = RetrainMetadata.from_json(saved.phase)
-    metadata.data.outputs(run.dataset)  # raises if network and images do not belong together
-    return saved, metadata
-
-
-def _check_own(saved: CheckpointInfo, run: Run) -> None:
-    """Raises UserError unless the workdir's own retraining has ended, and on the same images."""
-    directory, config, dataset = _directory(run), run.config, run.dataset
-    if saved.progress.fingerprint != dataset.fingerprint:
+    saved, metadata = newest(checkpoints, run)
+    dataset = run.dataset
+    if not run.config.checkpoint and saved.progress.fingerprint != dataset.fingerprint:
         raise UserError(
             f"data set {dataset.name} is not the one of the retraining (files were added, "
             "removed or renamed, or data.dir has changed), so that test images may have been "
             "trained on: restore the data, or evaluate it nevertheless with "
-            f"--config.checkpoint={directory}"
+            f"--config.checkpoint={checkpoint_folder(run)}"
         )
-    done, epochs = saved.progress.epochs_done, config.retrain.epochs
-    if done < epochs:
-        raise UserError(
-            f"retraining has done {done} of {epochs} epochs: run it to its end, or evaluate "
-            f"its newest checkpoint with --config.checkpoint={directory}"
-        )
+    check_ended(saved, run)
+    metadata.data.outputs(dataset)  # raises if network and images do not belong together
+    return saved, metadata
 
 
 def score(

@@ -13,7 +13,7 @@ from drnas_jax.nn.backend import GPU, PLAIN
 from drnas_jax.spaces import NetworkSpec, SupernetSpec, darts
 from drnas_jax.spaces.darts.published import PUBLISHED
 from drnas_jax.tools import torch_import
-from drnas_jax.tools.torch_names import darts_links, to_torch
+from drnas_jax.torch_names import darts_links, to_torch
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
 OUTPUTS = ("logits_", "loss", "g:", "grad_", "after:")
@@ -187,7 +187,7 @@ def test_darts_supernets_of_any_size_are_recognised(channels, cells, classes, pa
     state = torch_state(links, like)
     imported = torch_import.from_torch(state)
     assert imported.module.spec == spec
-    for name, value in to_torch(imported.links, imported.variables, state).items():
+    for name, value in to_torch(imported.links, imported.variables).items():
         np.testing.assert_array_equal(value, state[name], err_msg=name)
 
 

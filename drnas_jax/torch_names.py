@@ -1,9 +1,9 @@
 """The correspondence between tensors of the authors' PyTorch networks and arrays of this package.
 
 A link names one tensor of a state_dict, and the array that contains it: a leaf of the variables,
-and an index into it (leaves stack cells and edges). The layout follows from the tensor's rank:
-filters [out, in, h, w] become [h, w, in, out], matrices [out, in] become [in, out], and axes of
-length 1 that the leaf lacks are removed.
+and an index into it (leaves stack cells and edges). The layout of a convolution's filters follows
+from the rank of the array: dense filters [h, w, in, out], depthwise ones [h, w, c] and matrices
+[in, out] are all [out, in, h, w] in PyTorch.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from drnas_jax.errors import UserError
-from drnas_jax.spaces import nasbench201
-from drnas_jax.spaces.base import Edge
+from drnas_jax.spaces import darts, nasbench201
+from drnas_jax.spaces.base import Edge, NetworkSpec, Space
 from drnas_jax.spaces.darts.model import cell_runs, stem_features
-from drnas_jax.spaces.darts.operations import CONVOLUTIONS, POOLS, PRIMITIVES, stacked_rows
+from drnas_jax.spaces.darts.operations import CONVOLUTIONS, NOISE, POOLS, PRIMITIVES, stacked_rows
 
 State = Mapping[str, np.ndarray]
 Path = tuple[str, ...]
@@ -35,11 +35,13 @@ class Link:
       name: Name of the tensor.
       path: Path of the leaf, which begins with its collection ('params' or 'batch_stats').
       index: Index of the tensor's values in the leaf.
+      kind: Kind of the tensor: `conv` (filters), `dense` (a matrix) or `vector`.
     """
 
     name: str
     path: Path
     index: tuple[int, ...] = ()
+    kind: str = "vector"
 
 
 def to_variables(links: Iterable[Link], state: State, like: Any) -> Any:
@@ -73,23 +75,32 @@ def to_variables(links: Iterable[Link], state: State, like: Any) -> Any:
     return unflatten_dict({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
 
 
-def to_torch(links: Iterable[Link], tree: Any, state: State) -> dict[str, np.ndarray]:
+def to_torch(links: Iterable[Link], tree: Any) -> dict[str, np.ndarray]:
     """Converts a tree like a module's variables to tensors by name, in the layout of PyTorch.
 
     Args:
       links: Links of the network; those whose leaf the tree lacks are left out.
       tree: Nested dicts of arrays, for example {'params': gradients}.
-      state: Tensors of the network by name, of which only the shapes are read.
     """
-    leaves, out = flatten_dict(tree), {}
-    for link in links:
-        if link.path in leaves:
-            shape = np.shape(state[link.name])
-            axes = _axes(len(shape))
-            value = np.asarray(leaves[link.path][link.index])
-            value = value.reshape([shape[axis] for axis in axes])
-            out[link.name] = np.ascontiguousarray(value.transpose(np.argsort(axes)))
-    return out
+    leaves = flatten_dict(tree)
+    return {
+        link.name: np.ascontiguousarray(_tensor(np.asarray(leaves[link.path])[link.index], link))
+        for link in links
+        if link.path in leaves
+    }
+
+
+def _tensor(value: np.ndarray, link: Link) -> np.ndarray:
+    """Returns the values of a link in the layout of PyTorch."""
+    if link.kind == "vector":
+        return value.reshape(-1)  # both halves of a skip connection's BatchNorm are one tensor
+    if link.kind == "dense":
+        return value.T
+    if value.ndim == 2:  # [in, out]
+        return value.T[:, :, None, None]
+    if value.ndim == 3:  # [h, w, c]
+        return value.transpose(2, 0, 1)[:, None]
+    return value.transpose(3, 2, 0, 1)
 
 
 def _axes(rank: int) -> tuple[int, ...]:
@@ -100,31 +111,68 @@ def _squeezed(shape: tuple[int, ...]) -> list[int]:
     return [side for side in shape if side != 1]
 
 
-def nasbench201_links(depth: int, edges: Sequence[Edge]) -> list[Link]:
-    """Returns the links of a NAS-Bench-201 supernet with `depth` cells in each stage."""
-    links = [*_conv("stem.0", (), "stem_kernel"), *_norm("stem.1", ("stem_norm",))]
+def has_original(space: Space) -> bool:
+    """Returns whether the authors' PyTorch code has final networks of a space."""
+    return isinstance(space, darts.Darts | nasbench201.NasBench201)
+
+
+def network_links(space: Space, spec: NetworkSpec) -> list[Link]:
+    """Returns the links of a final network without an auxiliary head.
+
+    Args:
+      space: Space that `has_original` accepts.
+      spec: Spec of the network.
+
+    Raises:
+      UserError: The network has the operation `noise`, which the authors' code lacks.
+    """
+    if isinstance(space, nasbench201.NasBench201):
+        edges = nasbench201.genotype_edges(spec.genotype)
+        return nasbench201_links(spec.depth, edges, network=True)
+    assert isinstance(space, darts.Darts)
+    cells = dict(darts.genotype_edges(spec.genotype, space.cells))
+    if any(NOISE in edge.primitives for edges in cells.values() for edge in edges):
+        raise UserError(
+            f"the genotype has the operation {NOISE!r}, which the networks of the original PyTorch "
+            "code lack: set export.formats=stablehlo"
+        )
+    return darts_links(spec.channels, spec.depth, space.stem, cells, network=True)
+
+
+def nasbench201_links(depth: int, edges: Sequence[Edge], *, network: bool) -> list[Link]:
+    """Returns the links of a supernet or final network of NAS-Bench-201.
+
+    Args:
+      depth: Number of cells in each stage.
+      edges: Edges of the cell.
+      network: Whether it is a final network (`TinyNetwork` of AutoDL-Projects), not a supernet.
+    """
+    top = ("model",) if network else ()
+    links = [*_conv("stem.0", top, "stem_kernel"), *_norm("stem.1", (*top, "stem_norm"))]
     number = 0
     for stage in range(3):
         if stage:
-            links += _reduction_block(f"cells.{number}", f"reduction_{stage}")
+            links += _reduction_block(f"cells.{number}", (*top, f"reduction_{stage}"))
             number += 1
         for cell in range(depth):
             for name in nasbench201.FILTER_SIZES:
                 operation = nasbench201.PRIMITIVES.index(name)
                 for stacked_row, row in enumerate(nasbench201.stacked_rows(edges, name)):
-                    old = f"cells.{number}.edges.{edges[row].name}.{operation}.op"
-                    params, index = (f"cell_{stage}", name), (cell, stacked_row)
+                    old = f"layers.{row}" if network else f"edges.{edges[row].name}.{operation}"
+                    old = f"cells.{number}.{old}.op"
+                    params, index = (*top, f"cell_{stage}", name), (cell, stacked_row)
                     links += _conv(f"{old}.1", params, "kernel", index)
-                    links += _norm(f"{old}.2", params, index, affine=False)
+                    links += _norm(f"{old}.2", params, index, affine=network)
             number += 1
-    return [*links, *_norm("lastact.0", ("last_norm",)), *_dense("classifier", ("classifier",))]
+    links += _norm("lastact.0", (*top, "last_norm"))
+    return [*links, *_dense("classifier", (*top, "classifier"))]
 
 
-def _reduction_block(old: str, new: str) -> Iterator[Link]:
+def _reduction_block(old: str, new: Path) -> Iterator[Link]:
     for name in ("conv_a", "conv_b"):
-        yield from _conv(f"{old}.{name}.op.1", (new,), f"{name}_kernel")
-        yield from _norm(f"{old}.{name}.op.2", (new, f"{name}_norm"))
-    yield from _conv(f"{old}.downsample.1", (new,), "shortcut_kernel")
+        yield from _conv(f"{old}.{name}.op.1", new, f"{name}_kernel")
+        yield from _norm(f"{old}.{name}.op.2", (*new, f"{name}_norm"))
+    yield from _conv(f"{old}.downsample.1", new, "shortcut_kernel")
 
 
 def darts_links(
@@ -216,11 +264,11 @@ def _auxiliary_head(stem: str) -> Iterator[Link]:
 
 
 def _conv(old: str, new: Path, leaf: str, index: tuple[int, ...] = ()) -> Iterator[Link]:
-    yield Link(f"{old}.weight", ("params", *new, leaf), index)
+    yield Link(f"{old}.weight", ("params", *new, leaf), index, "conv")
 
 
 def _dense(old: str, new: Path) -> Iterator[Link]:
-    yield Link(f"{old}.weight", ("params", *new, "kernel"))
+    yield Link(f"{old}.weight", ("params", *new, "kernel"), kind="dense")
     yield Link(f"{old}.bias", ("params", *new, "bias"))
 
 
