@@ -86,7 +86,7 @@ def predict(
         )
         loaded = checkpoints.load(saved, {"params": params, "variables": rest}, mesh)
     variables = {"params": loaded["params"], **loaded["variables"]}
-    statistics = np.float32(metadata.data.mean), np.float32(metadata.data.std)
+    statistics = [np.array(v, np.float32) for v in (metadata.data.mean, metadata.data.std)]
     rows = [
         np.asarray(_probabilities(module, variables, batch, *statistics))[:count]
         for batch, count in _batches(given, metadata.data, batch_size)
