@@ -37,7 +37,7 @@ def to_svg(genotype: Genotype) -> str:
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
     for row, (cell_type, cell) in enumerate(genotype.cells, start=1):
         axes = figure.add_subplot(len(genotype.cells), 1, row)
-        axes.set_title(f"{cell_type} cell" if cell_type != "cell" else "cell")
+        axes.set_title(f"{cell_type} cell" if cell_type != "cell" else "cell", pad=12)
         _draw(axes, cell, inputs, colours)
     with matplotlib.rc_context({"svg.hashsalt": "drnas_jax", "svg.fonttype": "none"}):
         figure.savefig(text := io.StringIO(), format="svg", metadata={"Date": None})

@@ -76,7 +76,7 @@ def run_retrain(run: Run) -> RetrainResult:
     retraining.check()
     phase = RetrainPhase(retraining, run.display)
     with run.alone("retrain") as directory:
-        state, progress = loop.run(phase, directory)
+        state, progress = loop.run(phase, directory, watch=run.watch)
     return RetrainResult(int(state.step), progress.seconds)
 
 

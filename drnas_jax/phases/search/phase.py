@@ -99,7 +99,8 @@ def run_search(run: Run, seat: Seat | None = None) -> SearchResult:
         seat.share_raw(experiment.loader)
     phase = SearchPhase(experiment, run.display, seat)  # before any checkpoint is made
     with run.alone("search"):
-        state, progress = loop.run(phase, directory, None if seat is None else seat.interrupt)
+        interrupt = None if seat is None else seat.interrupt
+        state, progress = loop.run(phase, directory, interrupt, run.watch)
         genotype, comparison = phase.result, phase.compare(state, progress.epochs_done - 1)
         cost = result_cost(experiment, genotype, run.display)
         origin = provenance(run.config, progress, phase.stopped, cost, comparison)
