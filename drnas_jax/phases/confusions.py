@@ -192,7 +192,7 @@ def read_evaluation(file: Path) -> Evaluation | None:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
             values = {name: arrays[name] for name in names}
         _check(values)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{file} is damaged ({reason}): remove it, or run the evaluate phase again"

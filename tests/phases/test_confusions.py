@@ -127,6 +127,7 @@ def test_a_network_without_an_error_has_no_picture(tmp_path):
         {"number": np.array(3)},
         {"classes": np.array([object()], object)},
         None,
+        b"PK\x03\x04",
         b"no zip",
         b"",
     ],
