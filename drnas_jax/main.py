@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,20 +117,22 @@ def _run(
         if name:
             pages.close()
 
-    def write() -> None:
-        # Imported late, since plotly is slow to import.
-        from drnas_jax.report.page import write_report
-        from drnas_jax.report.runs import read_provenance
-
-        compared = read_provenance(workdir / "search" / "genotype.json").compared
-        if compared and phases[-1] != "search":  # which has said so
-            display.message(f"the result in the supernet: {compared.describe()}")
-        # Elements may end at the same time on several machines, and the last report has them all.
-        with in_turn(workdir) if config.element else contextlib.nullcontext():
-            display.message(f"report: {write_report([workdir])}")
-
-    from_primary(write)
+    from_primary(partial(_write_report, config, phases, workdir, display))
     pages.pop_all()  # the page of a single run was just written
+
+
+def _write_report(config: Config, phases: Sequence[str], workdir: Path, display: Display) -> None:
+    """Writes the report of a command, and prints where it is."""
+    # Imported late, since plotly is slow to import.
+    from drnas_jax.report.page import write_report
+    from drnas_jax.report.runs import read_provenance
+
+    compared = read_provenance(workdir / "search" / "genotype.json").compared
+    if compared and phases[-1] != "search":  # which has said so
+        display.message(f"the result in the supernet: {compared.describe()}")
+    # Elements may end at the same time on several machines, and the last report has them all.
+    with in_turn(workdir) if config.element else contextlib.nullcontext():
+        display.message(f"report: {write_report([workdir])}")
 
 
 def _check(run: Run, phases: Sequence[str]) -> None:

@@ -67,6 +67,9 @@ def _numbers(run: Run) -> list[tuple[str, str]]:
     if compared := run.provenance.compared:
         worse = sum(other < compared.accuracy for other in compared.random)
         numbers.append((f"{worse} of {len(compared.random)}", "random cells are less accurate"))
+    cost = run.provenance.cost
+    if cost and not (result and cost.unit in ("multiply-adds", "parameters")):
+        numbers.append((_short(cost.exact), cost.unit))
     if result:
         numbers.append((_short(result.params), "parameters"))
         numbers.append((_short(result.macs), "multiply-adds"))
@@ -77,11 +80,11 @@ def _numbers(run: Run) -> list[tuple[str, str]]:
 
 
 def _short(count: float) -> str:
-    """Returns a count with three digits, for example `1.23 million`."""
+    """Returns a number with a few digits, for example `1.23 million`."""
     for unit, size in (("billion", 1e9), ("million", 1e6)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
-    return f"{count:,}"
+    return f"{count:,}" if count >= 1000 else f"{count:.4g}"
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

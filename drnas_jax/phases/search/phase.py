@@ -99,7 +99,7 @@ def run_search(run: Run, seat: Seat | None = None) -> SearchResult:
         seat.share_raw(experiment.loader)
     phase = SearchPhase(experiment, run.display, seat)  # before any checkpoint is made
     with run.alone("search"):
-        interrupt = None if seat is None else seat.interrupt
+        interrupt = seat.interrupt if seat else None
         state, progress = loop.run(phase, directory, interrupt, run.watch)
         genotype, comparison = phase.result, phase.compare(state, progress.epochs_done - 1)
         cost = result_cost(experiment, genotype, run.display)
