@@ -141,6 +141,13 @@ def write_array(path: AnyPath, array: np.ndarray) -> None:
     _replace(Path(path), buffer.getvalue())
 
 
+def write_arrays(path: AnyPath, arrays: Mapping[str, Any]) -> None:
+    """Writes a compressed .npz file in one atomic step, and creates its folder if need be."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    _replace(Path(path), buffer.getvalue())
+
+
 def _read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Returns each line of a history as a pair of its text and its values."""
     if not path.exists():

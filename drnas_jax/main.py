@@ -9,6 +9,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from drnas_jax.phases.search.phase import run_search
 from drnas_jax.phases.search.sweep import check_sweep
 from drnas_jax.phases.search.together import search_together, seeds_at_once
 from drnas_jax.phases.setup import Run, dataset_loader
+from drnas_jax.report.watch import Watcher
 from drnas_jax.training import hosts
 from drnas_jax.training.hosts import PrimaryFailedError, cores, from_primary, is_primary
 from drnas_jax.training.metrics import Display
@@ -55,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, phases, path = _command_line(sys.argv if argv is None else argv)
         use_compilation_cache()
         workdir = open_workdir(path, dataclasses.replace(config, element=0))
-        with exit_at_once(), Display(quiet=not is_primary()) as display:
-            _run(config, phases, workdir, display)
+        display = Display(quiet=not is_primary())
+        with exit_at_once(), display, contextlib.ExitStack() as pages:
+            _run(config, phases, workdir, display, pages)
     except UserError as error:
         return _end(2, f"error: {error}")
     except (ConnectionError, PrimaryFailedError) as error:
@@ -70,8 +73,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display) -> None:
-    """Runs the phases of all elements, each in a separate workdir if named, and writes a report."""
+def _run(
+    config: Config,
+    phases: Sequence[str],
+    workdir: Path,
+    display: Display,
+    pages: contextlib.ExitStack,
+) -> None:
+    """Runs the phases of all elements, each in a separate workdir if named, and writes a report.
+
+    Args:
+      config: Config of the command.
+      phases: Names of the phases to run.
+      workdir: Workdir of the command.
+      display: Messages and progress for the user.
+      pages: Gets a callback for each page that says that a run is going on; it corrects the page.
+    """
     whole = dataclasses.replace(config, element=0)
     load = dataset_loader(config.data, display)  # once for all elements
     sweep = Run(whole, workdir, display, load)
@@ -85,7 +102,9 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
         if name:
             directory, sweep = open_workdir(workdir / name, element), (workdir, whole)
             display.message(f"{name}: {directory}")
-        run = Run(element, directory, display, load, sweep)
+        watcher = Watcher(directory, display)
+        pages.callback(watcher.close)
+        run = Run(element, directory, display, load, sweep, watcher)
         _check(run, phases)
         return run
 
@@ -104,20 +123,25 @@ def _run(config: Config, phases: Sequence[str], workdir: Path, display: Display)
         for run in runs:
             for phase in phases:  # a search that has ended is not run again
                 PHASES[phase](run)
+        if name:
+            pages.close()
 
-    def write() -> None:
-        # Imported late, since plotly is slow to import.
-        from drnas_jax.report.page import write_report
-        from drnas_jax.report.runs import read_provenance
+    from_primary(partial(_write_report, config, phases, workdir, display))
+    pages.pop_all()  # the page of a single run was just written
 
-        compared = read_provenance(workdir / "search" / "genotype.json").compared
-        if compared and phases[-1] != "search":  # which has said so
-            display.message(f"the result in the supernet: {compared.describe()}")
-        # Elements may end at the same time on several machines, and the last report has them all.
-        with in_turn(workdir) if config.element else contextlib.nullcontext():
-            display.message(f"report: {write_report([workdir])}")
 
-    from_primary(write)
+def _write_report(config: Config, phases: Sequence[str], workdir: Path, display: Display) -> None:
+    """Writes the report of a command, and prints where it is."""
+    # Imported late, since plotly is slow to import.
+    from drnas_jax.report.page import write_report
+    from drnas_jax.report.runs import read_provenance
+
+    compared = read_provenance(workdir / "search" / "genotype.json").compared
+    if compared and phases[-1] != "search":  # which has said so
+        display.message(f"the result in the supernet: {compared.describe()}")
+    # Elements may end at the same time on several machines, and the last report has them all.
+    with in_turn(workdir) if config.element else contextlib.nullcontext():
+        display.message(f"report: {write_report([workdir])}")
 
 
 def _check(run: Run, phases: Sequence[str]) -> None:

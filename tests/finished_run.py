@@ -1,9 +1,12 @@
 """The workdir of a run that has ended, written without training anything."""
 
+import numpy as np
+
 from drnas_jax.config import from_config_dict, to_dict
 from drnas_jax.configs import nasbench201
 from drnas_jax.files import append_history, write_json
 from drnas_jax.genotype import save, to_cells, to_json
+from drnas_jax.phases.confusions import Evaluation
 from drnas_jax.spaces import nasbench201 as space
 
 EPOCHS, EDGES = 6, len(space.CELL.edges)
@@ -84,4 +87,13 @@ def make(directory, root, seed=0, **changes):
         "test_accuracy": 0.8765, "test_top5": 0.99, "seed": seed,
     }  # fmt: skip
     write_json(directory / "result.json", result)
+    label, predicted = np.array([0] * 6 + [1] * 3), np.array([0, 1, 1, 1, 1, 2, 0, 0, 1])
+    confusion = np.zeros((3, 3), int)
+    np.add.at(confusion, (label, predicted), 1)
+    wrong = np.array([1, 2, 3, 5, 6, 7])
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    confidence = np.linspace(0.9, 0.6, 6, dtype=np.float32)
+    errors = wrong, label[wrong], predicted[wrong], confidence, pictures
+    classes = ("cat", "<dog>", "a class with a long name, " * 4)
+    Evaluation(classes, confusion, *errors).save(directory / "evaluation.npz")
     return directory

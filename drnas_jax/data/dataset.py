@@ -109,6 +109,13 @@ class ImageDataset(Protocol):
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns the images and labels of the 'train' or 'test' split, or None if streamed."""
 
+    def read_test(self, indices: np.ndarray) -> np.ndarray:
+        """Returns some test images as they are evaluated, uint8 [n, h, w, c].
+
+        Args:
+          indices: Numbers of the images in the test split, int [n].
+        """
+
     def batches(
         self, schedule: Schedule, start: int, rows: np.ndarray
     ) -> Generator[tuple[Request, Rows | None], None, None]:
@@ -201,6 +208,10 @@ class Dataset:
         if split == "train":
             return self.images, self.labels
         return self.test_images, self.test_labels
+
+    def read_test(self, indices: np.ndarray) -> np.ndarray:
+        """Returns some test images, uint8 [n, h, w, c]."""
+        return self.test_images[indices]
 
     def batches(
         self, schedule: Schedule, start: int, rows: np.ndarray

@@ -132,6 +132,13 @@ class Stream:
         """Returns None: the images are not in memory."""
         del split
 
+    def read_test(self, indices: np.ndarray) -> np.ndarray:
+        """Reads some test images in this process, uint8 [n, h, w, c]."""
+        images = np.empty((len(indices), *self.shape), np.uint8)
+        for image, index in zip(images, indices, strict=True):
+            image[...] = _pixels(self, self.source.test[int(index)], None).reshape(self.shape)
+        return images
+
     def batches(
         self, schedule: Schedule, start: int, rows: np.ndarray
     ) -> Generator[tuple[Request, Rows], None, None]:

@@ -30,7 +30,8 @@ from drnas_jax.files import write_json
 from drnas_jax.genotype import Genotype, search_seconds, to_json
 from drnas_jax.nn import backend
 from drnas_jax.nn.counting import count_network
-from drnas_jax.phases import loop
+from drnas_jax.phases import confusions, loop
+from drnas_jax.phases.confusions import Predictions
 from drnas_jax.phases.retrain.retraining import RetrainMetadata
 from drnas_jax.phases.setup import Run, open_run
 from drnas_jax.phases.trained import (
@@ -98,7 +99,8 @@ def evaluate(
 ) -> EvaluateResult:
     """Evaluates the network that was retrained in this workdir, or the one in `config.checkpoint`.
 
-    The result is also written to result.json.
+    The result is also written to result.json, and to evaluation.npz the confusions between classes
+    (see `drnas_jax.phases.confusions.Evaluation`).
 
     Args:
       config: Config of the run, a Config or a ConfigDict.
@@ -125,7 +127,8 @@ def run_evaluate(run: Run) -> EvaluateResult:
         network = run.space.network(spec, chosen)
         variables = restore(checkpoints, saved, network, run)
     counts = count_network(run.space.network(spec, backend.PLAIN), dataset.shape)
-    test = score(network, variables, metadata.data, dataset, config, mesh, run.display)
+    given = network, variables, metadata.data, dataset, config, mesh, run.display
+    test, predictions = score(*given)
     searched = workdir / "search" / "genotype.json"
     searched_here = not (config.genotype or config.checkpoint)
     result = EvaluateResult(
@@ -140,7 +143,13 @@ def run_evaluate(run: Run) -> EvaluateResult:
         table=table.query(metadata.genotype) if table else None,
         seed=config.seed,
     )
-    from_primary(lambda: write_json(workdir / "result.json", result.to_json()))
+
+    def write() -> None:
+        confused = confusions.evaluation_of(predictions, metadata.data.classes, dataset)
+        confused.save(workdir / confusions.FILE)
+        write_json(workdir / "result.json", result.to_json())
+
+    from_primary(write)
     _show(run.display, result, workdir / "result.json", table.title if table else "")
     return result
 
@@ -187,8 +196,10 @@ def score(
     config: Config,
     mesh: Mesh,
     display: Display,
-) -> dict[str, float]:
-    """Returns loss, accuracy and top-5 accuracy on the test images, each counted once.
+) -> tuple[dict[str, float], Predictions]:
+    """Returns loss, accuracy and top-5 accuracy on the test images, and what is predicted for each.
+
+    Every image is counted once.
 
     Args:
       network: Module of the final network.
@@ -204,13 +215,21 @@ def score(
 
     def totals(
         variables: Any, raw: Images | None, batch: Batch, weight: jax.Array
-    ) -> losses.Totals:
+    ) -> tuple[losses.Totals, dict[str, jax.Array]]:
         images, labels = preprocessing.normalise(raw, batch)
         streams = module_streams(config.seed, "evaluate", 0, lax.axis_index(devices.AXIS))
         logits = cast(jax.Array, network.apply(variables, images, False, rngs=streams))
-        return losses.totals(logits, jnp.asarray(outputs)[labels], weight)
+        labels = jnp.asarray(outputs)[labels]
+        predicted = confusions.shard_predictions(logits, labels, weight, mesh.size)
+        return losses.totals(logits, labels, weight), predicted
 
-    program = sum_program(totals, mesh)
+    program, predictions = sum_program(totals, mesh), []
+
+    def keep_predictions(*arguments: Any) -> losses.Totals:
+        sums, predicted = program(*arguments)
+        predictions.append(jax.device_get(predicted))
+        return sums
+
     schedule = Schedule(
         batch_size=config.retrain.batch_size,
         seed=config.seed,
@@ -218,9 +237,9 @@ def score(
         split="test",
     )
     with contextlib.closing(Loader(dataset, schedule, mesh)) as loader:
-        scores = loop.evaluate(program, variables, loader.raw, loader.evaluation())
+        scores = loop.evaluate(keep_predictions, variables, loader.raw, loader.evaluation())
         loop.report_skipped(loader, display)
-    return scores
+    return scores, confusions.join(predictions)
 
 
 def _show(display: Display, result: EvaluateResult, file: Path, table: str) -> None:

@@ -1,6 +1,7 @@
 """What the host does in a phase: epochs, checkpoints, history, signals."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,9 +18,11 @@ from drnas_jax.training.checkpoints import Checkpoints
 from drnas_jax.training.devices import platform, replicate
 from drnas_jax.training.hosts import Agreement, from_primary, total
 from drnas_jax.training.metrics import Display
-from drnas_jax.training.progress import Progress, check_resume
+from drnas_jax.training.progress import Progress, Status, check_resume
 from drnas_jax.training.signals import Interrupt, Interrupted
 from drnas_jax.writers import Writers
+
+Watch = Callable[[Status], None]
 
 _REPORT_EVERY = 0.5  # seconds; reading a loss waits for the device
 
@@ -87,6 +90,7 @@ def run(
     directory: Path,
     interrupt: Interrupt | None = None,
     open_writers: OpenWriters | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Any, Progress]:
     """Runs a phase to its end, from its newest checkpoint or from its start.
 
@@ -98,6 +102,7 @@ def run(
       directory: Directory of its checkpoints and history.jsonl.
       interrupt: Source of the signal that ends the run; None for the signals of this process.
       open_writers: Function that opens the writers of the curves; None if there are none.
+      watch: Function that process 0 calls after each epoch, when its checkpoint is written.
 
     Returns:
       The final state and progress.
@@ -120,7 +125,8 @@ def run(
                 phase.display.message(message)
             phase.display.message(f"{phase.name}: resumed after step {int(state.step)}")
         given = interrupt or Interrupt()
-        return run_epochs(phase, state, progress, directory, checkpoints, given, open_writers)
+        last = given, open_writers, watch
+        return run_epochs(phase, state, progress, directory, checkpoints, *last)
 
 
 def _progress(phase: Phase, epochs_done: int, seconds: float) -> Progress:
@@ -145,6 +151,7 @@ def run_epochs(
     checkpoints: Checkpoints,
     interrupt: Interrupt,
     open_writers: OpenWriters | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Any, Progress]:
     """Runs the epochs that remain; see `run`.
 
@@ -156,6 +163,7 @@ def run_epochs(
       checkpoints: Checkpoints of this phase.
       interrupt: Source of the signal that ends the run.
       open_writers: Function that opens the writers of the curves; None if there are none.
+      watch: Function that process 0 calls after each epoch.
     """
     with (
         contextlib.closing(phase.loader),
@@ -173,6 +181,7 @@ def run_epochs(
                 break
             with _interruptible(interrupt):
                 state, program = phase.begin_epoch(state, epoch)
+            began = time.monotonic()
             state, rate = work.train(program, state, epoch)
             averages = work.averages(state, epoch)
             finished = int(state.step) == (epoch + 1) * phase.steps
@@ -183,6 +192,9 @@ def run_epochs(
                 report_skipped(phase.loader, phase.display)
                 state = state.replace(totals=replicate(losses.zero_totals(), phase.mesh))
             work.save(state, epoch + finished)
+            if finished and watch is not None:
+                status = work.status(epoch + 1, time.monotonic() - began)
+                from_primary(functools.partial(watch, status))
             if signum := work.stop.now():
                 raise Interrupted(signum)
     return state, _progress(phase, int(state.step) // phase.steps, work.seconds)
@@ -277,6 +289,12 @@ class _Work:
         progress = _progress(self._phase, epochs_done, self.seconds)
         self._checkpoints.save(int(state.step), state, progress, self._phase.metadata())
         self._saved = int(state.step)
+
+    def status(self, epoch: int, seconds: float) -> Status:
+        """Returns how far the phase is after an epoch (from 1) that took some seconds."""
+        phase = self._phase
+        last = epoch if phase.finished else phase.epochs
+        return Status(phase.name, epoch, last, self.seconds, seconds)
 
     def averages(self, state: Any, epoch: int) -> dict[str, float]:
         """Returns the training loss and accuracy of the epoch so far.

@@ -19,6 +19,7 @@ from drnas_jax.spaces import Space
 from drnas_jax.training import devices
 from drnas_jax.training.hosts import from_primary, is_primary
 from drnas_jax.training.metrics import Display
+from drnas_jax.training.progress import Status
 from drnas_jax.workdir import alone, open_workdir
 from drnas_jax.writers import RunInfo, Writers, check
 
@@ -33,6 +34,7 @@ class Run:
       display: Messages and progress for the user.
       load: Function that opens the data set, and decodes it if it fits in memory.
       sweep: Workdir and config of the command, if this is one of its several runs.
+      watch: Function that process 0 calls after each epoch of a search or retraining, or None.
     """
 
     config: Config
@@ -40,6 +42,7 @@ class Run:
     display: Display
     load: Callable[[], ImageDataset]
     sweep: tuple[Path, Config] | None = None
+    watch: Callable[[Status], None] | None = None
 
     @functools.cached_property
     def dataset(self) -> ImageDataset:

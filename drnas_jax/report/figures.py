@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from drnas_jax.phases.search.comparison import Comparison
 from drnas_jax.report.exploration import Explored
 from drnas_jax.report.front import KINDS, Front
 from drnas_jax.report.history import Edges, Epoch
@@ -92,6 +93,81 @@ def front(front: Front) -> go.Figure:
     return figure
 
 
+def runs(groups: Mapping[str, Mapping[str, float]], yaxis: str) -> go.Figure:
+    """Draws every run as a point, and the mean of every group as a line.
+
+    Args:
+      groups: Values by the name of the run, for the name of each group.
+      yaxis: Title of the vertical axis.
+    """
+    figure = _figure(360, "", yaxis)
+    rng = np.random.default_rng(0)
+    for number, values in enumerate(groups.values()):
+        x = number + rng.uniform(-0.12, 0.12, len(values))  # equal values stay visible
+        dots = dict(mode="markers", marker=dict(color=_COLOURS[0], size=9, opacity=0.7))
+        text = [html.escape(name) for name in values]
+        hover = "%{text}: %{y:.2f}<extra></extra>"
+        y = list(values.values())
+        figure.add_trace(go.Scatter(x=x, y=y, text=text, hovertemplate=hover, **dots))
+        if len(values) > 1:
+            mean = [float(np.mean(y))] * 2
+            line = dict(mode="lines", line=dict(color=_COLOURS[1], width=3))
+            span = [number - 0.25, number + 0.25]
+            hover = "mean %{y:.2f}<extra></extra>"
+            figure.add_trace(go.Scatter(x=span, y=mean, hovertemplate=hover, **line))
+    ticks = [html.escape(name).replace(", ", "<br>") for name in groups]
+    axis = dict(tickvals=list(range(len(groups))), ticktext=ticks, zeroline=False)
+    figure.update_xaxes(range=[-0.6, len(groups) - 0.4], **axis)
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def beside_random(compared: Comparison) -> go.Figure:
+    """Draws the accuracies of random cells in the supernet, and that of the result, in percent."""
+    figure = _figure(220, "validation accuracy in the supernet, %", "")
+    random = 100 * np.array(compared.random)
+    y = np.random.default_rng(0).uniform(-1, 1, len(random))
+    dots = dict(mode="markers", marker=dict(color="gray", size=8, opacity=0.6))
+    hover = "%{x:.2f} %<extra></extra>"
+    figure.add_trace(go.Scatter(x=random, y=y, name="random cells", hovertemplate=hover, **dots))
+    star = dict(mode="markers", marker=dict(color=_COLOURS[1], size=16, symbol="diamond"))
+    x = [100 * compared.accuracy]
+    figure.add_trace(go.Scatter(x=x, y=[0], name="the result", hovertemplate=hover, **star))
+    figure.update_yaxes(visible=False, range=[-2, 2])
+    return figure
+
+
+def confusion_matrix(confusion: np.ndarray, classes: Sequence[str]) -> go.Figure:
+    """Draws which share of each true class is taken for each class, in percent.
+
+    Args:
+      confusion: Number of images by true and by predicted class, [classes, classes].
+      classes: Names of the classes.
+    """
+    images = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    share = 100 * confusion / images
+    names = _distinct([html.escape(name[:24]) for name in classes])
+    figure = _figure(160 + 22 * len(names), "predicted", "true")
+    figure.add_trace(
+        go.Heatmap(
+            z=share,
+            x=names,
+            y=names,
+            customdata=confusion,
+            zmin=0,
+            zmax=100,
+            colorscale="Blues",
+            colorbar=dict(title="%", thickness=12),
+            hovertemplate=(
+                "%{y} taken for %{x}<br>%{customdata} images, %{z:.1f} %<extra></extra>"
+            ),
+        )
+    )
+    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_xaxes(type="category")
+    return figure
+
+
 def exploration(explored: Sequence[Explored]) -> go.Figure:
     """Draws the range and quartiles of the cells drawn after each epoch, and the mean's cell."""
     figure = _figure(380, "epoch", "true accuracy, %")
@@ -137,7 +213,7 @@ def mixing_weights(history: Sequence[Epoch], cell_type: str, edges: Edges) -> go
                 y=_distinct(edges.names),
                 customdata=rows,
                 zmin=0,
-                zmax=np.nanmax(means),
+                zmax=1,
                 colorscale="Blues",
                 colorbar=dict(title="weight", thickness=12),
                 hoverongaps=False,
@@ -169,6 +245,7 @@ def _figure(height: int, xaxis: str, yaxis: str) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
         height=height,
+        dragmode=False,  # on a touch screen dragging moves the page
         margin=dict(l=10, r=10, t=40, b=10),
         legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0),
         font=dict(family="system-ui, sans-serif"),

@@ -192,7 +192,7 @@ def _point(name: str, run: Run, accuracy: float, table: Table | None) -> Point:
         cost=exact if known is None else known,
         network_cost=exact,
         accuracy=accuracy,
-        genotype=run.describe(),
+        genotype=run.describe(run.genotype),
     )
 
 

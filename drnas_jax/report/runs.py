@@ -12,6 +12,8 @@ from drnas_jax.config import Config, elements, from_config_dict
 from drnas_jax.errors import UserError
 from drnas_jax.files import read_json
 from drnas_jax.genotype import Genotype, from_json, load
+from drnas_jax.phases.confusions import FILE as EVALUATION
+from drnas_jax.phases.confusions import Evaluation, read_evaluation
 from drnas_jax.phases.search.comparison import Comparison
 from drnas_jax.report.exploration import Explored, explore
 from drnas_jax.report.fields import Fields
@@ -84,6 +86,7 @@ class Run:
       retrain: Epochs of the retraining.
       genotype: Genotype that was evaluated, or else the one that was found, or None.
       result: Result of the evaluation, or None.
+      evaluation: Confusions of the evaluated network, or None.
       provenance: What is known about the search's result.
       table: Table of true accuracies, or None.
       space: Search space.
@@ -97,6 +100,7 @@ class Run:
     retrain: list[Epoch]
     genotype: Genotype | None
     result: Result | None
+    evaluation: Evaluation | None
     provenance: Provenance
     table: Table | None
     space: Space
@@ -133,13 +137,12 @@ class Run:
         draw = distributions.create(arch.name, arch.options).draw
         return explore(self.search, self.space, draw, self.accuracy)
 
-    def describe(self) -> str:
-        """Returns the genotype as one line of text, as its space writes it."""
-        assert self.genotype is not None
+    def describe(self, genotype: Genotype) -> str:
+        """Returns a genotype as one line of text, as its space writes it."""
         space = self.space
-        if self.genotype.space != space.name:  # a checkpoint from elsewhere
-            space = spaces.create(self.genotype.space)
-        return space.describe(self.genotype)
+        if genotype.space != space.name:  # a checkpoint from elsewhere
+            space = spaces.create(genotype.space)
+        return space.describe(genotype)
 
 
 def edges_of(space: Space) -> dict[str, Edges]:
@@ -180,6 +183,7 @@ def read_run(directory: str | os.PathLike[str], name: str) -> Run:
         retrain=read_epochs(directory / "retrain" / "history.jsonl", space.name, edges),
         genotype=genotype,
         result=result,
+        evaluation=read_evaluation(directory / EVALUATION),
         provenance=read_provenance(genotype_file),
         table=_table_of(config),
         space=space,

@@ -41,6 +41,30 @@ class Progress:
         return cls(**values)
 
 
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """How far a phase is at the end of an epoch, for those who watch the run.
+
+    Attributes:
+      phase: Name of the phase shown to the user, for example `search, stage 1/2`.
+      epoch: Number of finished epochs.
+      epochs: Number of epochs of the phase.
+      seconds: Running time of the phase in seconds, see `Progress`.
+      epoch_seconds: Duration of the last epoch in seconds, without compilation.
+    """
+
+    phase: str
+    epoch: int
+    epochs: int
+    seconds: float
+    epoch_seconds: float
+
+    @property
+    def seconds_left(self) -> float:
+        """Time until the end of the phase in seconds, if all epochs take as long as the last."""
+        return (self.epochs - self.epoch) * self.epoch_seconds
+
+
 def check_resume(before: Progress, now: Progress, phase: str) -> list[str]:
     """Checks that a phase can be resumed, and lists what changed but does not forbid it.
 

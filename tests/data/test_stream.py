@@ -144,6 +144,9 @@ def test_padded_images_are_those_in_memory(folder, size):
             images, labels = memory.arrays(request.split)
             np.testing.assert_array_equal(batch.images, images[request.indices])
             np.testing.assert_array_equal(batch.labels, labels[request.indices])
+    some = np.array([3, 0])
+    np.testing.assert_array_equal(stream.read_test(some), memory.test_images[some])
+    np.testing.assert_array_equal(memory.read_test(some), memory.test_images[some])
 
 
 # What cannot be read

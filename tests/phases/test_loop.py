@@ -119,9 +119,25 @@ def test_a_whole_run(tmp_path):
     assert epochs_in(tmp_path) == [1, 2, 3]
 
 
+def test_a_watched_run_says_how_far_it_is(tmp_path):
+    # Would catch an epoch that is shown before its checkpoint and history are written, or twice.
+    def watch(status):
+        seen.append((status.phase, status.epoch, status.epochs))
+        assert epochs_in(tmp_path)[-1] == status.epoch
+        assert status.seconds >= status.epoch_seconds > 0
+
+    seen = []
+    with pytest.raises(Interrupted):
+        loop.run(Phase(loss=terminate_at(13)), tmp_path, watch=watch)
+    loop.run(Phase(), tmp_path, watch=watch)
+    assert seen == [("count", epoch, 3) for epoch in (1, 2, 3)]
+
+
 def test_a_phase_may_finish_before_its_last_epoch(tmp_path):
     # Would catch a search that goes on after a rule has stopped it.
-    state, progress = loop.run(Phase(last_epoch=2), tmp_path)
+    seen = []
+    state, progress = loop.run(Phase(last_epoch=2), tmp_path, watch=seen.append)
+    assert [status.seconds_left > 0 for status in seen] == [True, False]
     assert int(state.step) == 20 and progress.epochs_done == 2
     assert saved(tmp_path) == ([10, 20], 220.0)
     assert epochs_in(tmp_path) == [1, 2]

@@ -1,20 +1,29 @@
 """The report of a run: complete, safe against any content of a workdir, usable in a browser."""
 
+import html
 import json
 import os
 import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
-from finished_run import EPOCHS, cell, make
+from finished_run import EDGES, EPOCHS, cell, make
 from plotly.offline import get_plotlyjs
 
 from drnas_jax import spaces
+from drnas_jax.config import from_config_dict
+from drnas_jax.configs import nasbench201
 from drnas_jax.errors import UserError
 from drnas_jax.files import append_history, write_json
 from drnas_jax.genotype import from_cells, save, to_cells, to_json
+from drnas_jax.phases.confusions import Evaluation
+from drnas_jax.report import figures
 from drnas_jax.report import page as report
+from drnas_jax.report.methods import group_seeds
+from drnas_jax.report.runs import read_run
+from drnas_jax.training.progress import Status
 
 BROWSER = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
 
@@ -37,12 +46,14 @@ def test_a_page_shows_everything(workdir):
     # Would catch a section or a number that is lost, and a page that needs a network.
     page = report.write_report([workdir]).read_text()
     assert sections(page) == [
-        "Result", "Genotype", "Search", "Exploration", "Mixing weights", "Retraining", "Settings",
+        "Result", "Errors", "Search", "Exploration", "Mixing weights", "Retraining", "Settings",
     ]  # fmt: skip
     for words in ("87.65 %", "12,345", "6 of 6 epochs", "nor_conv_3x3~0"):
         assert words in page
     # The library in the page mentions addresses of maps, which nothing here asks for.
-    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page.replace(get_plotlyjs(), ""))
+    page = page.replace(get_plotlyjs(), "")
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=(?!.data:)", page)
+    assert "http-equiv" not in page and "<progress" not in page  # the run has ended
 
 
 def test_a_cost_is_shown_with_its_target(tmp_path):
@@ -119,7 +130,7 @@ def test_a_run_without_a_table_has_a_report(tmp_path):
     # Would catch a section that takes a table for granted.
     workdir = make(tmp_path / "run", tmp_path, table__name="")
     page = report.write_report([workdir, workdir]).read_text()
-    assert {"Genotype", "Mixing weights", "Comparison"} <= set(sections(page))
+    assert {"Result", "Mixing weights", "Comparison"} <= set(sections(page))
     assert "true test accuracy" not in page and "Exploration" not in sections(page)
 
 
@@ -156,7 +167,7 @@ def test_runs_are_compared(workdir, tmp_path):
     # Would catch rows that mix two runs, and a report that writes to the other workdir.
     other = make(tmp_path / "other", tmp_path, seed=7)
     page = report.write_report([workdir, other]).read_text()
-    rows = rows_of(page[page.index("<h2>Comparison") :])[1:3]
+    rows = [row for row in rows_of(page[page.index("<h2>Comparison") :]) if len(row) == 9]
     assert [row[0] for row in rows] == ["run", "other"]
     assert [row[2] for row in rows] == ["0", "7"]
     assert rows[0][5] == "90.00 %"
@@ -215,7 +226,7 @@ def test_diagnostics_of_all_runs_are_shown(workdir, tmp_path):
 
 def test_a_run_that_has_just_begun_has_a_report(workdir):
     # Would catch a section that needs a file which a later phase writes.
-    for name in ("search/genotype.json", "result.json", "retrain/history.jsonl"):
+    for name in ("search/genotype.json", "result.json", "retrain/history.jsonl", "evaluation.npz"):
         (workdir / name).unlink()
     (workdir / "search/history.jsonl").unlink()
     page = report.write_report([workdir]).read_text()
@@ -276,10 +287,90 @@ def test_a_bug_is_not_blamed_on_the_workdir(workdir, monkeypatch):
         report.write_report([workdir])
 
 
-# Runs in the page: drags the slider to its beginning and writes what it sees to the title.
+def test_a_run_that_goes_on_shows_how_far_it_is(workdir):
+    # Would catch a page that must be loaded again by hand, and one that does so for ever.
+    (workdir / "search/genotype.json").unlink()
+    (workdir / "result.json").unlink()
+    status = Status("search, stage 2/2", 4, 6, seconds=100.0, epoch_seconds=90.0)
+    page = report.write_report([workdir], status=status).read_text()
+    assert '<meta http-equiv="refresh" content="90">' in page
+    assert "search, stage 2/2: epoch 4 of 6, about 3 min 0 s left in this phase" in page
+    assert '<progress value="4" max="6">' in page
+    assert "Result so far" in sections(page)
+    assert f"Genotype after epoch {EPOCHS}" in page and "nor_conv_3x3~0" in page
+    page = report.write_report([workdir]).read_text()
+    assert "http-equiv" not in page.replace(get_plotlyjs(), "")
+
+
+def test_weights_have_one_scale_and_pruning_is_dated(workdir):
+    # Would catch uniform weights in the darkest colour, and operations that vanish unexplained.
+    page = report.write_report([workdir]).read_text()
+    assert '"zmax":1,' in page and '"zmin":0,' in page
+    assert ["1", "1 to 3", "5", "2"] in rows_of(page) and ["2", "4 to 6", "4", "1"] in rows_of(page)
+    # Of the edges all operations but one are kept; skip_connect was last there in epoch 3.
+    assert page.count('<td class="gone">3</td>') == EDGES
+    assert page.count('<td class="chosen">result</td>') == EDGES
+    assert page.count('<td class="kept">kept</td>') == 3 * EDGES
+
+
+def test_errors_are_shown(workdir, tmp_path):
+    # Would catch counts of the transposed matrix, names that are not escaped, and a page that
+    # holds a million counts.
+    page = report.write_report([workdir]).read_text()
+    assert "7 of 9 test images are classified wrongly" in page
+    assert "cat taken for &lt;dog&gt;: 4 images" in page
+    assert ["&lt;dog&gt;", "3", "33.33 %", "cat (2)"] in rows_of(page)
+    assert page.count('<img src="data:image/png;base64,') == 6
+    assert "All classes" in page
+    classes = tuple(f"class {i}" for i in range(1000))
+    confusion = np.roll(np.diag(np.arange(1, 1001)), 1, axis=1)
+    numbers, pictures = np.zeros(0, int), np.zeros((0, 2, 2, 3), np.uint8)
+    many = Evaluation(classes, confusion, numbers, numbers, numbers, np.float32([]), pictures)
+    many.save(workdir / "evaluation.npz")
+    large = report.write_report([workdir]).read_text()
+    assert "class 999 taken for class 0: 1,000 images" in large and "All classes" not in large
+    assert len(large) < len(page) + 10_000
+
+
+def test_every_run_is_a_point(tmp_path):
+    # Would catch a mean that hides its runs, and methods without a name.
+    runs = [make(tmp_path / f"a/seed{seed}", tmp_path, seed) for seed in range(2)]
+    runs += [make(tmp_path / f"b{seed}", tmp_path, seed, search__lr=0.3) for seed in (2, 3)]
+    runs.append(make(tmp_path / "c", tmp_path, arch__name="gumbel"))
+    read = [read_run(path, str(path.relative_to(tmp_path))) for path in runs]
+    rate = from_config_dict(nasbench201.get_config("smoke")).search.lr
+    names = {f"dirichlet, lr {lr}" for lr in (rate, 0.3)} | {f"gumbel, lr {rate}"}
+    groups = group_seeds(read)
+    assert set(groups) == names
+    page = report.write_report(runs).read_text()
+    for measure in ("true test accuracy on images, %", "test accuracy, %", "search, minutes"):
+        assert f'"text":"{measure}"' in page
+    figure = figures.runs({"first": {"a": 1.0, "b": 3.0}, "second": {"c": 2.0}}, "value")
+    points = [(trace.text, trace.y) for trace in figure.data if trace.mode == "markers"]
+    assert points == [(("a", "b"), (1.0, 3.0)), (("c",), (2.0,))]
+    (mean,) = (trace.y for trace in figure.data if trace.mode == "lines")
+    assert mean == (2.0, 2.0)
+
+
+def test_methods_that_differ_in_much_are_named_by_their_place(tmp_path):
+    # Would catch labels that fill the figure.
+    changes = dict(search__lr=0.3, search__weight_decay=0.01, search__momentum=0.5)
+    runs = [make(tmp_path / "a/seed0", tmp_path), make(tmp_path / "b/seed0", tmp_path, **changes)]
+    read = [read_run(path, str(path.relative_to(tmp_path))) for path in runs]
+    assert list(group_seeds(read)) == ["dirichlet, a/seed0", "dirichlet, b/seed0"]
+
+
+# Runs in the page: drags the slider to its beginning and tells the frame around what it sees.
 SCRIPT = """
 <script>
 const drawn = () => document.querySelector('.slider-rail-touch-rect');
+function tooWide() {
+  const hidden = '.wide *, .js-plotly-plot *, svg *';  // these scroll or are cut
+  return [...document.querySelectorAll('body *')].filter(element => {
+    const box = element.getBoundingClientRect();
+    return !element.matches(hidden) && box.right > innerWidth + 1;
+  }).map(element => element.outerHTML.slice(0, 80));
+}
 function check() {
   if (!drawn()) return setTimeout(check, 50);
   const plot = drawn().closest('.js-plotly-plot'), rail = drawn();
@@ -293,39 +384,53 @@ function check() {
   let tries = 0;
   const finish = () => {
     if (weight() !== weight() && tries++ < 100) return setTimeout(finish, 50);  // not drawn yet
-    document.title = JSON.stringify({
-      plots: document.querySelectorAll('.js-plotly-plot .main-svg').length,
+    const plots = [...document.querySelectorAll('.js-plotly-plot .main-svg')];
+    parent.postMessage(JSON.stringify({
+      plots: plots.length,
       active: [active, plot.layout.sliders[0].active],
       weights: [before, weight()],
-      wide: document.documentElement.scrollWidth - window.innerWidth,
-    });
+      window: innerWidth,
+      wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+      elements: [...tooWide(), ...plots.filter(plot => plot.clientWidth > innerWidth)].length,
+      which: tooWide(),
+    }), '*');
   };
   finish();
 }
 check();
 </script></body>
 """
+# Chromium opens no window as narrow as a telephone, so the page is in a frame.
+FRAME = """<!DOCTYPE html><title></title>
+<script>onmessage = event => { document.title = event.data; };</script>
+<iframe src="report.html" style="border: 0; width: WIDTHpx; height: 800px"></iframe>
+"""
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [390, pytest.param(1200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", [400, pytest.param(1200, marks=pytest.mark.slow)])
 def test_in_a_browser(workdir, tmp_path, width):
-    # Would catch a figure that is empty, wider than the screen, or whose slider does nothing.
-    page = report.write_report([workdir]).read_text()
+    # Would catch a figure that is empty, an element wider than the window, an error of a script,
+    # or a slider that does nothing.
+    other = make(tmp_path / ("a_rather_long_name_of_a_workdir_" * 2), tmp_path, seed=7)
+    status = Status("search, stage 2/2", 4, 6, seconds=100.0, epoch_seconds=600.0)
+    page = report.write_report([workdir, other], status=status).read_text()
     (tmp_path / "report.html").write_text(page.replace("</body>", SCRIPT))
+    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-        f"--window-size={width},900", "--virtual-time-budget=20000", "--dump-dom",
-        f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'report.html'}",
+        "--window-size=1300,900", "--virtual-time-budget=20000", "--dump-dom",
+        f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'frame.html'}",
     ]  # fmt: skip
     environment = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=300, env=environment
     )
-    seen = json.loads(re.search("<title>(.*?)</title>", done.stdout)[1].replace("&quot;", '"'))
-    assert seen["plots"] >= 5
+    seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout)[1]))
+    assert seen["plots"] >= 8
     assert seen["active"] == [EPOCHS - 1, 0]
     # An operation that is pruned in the end, and has 0.5 of 5.2 in the first epoch.
     assert seen["weights"] == [None, pytest.approx(0.5 / 5.2)]
-    assert seen["wide"] <= 0
+    assert seen["window"] == width
+    assert (seen["wide"], seen["elements"], seen["which"]) == (0, 0, [])
     assert "CONSOLE" not in done.stderr

@@ -106,8 +106,8 @@ def run_search(run: Run, seat: Seat | None = None) -> SearchResult:
         seat.share_raw(experiment.loader)
     phase = SearchPhase(experiment, run.display, seat)  # before any checkpoint is made
     with run.alone("search"):
-        interrupt = None if seat is None else seat.interrupt
-        state, progress = loop.run(phase, directory, interrupt, partial(run.open_writers, "search"))
+        hooks = None if seat is None else seat.interrupt, partial(run.open_writers, "search")
+        state, progress = loop.run(phase, directory, *hooks, run.watch)
         genotype, comparison = phase.result, phase.compare(state, progress.epochs_done - 1)
         cost = result_cost(experiment, genotype, run.display)
         origin = provenance(run.config, progress, phase.stopped, cost, comparison)

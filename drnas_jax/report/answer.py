@@ -1,0 +1,119 @@
+"""The sections that come first: how far a run is, and what it has found."""
+
+import datetime
+import html
+
+from drnas_jax.genotype import Genotype
+from drnas_jax.picture import to_svg
+from drnas_jax.report import figures
+from drnas_jax.report.markup import duration, facts, heading, percent, plot, section, text, tiles
+from drnas_jax.report.runs import Run
+from drnas_jax.training.progress import Status
+
+_SHORTEST, _LONGEST = 10, 600  # seconds until a browser loads the page of a running run again
+_TIMES = {"search": "time of the search", "retrain": "time of the retraining"}
+
+
+def refresh_seconds(status: Status) -> int:
+    """Returns after how many seconds a browser should load the page again."""
+    return int(min(max(status.epoch_seconds, _SHORTEST), _LONGEST))
+
+
+def progress(status: Status) -> str:
+    """Returns a box about a run that is going on."""
+    now = datetime.datetime.now().astimezone()
+    words = f"{status.phase}: epoch {status.epoch} of {status.epochs}"
+    if status.epoch < status.epochs:
+        words += f", about {duration(status.seconds_left)} left in this phase"
+    written = (
+        f"{duration(status.seconds)} in this phase so far. Written at {now:%Y-%m-%d %H:%M:%S %Z}; "
+        "the page loads itself again."
+    )
+    bar = f'<progress value="{status.epoch}" max="{status.epochs}"></progress>'
+    first = f"<p><b>{html.escape(words)}</b></p>"
+    return f'<section class="now">{first}{bar}{text(written)}</section>'
+
+
+def answer(run: Run) -> str:
+    """Returns the section about a run's result, or about what it has found so far."""
+    found = run.genotype or next(
+        (line.genotype for line in reversed(run.search) if line.genotype), None
+    )
+    cell = ""
+    if found is not None:
+        so_far = "" if run.genotype else f" after epoch {run.search[-1].epoch}"
+        cell = heading(f"Genotype{so_far}") + _genotype(run, found)
+    compared = ""
+    if run.provenance.compared:
+        compared = heading("Beside random cells") + plot(
+            figures.beside_random(run.provenance.compared)
+        )
+    title = "Result" if run.genotype or not run.search else "Result so far"
+    return section(title, tiles(_numbers(run)), cell, compared, facts(_facts(run)))
+
+
+def _genotype(run: Run, genotype: Genotype) -> str:
+    svg = to_svg(genotype)
+    return svg[svg.index("<svg") :] + f"<p><code>{html.escape(run.describe(genotype))}</code></p>"
+
+
+def _numbers(run: Run) -> list[tuple[str, str]]:
+    """Returns the few numbers that a reader looks for, each with what it is."""
+    numbers, result = [], run.result
+    if result:
+        numbers.append((percent(result.test_accuracy), "test accuracy"))
+    elif valid := [x.valid_accuracy for x in run.search if x.valid_accuracy is not None]:
+        numbers.append((percent(valid[-1]), "validation accuracy of the supernet"))
+    if compared := run.provenance.compared:
+        worse = sum(other < compared.accuracy for other in compared.random)
+        numbers.append((f"{worse} of {len(compared.random)}", "random cells are less accurate"))
+    cost = run.provenance.cost
+    if cost and not (result and cost.unit in ("multiply-adds", "parameters")):
+        numbers.append((_short(cost.exact), cost.unit))
+    if result:
+        numbers.append((_short(result.params), "parameters"))
+        numbers.append((_short(result.macs), "multiply-adds"))
+        for phase, seconds in result.seconds.items():
+            if seconds is not None:
+                numbers.append((duration(seconds), _TIMES[phase]))
+    return numbers
+
+
+def _short(count: float) -> str:
+    """Returns a number with a few digits, for example `1.23 million`."""
+    for unit, size in (("billion", 1e9), ("million", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,}" if count >= 1000 else f"{count:.4g}"
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    config = run.config
+    rows = [
+        ("mixing distribution", config.arch.name),
+        ("data", config.data.name),
+        ("seed", str(config.seed)),
+    ]
+    if run.search:
+        rows.append(("search", f"{run.search[-1].epoch} of {sum(config.search.epochs)} epochs"))
+    if result := run.result:
+        rows.append(("test accuracy", percent(result.test_accuracy)))
+        rows.append(("test top-5", percent(result.test_top5)))
+        rows.append(("parameters", f"{result.params:,}"))
+        rows.append(("multiply-adds", f"{result.macs:,}"))
+        for phase, seconds in result.seconds.items():
+            if seconds is not None:
+                rows.append((f"{phase}, seconds", f"{seconds:,.0f}"))
+    if stopped := run.provenance.stopped:
+        rows.append(("search stopped early", stopped))
+    if compared := run.provenance.compared:
+        rows.append(("result in the supernet", compared.describe()))
+    if cost := run.provenance.cost:
+        rows.append((f"cost, {cost.unit}", f"{cost.exact:,.6g}"))
+        if cost.target is not None:
+            rows.append((f"largest cost, {cost.unit}", f"{cost.target:,.6g}"))
+    for dataset, accuracy in run.accuracies(run.genotype).items():
+        rows.append((f"true test accuracy, {dataset}", f"{accuracy:.2f} %"))
+    if run.table and run.genotype and (rank := run.table.rank(run.genotype)):
+        rows.append((f"rank in {run.table.title}", f"{rank[0]:,} of {rank[1]:,}"))
+    return rows
