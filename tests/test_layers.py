@@ -21,6 +21,7 @@ FLOORS = (
     ("spaces",),
     ("distributions",),
     ("costs", "penalties", "rules", "tables", "workdir"),
+    ("export",),
     ("phases",),
     ("report",),
     ("", "main", "tools"),  # "": the package itself, what a library user imports

@@ -1,0 +1,1 @@
+"""Writes trained networks in formats that other programs read."""

@@ -1,0 +1,175 @@
+"""Writes a network as an ONNX model, which onnxruntime and most inference engines read.
+
+The network is traced to a JAX program, and each of its operations becomes an ONNX operator. So it
+serves every network that consists of known operations, whatever its search space is.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drnas_jax.errors import UserError
+
+OPSET = 18  # read by onnxruntime 1.14 (2023) and later
+IR_VERSION = 8
+DTYPES = ("float32", "uint8")
+
+
+def to_onnx(
+    apply: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, int, int],
+    dtype: Any = "float32",
+    classes: Sequence[str] = (),
+    name: str = "network",
+) -> Any:
+    """Returns the ONNX model of a network, for any number of images.
+
+    Its input is `images`, [batch, h, w, c], and its output `logits`, float32 [batch, classes]. What
+    does not depend on the images is computed now, and batch normalisation becomes part of the
+    convolution before it, so logits differ from those of JAX by rounding.
+
+    Args:
+      apply: Pure function from images [batch, h, w, c] to logits [batch, classes], with its
+        parameters inside. The batch is a symbol when it is traced, so it is `x.shape[0]` and not
+        `len(x)`.
+      shape: Height, width and channels of an image.
+      dtype: Type of the images, `float32` or `uint8`.
+      classes: Names of the classes in the order of the logits, or none.
+      name: Name of the graph.
+
+    Returns:
+      The model, an `onnx.ModelProto` that `onnx.checker` has checked. Its `metadata_props` are
+      `classes` (a JSON list), `dtype`, `layout` (NHWC) and `shape` (h, w, c, a JSON list).
+
+    Raises:
+      UserError: Package `onnx` is missing, the dtype is another one, the network has an operation
+        that is not known, or its logits do not fit the classes.
+    """
+    check_installed()
+    # Only here, because these modules need the package.
+    from onnx import TensorProto, helper
+
+    from drnas_jax.export.onnx import walk
+    from drnas_jax.export.onnx.fusion import simplify
+    from drnas_jax.export.onnx.graph import Graph, Node, Tensor
+
+    dtype = _image_dtype(dtype)
+    program = _trace(apply, shape, dtype, classes)
+    graph = Graph("images")
+    # Transposed first, so that all convolutions find the channels where ONNX wants them.
+    first = Tensor("images", (0, 1, 2, 3))
+    images = Tensor(graph.arranged(first, (0, 3, 1, 2)), (0, 3, 1, 2))
+    (logits,) = walk.write(graph, program, [images])
+    if not isinstance(logits, Tensor):
+        logits = graph.expanded(logits, program.out_avals[0].shape)
+    graph.nodes.append(Node("Identity", (graph.in_order(logits),), ("logits",)))
+    simplify(graph, {"logits"})
+    outputs = program.out_avals[0].shape[1]
+    element = helper.np_dtype_to_tensor_dtype(dtype)
+    model = graph.model(
+        [helper.make_tensor_value_info("images", element, ["batch", *shape])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", outputs])],
+        name,
+        OPSET,
+        ir_version=IR_VERSION,
+        producer_name="drnas_jax",
+    )
+    helper.set_model_props(
+        model,
+        {
+            "classes": json.dumps(list(classes)),
+            "dtype": dtype.name,
+            "layout": "NHWC",
+            "shape": json.dumps(list(shape)),
+        },
+    )
+    return model
+
+
+def check_installed() -> None:
+    """Raises UserError unless the package `onnx` can be imported."""
+    if importlib.util.find_spec("onnx") is None:
+        raise UserError(
+            "the format 'onnx' needs the package onnx, which is not installed: "
+            "pip install 'drnas_jax[onnx]'"
+        )
+
+
+def _image_dtype(dtype: Any) -> np.dtype:
+    """Returns the type of the images, or raises UserError if it is not one of DTYPES."""
+    name = jnp.dtype(dtype).name
+    if name not in DTYPES:
+        raise UserError(f"images for ONNX cannot be {name}: take one of {', '.join(DTYPES)}")
+    return np.dtype(name)
+
+
+def _trace(
+    apply: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    classes: Sequence[str],
+) -> Any:
+    """Returns the network's program for a batch of unknown size, a ClosedJaxpr.
+
+    Raises:
+      UserError: It needs to know the size of the batch, or its logits do not fit the classes.
+    """
+    (batch,) = jax.export.symbolic_shape("batch")
+
+    def trace(size: Any) -> Any:
+        return jax.make_jaxpr(apply)(jax.ShapeDtypeStruct((size, *shape), dtype))
+
+    try:
+        program = trace(batch)
+    except Exception as error:
+        trace(1)  # raises if the fault is another one
+        raise UserError(
+            "the network needs to know the number of images, and the exported one must take any "
+            f"number ({error}): write x.shape[0] for len(x), and -1 for a size in a reshape that "
+            "follows from the others"
+        ) from error
+    shapes = [(*aval.shape, aval.dtype.name) for aval in program.out_avals]
+    if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][::2] != (batch, "float32"):
+        raise UserError(
+            f"the network returns {shapes}: expected logits (batch, classes, 'float32')"
+        )
+    if classes and len(classes) != shapes[0][1]:
+        raise UserError(
+            f"there are {len(classes)} names of classes for {shapes[0][1]} logits: name each class"
+        )
+    return program
+
+
+class Onnx:
+    """The export format `onnx`, one file `model.onnx`."""
+
+    def check(self) -> None:
+        """Raises UserError if the package `onnx` is not installed."""
+        check_installed()
+
+    def write(self, network: Any, directory: Path) -> list[Path]:
+        """Writes a network and returns the paths of its files.
+
+        Args:
+          network: Network with the attributes `apply`, `shape`, `dtype` and `classes`, which are
+            arguments of `to_onnx`.
+          directory: Existing folder of the file.
+
+        Raises:
+          UserError: The network has an operation that is not known.
+        """
+        model = to_onnx(network.apply, network.shape, network.dtype, network.classes)
+        path = directory / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        return [path]
+
+
+def create() -> Onnx:
+    """Creates the format."""
+    return Onnx()
