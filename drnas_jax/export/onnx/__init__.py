@@ -16,8 +16,6 @@ import numpy as np
 
 from drnas_jax.errors import UserError
 
-OPSET = 18  # read by onnxruntime 1.14 (2023) and later
-IR_VERSION = 8
 DTYPES = ("float32", "uint8")
 
 
@@ -52,44 +50,17 @@ def to_onnx(
         that is not known, or its logits do not fit the classes.
     """
     check_installed()
-    # Only here, because these modules need the package.
-    from onnx import TensorProto, helper
-
-    from drnas_jax.export.onnx import walk
-    from drnas_jax.export.onnx.fusion import simplify
-    from drnas_jax.export.onnx.graph import Graph, Node, Tensor
+    from drnas_jax.export.onnx import model  # only here, because it imports the package
 
     dtype = _image_dtype(dtype)
     program = _trace(apply, shape, dtype, classes)
-    graph = Graph("images")
-    # Transposed first, so that all convolutions find the channels where ONNX wants them.
-    first = Tensor("images", (0, 1, 2, 3))
-    images = Tensor(graph.arranged(first, (0, 3, 1, 2)), (0, 3, 1, 2))
-    (logits,) = walk.write(graph, program, [images])
-    if not isinstance(logits, Tensor):
-        logits = graph.expanded(logits, program.out_avals[0].shape)
-    graph.nodes.append(Node("Identity", (graph.in_order(logits),), ("logits",)))
-    simplify(graph, {"logits"})
-    outputs = program.out_avals[0].shape[1]
-    element = helper.np_dtype_to_tensor_dtype(dtype)
-    model = graph.model(
-        [helper.make_tensor_value_info("images", element, ["batch", *shape])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", outputs])],
-        name,
-        OPSET,
-        ir_version=IR_VERSION,
-        producer_name="drnas_jax",
-    )
-    helper.set_model_props(
-        model,
-        {
-            "classes": json.dumps(list(classes)),
-            "dtype": dtype.name,
-            "layout": "NHWC",
-            "shape": json.dumps(list(shape)),
-        },
-    )
-    return model
+    properties = {
+        "classes": json.dumps(list(classes)),
+        "dtype": dtype.name,
+        "layout": "NHWC",
+        "shape": json.dumps(list(shape)),
+    }
+    return model.build(program, name, properties)
 
 
 def check_installed() -> None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from drnas_jax.errors import UserError
 
@@ -134,31 +132,6 @@ class Graph:
         parts = [self.integers([size]) if isinstance(size, int) else batch for size in shape]
         full = self.add("Concat", *parts, axis=0)
         return Tensor(self.add("Expand", self.in_order(value), full), tuple(range(len(shape))))
-
-    def model(self, inputs: Any, outputs: Any, name: str, opset: int, **fields: Any) -> Any:
-        """Returns the ONNX model.
-
-        Args:
-          inputs: Descriptions of the inputs (onnx.ValueInfoProto).
-          outputs: Descriptions of the outputs.
-          name: Name of the graph.
-          opset: Version of the set of operators.
-          **fields: Further arguments of `onnx.helper.make_model`.
-        """
-        nodes = [
-            helper.make_node(
-                node.operator, node.inputs, node.outputs, node.outputs[0], **dict(node.attributes)
-            )
-            for node in self.nodes
-        ]
-        initialisers = [
-            numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), key)
-            for key, array in self.initialisers.items()
-        ]
-        graph = helper.make_graph(nodes, name, inputs, outputs, initialisers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], **fields)
-        onnx.checker.check_model(model, full_check=True)
-        return model
 
 
 def unknown(equation: Any, detail: str = "") -> UserError:
