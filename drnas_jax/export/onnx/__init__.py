@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import symbolic_shape
 
 from drnas_jax.errors import UserError
 
@@ -91,7 +92,7 @@ def _trace(
     Raises:
       UserError: It needs to know the size of the batch, or its logits do not fit the classes.
     """
-    (batch,) = jax.export.symbolic_shape("batch")
+    (batch,) = symbolic_shape("batch")
 
     def trace(size: Any) -> Any:
         return jax.make_jaxpr(apply)(jax.ShapeDtypeStruct((size, *shape), dtype))
