@@ -1,0 +1,146 @@
+"""Writes a network as an ONNX model, which onnxruntime and most inference engines read.
+
+The network is traced to a JAX program, and each of its operations becomes an ONNX operator. So it
+serves every network that consists of known operations, whatever its search space is.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.export import symbolic_shape
+
+from drnas_jax.errors import UserError
+from drnas_jax.export_formats.base import Format, Network
+from drnas_jax.files import write_bytes
+from drnas_jax.spaces.base import Space
+
+FILE = "model.onnx"
+DTYPES = ("float32", "uint8")
+
+
+def to_onnx(
+    apply: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, int, int],
+    dtype: Any = "float32",
+    classes: Sequence[str] = (),
+    batch_size: int = 0,
+) -> Any:
+    """Returns the ONNX model of a network.
+
+    Its input is `images`, [batch, h, w, c], and its output `logits`, float32 [batch, classes]. What
+    does not depend on the images is computed now, and batch normalisation becomes part of the
+    convolution before it, so logits differ from those of JAX by rounding.
+
+    Args:
+      apply: Pure function from images [batch, h, w, c] to logits [batch, classes], with its
+        parameters inside. The batch is a symbol when it is traced, so it is `x.shape[0]` and not
+        `len(x)`.
+      shape: Height, width and channels of an image.
+      dtype: Type of the images, `float32` or `uint8`.
+      classes: Names of the classes in the order of the logits, or none.
+      batch_size: Number of images, or 0 for a model that takes any number.
+
+    Returns:
+      The model, an `onnx.ModelProto` that `onnx.checker` has checked. Its `metadata_props` are
+      `classes` (a JSON list), `dtype`, `layout` (NHWC) and `shape` (h, w, c, a JSON list).
+
+    Raises:
+      UserError: Package `onnx` is missing, the dtype is another one, the network has an operation
+        that is not known, or its logits do not fit the classes.
+    """
+    check_installed()
+    from drnas_jax.export_formats.onnx import model  # only here, because it imports the package
+
+    dtype = _image_dtype(dtype)
+    program = _trace(apply, shape, dtype, classes, batch_size)
+    properties = {
+        "classes": json.dumps(list(classes)),
+        "dtype": dtype.name,
+        "layout": "NHWC",
+        "shape": json.dumps(list(shape)),
+    }
+    return model.build(program, properties)
+
+
+def check_installed() -> None:
+    """Raises UserError unless the package `onnx` can be imported."""
+    if importlib.util.find_spec("onnx") is None:
+        raise UserError(
+            "the format 'onnx' needs the package onnx, which is not installed: "
+            "pip install 'drnas_jax[onnx]'"
+        )
+
+
+def _image_dtype(dtype: Any) -> np.dtype:
+    """Returns the type of the images, or raises UserError if it is not one of DTYPES."""
+    name = jnp.dtype(dtype).name
+    if name not in DTYPES:
+        raise UserError(f"images for ONNX cannot be {name}: take one of {', '.join(DTYPES)}")
+    return np.dtype(name)
+
+
+def _trace(
+    apply: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    classes: Sequence[str],
+    batch_size: int,
+) -> Any:
+    """Returns the network's program, a ClosedJaxpr; the size of its batch is a symbol if it is 0.
+
+    Raises:
+      UserError: It needs to know the size of the batch, or its logits do not fit the classes.
+    """
+    batch = batch_size or symbolic_shape("batch")[0]
+
+    def trace(size: Any) -> Any:
+        return jax.make_jaxpr(apply)(jax.ShapeDtypeStruct((size, *shape), dtype))
+
+    try:
+        program = trace(batch)
+    except Exception as error:
+        if batch_size:
+            raise
+        trace(1)  # raises if the fault is another one
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            "the network needs to know the number of images, and the exported one must take any "
+            f"number ({reason}): write x.shape[0] for len(x), and -1 for a size in a reshape that "
+            "follows from the others, or set export.batch_size"
+        ) from error
+    shapes = [(*aval.shape, aval.dtype.name) for aval in program.out_avals]
+    if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][::2] != (batch, "float32"):
+        raise UserError(
+            f"the network returns {shapes}: expected logits (batch, classes, 'float32')"
+        )
+    if classes and len(classes) != shapes[0][1]:
+        raise UserError(
+            f"there are {len(classes)} names of classes for {shapes[0][1]} logits: name each class"
+        )
+    return program
+
+
+class Onnx:
+    """The format `onnx`, one file `model.onnx`; see `base.Format`."""
+
+    def check(self, space: Space) -> None:
+        """Raises UserError if the package `onnx` is not installed."""
+        check_installed()
+
+    def write(self, network: Network, directory: Path) -> list[Path]:
+        """Writes the model; raises UserError if the network has an operation that is not known."""
+        given = network.shape, network.dtype, network.classes, network.batch_size
+        path = directory / FILE
+        write_bytes(path, to_onnx(network.apply, *given).SerializeToString())
+        return [path]
+
+
+def create() -> Format:
+    """Returns the format."""
+    return Onnx()
