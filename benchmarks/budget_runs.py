@@ -75,13 +75,18 @@ def judge(table: nasbench_macro.NasBenchMacro, code: str, target: float) -> dict
     }
 
 
+def cost_weight(workdir: Path) -> float:
+    """Returns the factor of the expected cost in the loss of a search."""
+    return float(json.loads((workdir / "config.json").read_text())["config"]["cost"]["weight"])
+
+
 def derive(table: nasbench_macro.NasBenchMacro, workdir: Path, target: float) -> str:
     """Returns the code of the network that a search without a cost in its loss finds.
 
     All networks that fit are tried: it has the largest sum of the logarithms of the mean mixing
     weights after the last epoch.
     """
-    if json.loads((workdir / "config.json").read_text())["config"]["cost"]["weight"]:
+    if cost_weight(workdir):
         raise SystemExit(f"{workdir}: cost.weight is not 0, so each target needs its own search")
     line = json.loads((workdir / "search/history.jsonl").read_text().splitlines()[-1])
     concentrations = np.array(line["concentration"]["layers"])
@@ -115,7 +120,8 @@ def main(argv: Sequence[str]) -> None:
                 raise SystemExit(f"{file}: the search chose {code}, and its last epoch {found}")
             judged_at[each] = (found, judge(table, found, each))
         for each, (found, values) in sorted(judged_at.items()):
-            run = {"target": int(each), "seed": origin["seed"], "code": found}
+            run = {"target": int(each), "weight": cost_weight(Path(workdir))}
+            run |= {"seed": origin["seed"], "code": found}
             end = {"search_seconds": round(origin["search_seconds"]), "commit": options.commit}
             lines.append({**run, **values, **end})
     writer = csv.DictWriter(sys.stdout, lines[0], lineterminator="\n")
