@@ -20,8 +20,7 @@ FLOORS = (
     ("data", "nn"),
     ("spaces",),
     ("distributions",),
-    ("costs", "penalties", "rules", "tables", "workdir"),
-    ("export",),
+    ("costs", "export_formats", "penalties", "rules", "tables", "workdir"),
     ("phases",),
     ("report",),
     ("", "main", "tools"),  # "": the package itself, what a library user imports

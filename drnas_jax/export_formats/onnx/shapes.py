@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from drnas_jax.export.onnx import constants
-from drnas_jax.export.onnx.equations import Writer, result_shape, shape_of
-from drnas_jax.export.onnx.graph import Graph, Tensor, Value, unknown
+from drnas_jax.export_formats.onnx import constants
+from drnas_jax.export_formats.onnx.equations import Writer, result_shape, shape_of
+from drnas_jax.export_formats.onnx.graph import Graph, Tensor, Value, unknown
 
 
 def _transpose(graph: Graph, equation: Any, operands: Sequence[Value]) -> list[Value]:

@@ -7,21 +7,20 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from drnas_jax.export.onnx import walk
-from drnas_jax.export.onnx.fusion import simplify
-from drnas_jax.export.onnx.graph import Graph, Node, Tensor
+from drnas_jax.export_formats.onnx import walk
+from drnas_jax.export_formats.onnx.fusion import simplify
+from drnas_jax.export_formats.onnx.graph import Graph, Node, Tensor
 
 OPSET, IR_VERSION = 18, 8  # read by onnxruntime 1.14 (2023) and later
 _INPUT, _OUTPUT = "images", "logits"
 
 
-def build(program: Any, name: str, properties: Mapping[str, str]) -> onnx.ModelProto:
+def build(program: Any, properties: Mapping[str, str]) -> onnx.ModelProto:
     """Returns the checked model of a network.
 
     Args:
       program: Traced program (a ClosedJaxpr) from images [batch, h, w, c] to logits
         [batch, classes].
-      name: Name of the graph.
       properties: Names and values of `metadata_props`.
 
     Raises:
@@ -40,7 +39,7 @@ def build(program: Any, name: str, properties: Mapping[str, str]) -> onnx.ModelP
     model = helper.make_model(
         helper.make_graph(
             [_node(node) for node in graph.nodes],
-            name,
+            "network",
             [_description(_INPUT, images)],
             [_description(_OUTPUT, logits)],
             [

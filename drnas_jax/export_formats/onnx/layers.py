@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from drnas_jax.export.onnx.equations import Writer, shape_of
-from drnas_jax.export.onnx.graph import Graph, Mean, Tensor, Value, unknown
-from drnas_jax.export.onnx.shapes import full, without_axes
+from drnas_jax.export_formats.onnx.equations import Writer, shape_of
+from drnas_jax.export_formats.onnx.graph import Graph, Mean, Tensor, Value, unknown
+from drnas_jax.export_formats.onnx.shapes import full, without_axes
 
 
 def _convolution(graph: Graph, equation: Any, operands: Sequence[Value]) -> list[Value]:

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from drnas_jax.export.onnx.graph import Graph, Value
+from drnas_jax.export_formats.onnx.graph import Graph, Value
 
 # Function (graph, equation, operands) -> results. At least one operand is a tensor, and no result
 # is empty.

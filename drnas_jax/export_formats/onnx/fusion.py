@@ -6,7 +6,7 @@ from collections.abc import Set
 
 import numpy as np
 
-from drnas_jax.export.onnx.graph import Graph, Node
+from drnas_jax.export_formats.onnx.graph import Graph, Node
 
 _LAYERS = ("Conv", "Gemm")  # (x, weights [outputs, ...][, bias]); the outputs are axis 1
 

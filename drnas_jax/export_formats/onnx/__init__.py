@@ -25,22 +25,22 @@ def to_onnx(
     shape: tuple[int, int, int],
     dtype: Any = "float32",
     classes: Sequence[str] = (),
-    name: str = "network",
+    batch_size: int = 0,
 ) -> Any:
-    """Returns the ONNX model of a network, for any number of images.
+    """Returns the ONNX model of a network.
 
-    Its input is `images`, [batch, h, w, c], and its output `logits`, float32 [batch, classes]. What
-    does not depend on the images is computed now, and batch normalisation becomes part of the
-    convolution before it, so logits differ from those of JAX by rounding.
+    The input of the model is `images`, [batch, h, w, c], and its output `logits`, float32
+    [batch, classes]. What does not depend on the images is computed now, and batch normalisation
+    becomes part of the convolution before it, so logits differ from those of JAX by rounding.
 
     Args:
       apply: Pure function from images [batch, h, w, c] to logits [batch, classes], with its
-        parameters inside. The batch is a symbol when it is traced, so it is `x.shape[0]` and not
-        `len(x)`.
+        parameters inside. Unless `batch_size` is given, the batch is a symbol when it is traced, so
+        it is `x.shape[0]` and not `len(x)`.
       shape: Height, width and channels of an image.
       dtype: Type of the images, `float32` or `uint8`.
       classes: Names of the classes in the order of the logits, or none.
-      name: Name of the graph.
+      batch_size: Number of images in a batch, or 0 if the model must take any number.
 
     Returns:
       The model, an `onnx.ModelProto` that `onnx.checker` has checked. Its `metadata_props` are
@@ -51,17 +51,18 @@ def to_onnx(
         that is not known, or its logits do not fit the classes.
     """
     check_installed()
-    from drnas_jax.export.onnx import model  # only here, because it imports the package
+    from drnas_jax.export_formats.onnx import model  # only here, because it imports the package
 
     dtype = _image_dtype(dtype)
-    program = _trace(apply, shape, dtype, classes)
+    program = _trace(apply, shape, dtype, batch_size)
+    _check_logits(program, classes)
     properties = {
         "classes": json.dumps(list(classes)),
         "dtype": dtype.name,
         "layout": "NHWC",
         "shape": json.dumps(list(shape)),
     }
-    return model.build(program, name, properties)
+    return model.build(program, properties)
 
 
 def check_installed() -> None:
@@ -85,27 +86,34 @@ def _trace(
     apply: Callable[[jax.Array], jax.Array],
     shape: tuple[int, int, int],
     dtype: np.dtype,
-    classes: Sequence[str],
+    batch_size: int,
 ) -> Any:
-    """Returns the network's program for a batch of unknown size, a ClosedJaxpr.
+    """Returns the network's program, a ClosedJaxpr.
 
     Raises:
-      UserError: It needs to know the size of the batch, or its logits do not fit the classes.
+      UserError: It needs to know the number of images, and `batch_size` is 0.
     """
-    (batch,) = symbolic_shape("batch")
 
     def trace(size: Any) -> Any:
         return jax.make_jaxpr(apply)(jax.ShapeDtypeStruct((size, *shape), dtype))
 
+    if batch_size:
+        return trace(batch_size)
     try:
-        program = trace(batch)
+        return trace(symbolic_shape("batch")[0])
     except Exception as error:
         trace(1)  # raises if the fault is another one
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
             "the network needs to know the number of images, and the exported one must take any "
-            f"number ({error}): write x.shape[0] for len(x), and -1 for a size in a reshape that "
-            "follows from the others"
+            f"number ({reason}): write x.shape[0] for len(x), and -1 for a size in a reshape that "
+            "follows from the others, or set export.batch_size"
         ) from error
+
+
+def _check_logits(program: Any, classes: Sequence[str]) -> None:
+    """Raises UserError unless a program returns logits, one for each class."""
+    batch = program.in_avals[0].shape[0]
     shapes = [(*aval.shape, aval.dtype.name) for aval in program.out_avals]
     if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][::2] != (batch, "float32"):
         raise UserError(
@@ -115,13 +123,12 @@ def _trace(
         raise UserError(
             f"there are {len(classes)} names of classes for {shapes[0][1]} logits: name each class"
         )
-    return program
 
 
 class Onnx:
     """The export format `onnx`, one file `model.onnx`."""
 
-    def check(self) -> None:
+    def check(self, space: Any) -> None:
         """Raises UserError if the package `onnx` is not installed."""
         check_installed()
 
@@ -129,14 +136,16 @@ class Onnx:
         """Writes a network and returns the paths of its files.
 
         Args:
-          network: Network with the attributes `apply`, `shape`, `dtype` and `classes`, which are
-            arguments of `to_onnx`.
+          network: Network with the attributes `apply`, `shape`, `dtype`, `classes` and
+            `batch_size`, which are arguments of `to_onnx`.
           directory: Existing folder of the file.
 
         Raises:
           UserError: The network has an operation that is not known.
         """
-        model = to_onnx(network.apply, network.shape, network.dtype, network.classes)
+        model = to_onnx(
+            network.apply, network.shape, network.dtype, network.classes, network.batch_size
+        )
         path = directory / "model.onnx"
         path.write_bytes(model.SerializeToString())
         return [path]

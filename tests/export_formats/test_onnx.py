@@ -16,7 +16,7 @@ from jax import lax
 from drnas_jax import components, spaces
 from drnas_jax.data.preprocess import normalise
 from drnas_jax.errors import UserError
-from drnas_jax.export import onnx as export
+from drnas_jax.export_formats import onnx as export
 from drnas_jax.nn import backend
 from drnas_jax.spaces.base import NetworkSpec, SupernetSpec
 
@@ -319,10 +319,14 @@ def test_the_model_describes_its_input():
 
 def test_the_format_writes_one_file(tmp_path):
     network = SimpleNamespace(
-        apply=batch_norm_network, shape=SHAPE, dtype=np.float32, classes=list("abcde")
+        apply=batch_norm_network,
+        shape=SHAPE,
+        dtype="float32",
+        classes=tuple("abcde"),
+        batch_size=0,
     )
     written = export.create()
-    written.check()
+    written.check(None)
     (path,) = written.write(network, tmp_path)
     assert path == tmp_path / "model.onnx"
     check_same(onnx.load(path), batch_norm_network, images(3))
@@ -334,17 +338,18 @@ def test_the_format_writes_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("apply", "fault"),
     [
-        (lambda x: jnp.sort(x.reshape(x.shape[0], -1)), "'sort'.*format 'stablehlo'"),
+        (lambda x: jnp.sort(x.reshape(x.shape[0], -1)), "'sort'.*'stablehlo'"),
         (
             lambda x: jnp.mean(x, (1, 2)) + jax.random.normal(jax.random.key(0), (x.shape[0], 4)),
             "random numbers",
         ),
         (lambda x: jnp.mean(x.astype(jnp.bfloat16), (1, 2)).astype("float32"), "in bfloat16"),
         (lambda x: x.reshape(len(x), -1), "write x.shape\\[0\\] for len"),
+        (lambda x: x.reshape(4, -1), "needs to know the number of images"),
         (lambda x: x, "expected logits"),
         (lambda x: jnp.mean(x, (1, 2, 3)), "expected logits"),
     ],
-    ids=["primitive", "random", "bfloat16", "length", "rank", "one"],
+    ids=["primitive", "random", "bfloat16", "length", "number", "rank", "one"],
 )
 def test_what_cannot_be_exported_is_an_error_that_says_why(apply, fault):
     with pytest.raises(UserError, match=fault) as raised:
@@ -355,6 +360,17 @@ def test_what_cannot_be_exported_is_an_error_that_says_why(apply, fault):
 def test_names_that_are_not_those_of_the_logits_are_refused():
     with pytest.raises(UserError, match="4 names of classes for 5 logits"):
         export.to_onnx(batch_norm_network, SHAPE, classes=list("abcd"))
+
+
+def test_a_model_for_one_number_of_images_may_depend_on_it():
+    def apply(x):
+        return jnp.mean(x, (1, 2)) * len(x)
+
+    model = export.to_onnx(apply, SHAPE, batch_size=3)
+    x = images(3)
+    np.testing.assert_allclose(run(model, x), apply(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match="Expected: 3"):
+        run(model, images(2))
 
 
 def test_a_fault_of_the_network_remains_its_own():
@@ -370,4 +386,4 @@ def test_images_of_another_type_are_refused():
 def test_the_missing_package_is_named_before_any_work(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install 'drnas_jax\\[onnx\\]'"):
-        export.Onnx().check()
+        export.Onnx().check(None)

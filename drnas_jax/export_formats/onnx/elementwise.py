@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from drnas_jax.export.onnx.equations import Writer, result_shape, shape_of, static
-from drnas_jax.export.onnx.graph import Graph, Tensor, Value, unknown
+from drnas_jax.export_formats.onnx.equations import Writer, result_shape, shape_of, static
+from drnas_jax.export_formats.onnx.graph import Graph, Tensor, Value, unknown
 
 _SAME_OPERANDS = {
     "abs": "Abs",

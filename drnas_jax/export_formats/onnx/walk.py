@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from drnas_jax.export.onnx import constants, elementwise, layers, shapes
-from drnas_jax.export.onnx.graph import Graph, Tensor, Value, unknown
+from drnas_jax.export_formats.onnx import constants, elementwise, layers, shapes
+from drnas_jax.export_formats.onnx.graph import Graph, Tensor, Value, unknown
 
 _WRITERS = {**elementwise.WRITERS, **shapes.WRITERS, **layers.WRITERS}
 

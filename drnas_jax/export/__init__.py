@@ -1,1 +1,0 @@
-"""Writes trained networks in formats that other programs read."""

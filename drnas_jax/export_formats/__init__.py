@@ -1,0 +1,1 @@
+"""Formats in which a trained network leaves the project, one module each; see `base.Format`."""
