@@ -45,8 +45,7 @@ def main() -> None:
     networks = {
         name: space.network(spec, backend.choose(name, "cpu")) for name in ("auto", "plain")
     }
-    image = jnp.zeros((1, *IMAGE))
-    variables = networks["plain"].init(jax.random.key(0), image, False)
+    variables = _variables(networks["plain"])
     begin = time.perf_counter()
     model = to_onnx(lambda x: networks["plain"].apply(variables, x, False), IMAGE)
     content = model.SerializeToString()
@@ -68,6 +67,23 @@ def main() -> None:
         for name, network in networks.items():
             programs[f"jax_{name}"] = _compiled(network, variables, x)
         print(json.dumps(_compare(programs, x, arguments.rounds)), flush=True)
+
+
+def _variables(network: Any) -> Any:
+    """Returns random weights; an initialisation would be compiled first."""
+    image = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
+    shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), image)
+    generator = np.random.default_rng(0)
+
+    def values(path: Any, leaf: Any) -> np.ndarray:
+        if path[-1].key.startswith(("scale", "var")):
+            return np.ones(leaf.shape, leaf.dtype)
+        if path[-1].key.startswith(("bias", "mean")):
+            return np.zeros(leaf.shape, leaf.dtype)
+        inputs = np.prod(leaf.shape[-3:-1])
+        return (generator.normal(size=leaf.shape) / np.sqrt(inputs)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(values, shapes)
 
 
 def _session(content: bytes) -> Callable[[np.ndarray], Any]:

@@ -33,18 +33,18 @@ def to_onnx(
 ) -> Any:
     """Returns the ONNX model of a network.
 
-    Its input is `images`, [batch, h, w, c], and its output `logits`, float32 [batch, classes]. What
-    does not depend on the images is computed now, and batch normalisation becomes part of the
-    convolution before it, so logits differ from those of JAX by rounding.
+    The input of the model is `images`, [batch, h, w, c], and its output `logits`, float32
+    [batch, classes]. What does not depend on the images is computed now, and batch normalisation
+    becomes part of the convolution before it, so logits differ from those of JAX by rounding.
 
     Args:
       apply: Pure function from images [batch, h, w, c] to logits [batch, classes], with its
-        parameters inside. The batch is a symbol when it is traced, so it is `x.shape[0]` and not
-        `len(x)`.
+        parameters inside. Unless `batch_size` is given, the batch is a symbol when it is traced, so
+        it is `x.shape[0]` and not `len(x)`.
       shape: Height, width and channels of an image.
       dtype: Type of the images, `float32` or `uint8`.
       classes: Names of the classes in the order of the logits, or none.
-      batch_size: Number of images, or 0 for a model that takes any number.
+      batch_size: Number of images in a batch, or 0 if the model must take any number.
 
     Returns:
       The model, an `onnx.ModelProto` that `onnx.checker` has checked. Its `metadata_props` are
@@ -58,7 +58,8 @@ def to_onnx(
     from drnas_jax.export_formats.onnx import model  # only here, because it imports the package
 
     dtype = _image_dtype(dtype)
-    program = _trace(apply, shape, dtype, classes, batch_size)
+    program = _trace(apply, shape, dtype, batch_size)
+    _check_logits(program, classes)
     properties = {
         "classes": json.dumps(list(classes)),
         "dtype": dtype.name,
@@ -89,24 +90,22 @@ def _trace(
     apply: Callable[[jax.Array], jax.Array],
     shape: tuple[int, int, int],
     dtype: np.dtype,
-    classes: Sequence[str],
     batch_size: int,
 ) -> Any:
-    """Returns the network's program, a ClosedJaxpr; the size of its batch is a symbol if it is 0.
+    """Returns the network's program, a ClosedJaxpr.
 
     Raises:
-      UserError: It needs to know the size of the batch, or its logits do not fit the classes.
+      UserError: It needs to know the number of images, and `batch_size` is 0.
     """
-    batch = batch_size or symbolic_shape("batch")[0]
 
     def trace(size: Any) -> Any:
         return jax.make_jaxpr(apply)(jax.ShapeDtypeStruct((size, *shape), dtype))
 
+    if batch_size:
+        return trace(batch_size)
     try:
-        program = trace(batch)
+        return trace(symbolic_shape("batch")[0])
     except Exception as error:
-        if batch_size:
-            raise
         trace(1)  # raises if the fault is another one
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
@@ -114,6 +113,11 @@ def _trace(
             f"number ({reason}): write x.shape[0] for len(x), and -1 for a size in a reshape that "
             "follows from the others, or set export.batch_size"
         ) from error
+
+
+def _check_logits(program: Any, classes: Sequence[str]) -> None:
+    """Raises UserError unless a program returns logits, one for each class."""
+    batch = program.in_avals[0].shape[0]
     shapes = [(*aval.shape, aval.dtype.name) for aval in program.out_avals]
     if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][::2] != (batch, "float32"):
         raise UserError(
@@ -123,7 +127,6 @@ def _trace(
         raise UserError(
             f"there are {len(classes)} names of classes for {shapes[0][1]} logits: name each class"
         )
-    return program
 
 
 class Onnx:

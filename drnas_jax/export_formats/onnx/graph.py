@@ -143,5 +143,5 @@ def unknown(equation: Any, detail: str = "") -> UserError:
     """
     return UserError(
         f"the network uses the JAX primitive {equation.primitive.name!r}{detail}, which the ONNX "
-        "export does not know: export it in the format 'stablehlo', which takes any network"
+        "export does not know: set export.formats to ('stablehlo',), which takes any network"
     )
