@@ -11,6 +11,7 @@ from drnas_jax.report.runs import Run
 from drnas_jax.training.progress import Status
 
 _SHORTEST, _LONGEST = 10, 600  # seconds until a browser loads the page of a running run again
+_LATE_EPOCHS, _COMPILATION = 3, 1200  # epochs, and seconds, after which the next page is overdue
 _TIMES = {"search": "time of the search", "retrain": "time of the retraining"}
 
 
@@ -29,9 +30,15 @@ def progress(status: Status) -> str:
         f"{duration(status.seconds)} in this phase so far. Written at {now:%Y-%m-%d %H:%M:%S %Z}; "
         "the page loads itself again."
     )
+    latest = now.timestamp() + _LATE_EPOCHS * status.epoch_seconds + _COMPILATION
+    late = (
+        '<p id="late" hidden>The next page is long overdue: the run may have stopped.</p>'
+        "<script>document.getElementById('late').hidden = "
+        f"Date.now() < {1000 * latest:.0f};</script>"
+    )
     bar = f'<progress value="{status.epoch}" max="{status.epochs}"></progress>'
     first = f"<p><b>{html.escape(words)}</b></p>"
-    return f'<section class="now">{first}{bar}{text(written)}</section>'
+    return f'<section class="now">{first}{bar}{text(written)}{late}</section>'
 
 
 def answer(run: Run) -> str:

@@ -20,7 +20,8 @@ td:first-child, th:first-child, .facts td { text-align: left; white-space: norma
 code, pre, p, h1, h3, .card { overflow-wrap: anywhere; } pre { white-space: pre-wrap; }
 svg { max-width: 100%; height: auto; }
 .tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0; }
-.tile { flex: 1 1 9rem; border: 1px solid #ddd; border-radius: .5rem; padding: .5rem .75rem; }
+.tile { flex: 1 1 9rem; max-width: 20rem; border: 1px solid #ddd; border-radius: .5rem;
+  padding: .5rem .75rem; }
 .tile b { display: block; font-size: 1.3rem; line-height: 1.3; } .tile span { color: #666; }
 .now { background: #eef4fb; border-radius: .5rem; padding: .75rem 1rem; }
 .now p { margin: 0; } progress { width: 100%; height: .75rem; }
@@ -28,9 +29,11 @@ svg { max-width: 100%; height: auto; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
 .card { border: 1px solid #ddd; border-radius: .5rem; padding: .5rem .75rem; min-width: 0; }
 .card div { display: flex; flex-wrap: wrap; gap: .5rem; } figure { margin: .5rem 0 0; }
-figure img { display: block; height: 3.5rem; max-width: 100%; image-rendering: pixelated; }
+figure img { display: block; height: 3.5rem; max-width: 100%; }
+img.small { image-rendering: pixelated; }
 figcaption { font-size: .8rem; color: #666; }
 """
+_SMALL = 56  # pixels; smaller images are shown larger
 # Buttons that a reader hardly needs would cover the legend of a figure on a telephone.
 _PLOT = {
     "responsive": True,
@@ -138,8 +141,9 @@ def picture(pixels: np.ndarray, name: str, caption: str) -> str:
     ordered = pixels[..., ::-1] if pixels.shape[-1] == 3 else pixels  # OpenCV's order of colours
     file = cv2.imencode(".png", np.ascontiguousarray(ordered))[1].tobytes()
     encoded = base64.b64encode(file).decode()
+    kind = ' class="small"' if pixels.shape[0] < _SMALL else ""  # blurred if they were smoothed
     return (
-        f'<figure><img src="data:image/png;base64,{encoded}" alt="{html.escape(name)}">'
+        f'<figure><img{kind} src="data:image/png;base64,{encoded}" alt="{html.escape(name)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 

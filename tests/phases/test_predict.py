@@ -146,6 +146,11 @@ def test_gray_images(tmp_path):
     np.testing.assert_array_equal(found, drnas_jax.predict(workdir, gray[None, ..., None])[1])
 
 
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("network"))
+
+
 @pytest.mark.parametrize(
     ("images", "words"),
     [
@@ -162,14 +167,13 @@ def test_gray_images(tmp_path):
         (["large.png"], "large.png has 7x9 pixels: expected 6x6"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, monkeypatch, images, words):
+def test_mistakes_are_one_line(tmp_path, monkeypatch, network, images, words):
     # Would catch images that are silently squeezed into the network, and tracebacks.
-    workdir = trained(tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.png").write_text("no image")
     cv2.imwrite("large.png", noise(7, 9, 3))
     with pytest.raises(UserError, match=words) as caught:
-        drnas_jax.predict(workdir, images)
+        drnas_jax.predict(network, images)
     assert "\n" not in str(caught.value)
 
 

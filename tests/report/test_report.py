@@ -54,6 +54,7 @@ def test_a_page_shows_everything(workdir):
     page = page.replace(get_plotlyjs(), "")
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=(?!.data:)", page)
     assert "http-equiv" not in page and "<progress" not in page  # the run has ended
+    assert "overdue" not in page
 
 
 def test_a_cost_is_shown_with_its_target(tmp_path):
@@ -296,6 +297,7 @@ def test_a_run_that_goes_on_shows_how_far_it_is(workdir):
     assert '<meta http-equiv="refresh" content="90">' in page
     assert "search, stage 2/2: epoch 4 of 6, about 3 min 0 s left in this phase" in page
     assert '<progress value="4" max="6">' in page
+    assert '<p id="late" hidden>' in page
     assert "Result so far" in sections(page)
     assert f"Genotype after epoch {EPOCHS}" in page and "nor_conv_3x3~0" in page
     page = report.write_report([workdir]).read_text()
@@ -320,7 +322,7 @@ def test_errors_are_shown(workdir, tmp_path):
     assert "7 of 9 test images are classified wrongly" in page
     assert "cat taken for &lt;dog&gt;: 4 images" in page
     assert ["&lt;dog&gt;", "3", "33.33 %", "cat (2)"] in rows_of(page)
-    assert page.count('<img src="data:image/png;base64,') == 6
+    assert page.count(' src="data:image/png;base64,') == 6
     assert "All classes" in page
     classes = tuple(f"class {i}" for i in range(1000))
     confusion = np.roll(np.diag(np.arange(1, 1001)), 1, axis=1)
