@@ -49,9 +49,9 @@ class WeightsAndBiases:
         run.directory.mkdir(parents=True, exist_ok=True)
         with service_errors():
             self._run = _init(run, self._kept["id"])
-            where = self._run.sync_dir if self._run.offline else self._run.url
+            where = f"offline, in {self._run.sync_dir}" if self._run.offline else self._run.url
         write_json(self._file, self._kept)
-        run.say(f"Weights & Biases: {where}" + " (offline)" * self._run.offline)
+        run.say(f"Weights & Biases: {where or 'disabled'}")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Adds one point to each curve, unless an earlier start has written this step."""
