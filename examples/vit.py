@@ -69,7 +69,7 @@ class Transformer(nn.Module):
 
         patch = (options.patch, options.patch)
         x = nn.Conv(spec.channels, patch, strides=patch, name="patches")(x)
-        x = x.reshape(len(x), -1, spec.channels)
+        x = x.reshape(x.shape[0], -1, spec.channels)
         x += self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         for group in range(spec.depth):
             for choice, primitives in enumerate(self.choices):
