@@ -343,7 +343,9 @@ class TableConfig:
 class ExportConfig:
     """The files that the phase `export` writes."""
 
-    formats: tuple[str, ...] = field(("stablehlo",), "Formats: bundled ones, or your own modules.")
+    formats: tuple[str, ...] = field(
+        ("stablehlo",), "Formats: 'stablehlo', 'torch', or your own modules."
+    )
     platforms: tuple[str, ...] = field(
         ("cpu", "cuda", "tpu"),
         "Platforms on which a StableHLO program runs: 'cpu', 'cuda', 'rocm' or 'tpu'.",

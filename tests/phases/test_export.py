@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from resuming import Listener
+from small_run import environment
 from trained_run import SHAPE, config_of, make
 
 from drnas_jax import export, spaces
@@ -225,3 +228,28 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be restored"):
         export(config, tmp_path, display=Listener())
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_export_once(tmp_path):
+    # Would catch a process that waits for the other for ever, or both writing the same file.
+    metadata, _ = make(tmp_path, config_of(), epochs=3)
+    program = ["launch/local.sh", "--processes=2", "--devices=1", f"--python={sys.executable}"]
+    program += ["--", "--config=configs/digits.py:smoke", f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        [*program, "--phases=export", "--config.export.formats=('stablehlo','torch')"],
+        cwd=Path(__file__).parents[2],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    names = ["card.json", "model.npz", "model.safetensors", "model.stablehlo"]
+    assert files(tmp_path) == names
+    card = json.loads((tmp_path / "export/card.json").read_text())
+    assert card["genotype"] == to_json(metadata.genotype)
+    for entry in card["files"]:
+        content = (tmp_path / "export" / entry["name"]).read_bytes()
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+    assert done.stderr.count("exported model.stablehlo") == 1
