@@ -3,8 +3,10 @@
 Every method gets the supernet, the batch size and K of the config's first stage. Their warm steps
 alternate in one process, `--rounds=N` times after a first one that is not counted. Prints a
 Markdown table: the median step in seconds, and the median and the extremes of its ratio to the
-step of DrNAS in the same round. Rules have no part in a step; the last line has the time of one
-measurement of the curvature on one batch, which the rule `curvature` takes after some epochs.
+step of the first method, DrNAS, in the same round. `--methods=darts,snas` takes only these.
+
+Rules have no part in a step. The last line has the time of one measurement of the curvature on one
+batch, which the rule `curvature` takes after some epochs.
 """
 
 import statistics
@@ -16,7 +18,7 @@ from absl import flags, logging
 
 from drnas_jax.config import Config, from_config_dict, plain, to_config_dict
 from drnas_jax.configs.nasbench201 import METHODS
-from drnas_jax.errors import UserError
+from drnas_jax.errors import UserError, check_choice
 from drnas_jax.flags import parse
 from drnas_jax.phases.search.diagnostics import Diagnostics
 from drnas_jax.phases.search.experiment import Experiment, state_at
@@ -60,12 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("rounds", 6, "rounds that count", 1, flag_values=values)
+        flags.DEFINE_list("methods", [], "methods; empty: all", flag_values=values)
 
     try:
         config, values, rest = parse(sys.argv if argv is None else argv, define)
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}")
-        timers = {name: Timer(step_case(each, 1)) for name, each in by_method(config).items()}
+        configs = by_method(config)
+        for name in values.methods:
+            check_choice("method", name, configs)
+        chosen = {name: configs[name] for name in configs if name in (values.methods or configs)}
+        timers = {name: Timer(step_case(each, 1)) for name, each in chosen.items()}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         step = statistics.median(each[name] for each in rounds)
         middle = statistics.median(ratios)
         print(f"| {name} | {step:.4g} | {middle:.2f} | {min(ratios):.2f}, {max(ratios):.2f} |")
-    cold, warm = curvature_s(by_method(config)["darts"])
+    cold, warm = curvature_s(configs["darts"])
     print(f"\nA measurement of the curvature takes {warm:.1f} s, the first one {cold:.1f} s.")
     return 0
 
