@@ -164,6 +164,7 @@ def test_a_budget_as_the_page_describes(tmp_path):
 
 @pytest.mark.slow
 def test_an_export_as_the_page_describes(tmp_path):
+    pytest.importorskip("onnxruntime")
     # Would catch an example that does not load what the command writes, or a card that is wrong.
     page, folder = ROOT / "docs" / "export.md", tmp_path / "runs/digits/export"
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -174,7 +175,7 @@ def test_an_export_as_the_page_describes(tmp_path):
     assert card["accuracy"]["test_accuracy"] == result["test_accuracy"]
     assert card["network"]["params"] == result["params"]
     names = [entry["name"] for entry in card["files"]]
-    assert names == ["model.stablehlo", "model.npz", "model.safetensors"]
+    assert names == ["model.stablehlo", "model.onnx", "model.npz", "model.safetensors"]
     for entry in card["files"]:
         content = (folder / entry["name"]).read_bytes()
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
