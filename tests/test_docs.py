@@ -255,8 +255,8 @@ def test_the_examples_of_the_reference(tmp_path):
     # Would catch an example that fails, or a search whose result is not what was loaded.
     printed = execute(ROOT / "docs" / "api.md", tmp_path)
     assert "nasbench201" in printed
-    assert "config field search.lr is -1: expected at least 0" in printed
-    assert 0 <= float(re.search(r"test accuracy (.*)", printed)[1]) <= 1
+    assert "config field search.lr is -1.0: expected at least 0" in printed
+    assert 0 <= float(re.search(r"parameters, test accuracy (.*)", printed)[1]) <= 1
 
 
 @needs_tfp
