@@ -94,6 +94,11 @@ def _short(count: float) -> str:
     return f"{count:,}" if count >= 1000 else f"{count:.4g}"
 
 
+def _number(value: float) -> str:
+    """Returns a number with six digits, or all digits before the point."""
+    return f"{value:,.0f}" if value >= 1e6 else f"{value:,.6g}"
+
+
 def _facts(run: Run) -> list[tuple[str, str]]:
     config = run.config
     rows = [
@@ -116,9 +121,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     if compared := run.provenance.compared:
         rows.append(("result in the supernet", compared.describe()))
     if cost := run.provenance.cost:
-        rows.append((f"cost, {cost.unit}", f"{cost.exact:,.6g}"))
+        rows.append((f"cost, {cost.unit}", _number(cost.exact)))
         if cost.target is not None:
-            rows.append((f"largest cost, {cost.unit}", f"{cost.target:,.6g}"))
+            rows.append((f"largest cost, {cost.unit}", _number(cost.target)))
     for dataset, accuracy in run.accuracies(run.genotype).items():
         rows.append((f"true test accuracy, {dataset}", f"{accuracy:.2f} %"))
     if run.table and run.genotype and (rank := run.table.rank(run.genotype)):
