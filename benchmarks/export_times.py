@@ -28,7 +28,7 @@ from drnas_jax.phases.setup import split_variables
 from drnas_jax.training.checkpoints import Checkpoints
 from drnas_jax.training.progress import Progress
 
-FORMATS = ("stablehlo", "torch")
+FORMATS = ("stablehlo", "onnx", "torch")
 # Loads one file and prints the times in seconds.
 LOAD = """
 import json, sys, time
