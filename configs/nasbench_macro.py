@@ -11,7 +11,7 @@ beside the data directory is used. Retraining has the benchmark's batches and nu
 | variant | description | time, and test accuracy |
 |---|---|---|
 | (none) | C 32 and 32x32 pixels, as in the benchmark, 50 epochs of search and 50 of retraining; for a GPU | not measured |
-| cpu | a proxy: C 8, 17x17 pixels, 10 epochs; then C 32, 5 epochs | search: about half an hour on 1 CPU core; retraining and its accuracy not measured |
+| cpu | a proxy: C 8, 17x17 pixels, 10 epochs; then C 32, 5 epochs | search: 32 to 35 minutes on 1 CPU core; retraining and its accuracy not measured |
 | smoke | the same program on handwritten digits, no download | about 1 minute on 2 CPU cores, 1 to 2 if they are busy |
 
 For example `--config=configs/nasbench_macro.py:cpu`. The sides of 17 pixels become 9, 5 and 3 in
