@@ -48,11 +48,13 @@ def test_a_search_by_each_method(method, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "decisions", "operations"), [(cifar10, 17, 7), (nasbench_macro, 8, 3)]
+    ("recipe", "variant", "decisions", "operations"),
+    [(cifar10, "smoke,s2", 17, 2), (nasbench_macro, "smoke", 8, 3)],  # S2 has DARTS's cells
+    ids=["darts_s2", "macro"],
 )
-def test_perturbation_in_other_spaces(recipe, decisions, operations, tmp_path):
+def test_perturbation_in_other_spaces(recipe, variant, decisions, operations, tmp_path):
     # Would catch edges or nodes that only NAS-Bench-201's cell has, and decisions made twice.
-    config = recipe.get_config("smoke")
+    config = recipe.get_config(variant)
     config.data.update(dict(name="digits", image_size=0, crop_padding=1))
     stage = dict(epochs=(decisions,), warmup_epochs=(0,), operations=(operations,))
     config.search.update(dict(stage, partial_channels=(1,), batch_size=350, compared_cells=0))
