@@ -10,7 +10,7 @@ from drnas_jax.config import Config
 
 
 class ServiceError(RuntimeError):
-    """A service that a writer needs has failed. The run goes on without this writer."""
+    """A failure of a service that a writer needs; the run goes on without this writer."""
 
 
 @contextlib.contextmanager

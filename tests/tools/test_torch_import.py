@@ -1,12 +1,15 @@
 """Networks of the authors' PyTorch code, imported and run, give the same outputs as in PyTorch."""
 
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from small_run import ROOT, environment
 
 from drnas_jax.errors import UserError
 from drnas_jax.nn.backend import GPU, PLAIN
@@ -15,7 +18,7 @@ from drnas_jax.spaces.darts.published import PUBLISHED
 from drnas_jax.tools import torch_import
 from drnas_jax.torch_names import darts_links, to_torch
 
-REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
+REFERENCE = ROOT.parent / "shared" / "reference"
 OUTPUTS = ("logits_", "loss", "g:", "grad_", "after:")
 
 
@@ -41,13 +44,12 @@ def assert_close(name: str, found: np.ndarray, expected: np.ndarray, flips: bool
       found: What the package computed.
       expected: What PyTorch computed.
       flips: Whether an input of a ReLU is within rounding of 0. Its gradient may then be on the
-        other side, which changes single numbers of a gradient by much, and its norm by little:
-        2.3 % was seen in darts_search_imagenet, and 0.0012 % with another rounding.
+        other side, which changes single numbers of a gradient by much, and its norm by little.
     """
     gradient = name.startswith(("g:", "grad_"))
     if gradient and flips:
         error = np.linalg.norm(found - expected)
-        assert error <= 5e-2 * np.linalg.norm(expected) + 1e-7, name
+        assert error <= 1e-2 * np.linalg.norm(expected) + 1e-7, name
         return
     atol = 1e-5 if name == "loss" else 1e-4
     if gradient:  # some are 0 except for rounding (a bias before a BatchNorm), hence the 1e-7
@@ -64,25 +66,32 @@ def assert_close(name: str, found: np.ndarray, expected: np.ndarray, flips: bool
         pytest.param("darts_search_k1", False, marks=pytest.mark.slow),
         pytest.param("darts_search_k4", False, marks=pytest.mark.slow),
         pytest.param("darts_search_pruned", False, marks=pytest.mark.slow),
-        pytest.param("darts_search_imagenet", True, marks=pytest.mark.slow),
+        pytest.param("darts_search_imagenet", False, marks=pytest.mark.slow),
         pytest.param("cifar_network", False, marks=pytest.mark.slow),
         pytest.param("imagenet_network", True, marks=pytest.mark.slow),
     ],
 )
-def test_outputs_equal_those_of_pytorch(name, flips):
+def test_outputs_equal_those_of_pytorch(name, flips, tmp_path):
     # Would catch any difference in the operations, the wiring, the layout or BatchNorm.
     given, expected = split(load(name))
-    found = torch_import.run(given)
+    np.savez(tmp_path / "in.npz", **given)
+    # On one core and one device. Others round otherwise, and with that an input of a ReLU of
+    # darts_search_imagenet changes its side of 0, which changes one array by 2.3 %.
+    words = ["-m", "drnas_jax.tools.torch_import", "run", "in.npz", "out.npz"]
+    env = environment() | {"PYTHONPATH": str(ROOT)}
+    core = {min(os.sched_getaffinity(0))}
+    subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env=env,
+        check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, core),
+    )
+    found = dict(np.load(tmp_path / "out.npz"))
     assert set(expected) <= set(found)
     for key, want in expected.items():
         assert found[key].shape == want.shape, key
         assert_close(key, found[key], want, flips)
-    gradients = {key: want for key, want in expected.items() if key.startswith("g:")}
-    errors = [
-        np.linalg.norm(found[key] - want) / (np.linalg.norm(want) + 1e-7)
-        for key, want in gradients.items()
-    ]
-    assert np.median(errors) <= 1e-3  # a flip changes most arrays by little
 
 
 def test_command_writes_the_outputs_of_run(tmp_path, monkeypatch):
