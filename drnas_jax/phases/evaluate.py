@@ -125,7 +125,7 @@ def run_evaluate(run: Run) -> EvaluateResult:
         spec = metadata.spec
         chosen = backend.choose(config.compute.kernels, devices.platform(mesh))
         network = run.space.network(spec, chosen)
-        variables = restore(checkpoints, saved, network, run)
+        variables = restore(checkpoints, saved, network, mesh)
     counts = count_network(run.space.network(spec, backend.PLAIN), dataset.shape)
     given = network, variables, metadata.data, dataset, config, mesh, run.display
     test, predictions = score(*given)

@@ -79,7 +79,7 @@ def run_export(run: Run) -> ExportResult:
         saved, metadata = newest(checkpoints, run)
         check_ended(saved, run)
         module = run.space.network(metadata.spec, backend.PLAIN)
-        variables = restore(checkpoints, saved, module, run)
+        variables = restore(checkpoints, saved, module, run.mesh)
     network = _network(run, metadata, module, jax.tree.map(np.asarray, variables))
     card = _describe(run, saved, metadata, network)
     with run.alone("export") as directory:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -21,7 +20,7 @@ from drnas_jax.errors import UserError
 from drnas_jax.files import read_json
 from drnas_jax.nn import backend
 from drnas_jax.phases.retrain.retraining import RetrainMetadata
-from drnas_jax.phases.setup import split_variables
+from drnas_jax.phases.trained import restore
 from drnas_jax.spaces import Space
 from drnas_jax.training import devices
 from drnas_jax.training.checkpoints import Checkpoints
@@ -80,12 +79,7 @@ def predict(
         space = _space(metadata, workdir)
         mesh = devices.make_mesh(jax.local_devices()[:1])
         module = space.network(metadata.spec, backend.for_platform(devices.platform(mesh)))
-        blank = jnp.zeros((1, *metadata.data.shape), jnp.float32)
-        params, rest = split_variables(
-            jax.eval_shape(lambda: module.init(jax.random.key(0), blank, False))
-        )
-        loaded = checkpoints.load(saved, {"params": params, "variables": rest}, mesh)
-    variables = {"params": loaded["params"], **loaded["variables"]}
+        variables = restore(checkpoints, saved, module, mesh)
     statistics = [np.array(v, np.float32) for v in (metadata.data.mean, metadata.data.std)]
     rows = [
         np.asarray(_probabilities(module, variables, batch, *statistics))[:count]

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from drnas_jax import spaces
 from drnas_jax.errors import UserError
@@ -75,15 +76,15 @@ def check_ended(saved: CheckpointInfo, run: Run) -> None:
 
 
 def restore(
-    checkpoints: Checkpoints, saved: CheckpointInfo, network: nn.Module, run: Run
+    checkpoints: Checkpoints, saved: CheckpointInfo, network: nn.Module, mesh: Mesh
 ) -> dict[str, Any]:
-    """Returns the variables of a network, with a copy on every device of the run.
+    """Returns the variables of a network, with a copy on every device.
 
     Args:
       checkpoints: Checkpoints of a retraining.
       saved: Checkpoint to load.
       network: Module of the final network, without an auxiliary head.
-      run: Run that needs the network.
+      mesh: Device mesh with the single axis `data`.
 
     Raises:
       UserError: The checkpoint is damaged, or of another network.
@@ -92,5 +93,5 @@ def restore(
     image = jnp.zeros((1, height, width, channels), jnp.float32)
     like = jax.eval_shape(lambda: network.init(jax.random.key(0), image, False))
     params, variables = split_variables(like)
-    loaded = checkpoints.load(saved, {"params": params, "variables": variables}, run.mesh)
+    loaded = checkpoints.load(saved, {"params": params, "variables": variables}, mesh)
     return {"params": loaded["params"], **loaded["variables"]}
