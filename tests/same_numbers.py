@@ -1,21 +1,25 @@
-"""Compares the numbers of this tree with those of another commit, bit for bit.
+"""Compares the numbers of this tree with those of another commit, bit for bit or up to rounding.
 
-    python tests/same_numbers.py COMMIT [CASE ...]
+    python tests/same_numbers.py COMMIT [CASE ...] [--tolerance=0]
 
 Both trees run the same commands on this machine, each in a fresh workdir. Compared are the lines
 of search/history.jsonl and retrain/history.jsonl without times, and the cells of genotype.json.
-Fields that only the new tree writes are ignored. Prints a line for each case and exits with 1 if
-any differs.
+Fields that only the new tree writes are ignored. Two numbers x and y are the same if
+|x - y| <= tolerance * max(1, |x|); all else must be equal. Prints the largest such difference of
+each case and exits with 1 if any case differs.
 
 The case `cifar10` needs the TFDS data in shared/tfds beside the checkout and is skipped without it.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TFDS = ROOT.parent / "shared" / "tfds"
@@ -87,23 +91,35 @@ def numbers(workdir: Path) -> dict[str, list]:
     return found
 
 
-def differences(old: dict[str, list], new: dict[str, list]) -> list[str]:
-    """The places where the new numbers are not the old ones."""
-    places = []
+def distance(old: Any, new: Any) -> float:
+    """The relative difference of two numbers, the largest one of two lists or dicts.
+
+    Infinite if anything but a number differs. Below 1 differences are absolute.
+    """
+    numbers = int | float
+    if isinstance(old, numbers) and isinstance(new, numbers):
+        return 0.0 if old == new else abs(old - new) / max(1.0, abs(old))
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() <= new.keys():
+        return max((distance(old[key], new[key]) for key in old), default=0.0)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return max(map(distance, old, new), default=0.0)
+    return 0.0 if old == new else float("inf")
+
+
+def differences(old: dict[str, list], new: dict[str, list]) -> Iterator[tuple[float, str]]:
+    """Yields how far each field that is not the same is off, and a description."""
     for kind, lines in old.items():
         if len(lines) != len(new[kind]):
-            places.append(f"{kind}: {len(lines)} lines before, {len(new[kind])} now")
+            yield float("inf"), f"{kind}: {len(lines)} lines before, {len(new[kind])} now"
             continue
         for i, (before, after) in enumerate(zip(lines, new[kind], strict=True)):
-            places += [
-                f"{kind}[{i}].{field}: {value} before, {after.get(field)} now"
-                for field, value in before.items()
-                if field not in TIMES and after.get(field) != value
-            ]
-    return places
+            for field, value in before.items():
+                far = 0.0 if field in TIMES else distance(value, after.get(field))
+                if far:
+                    yield far, f"{kind}[{i}].{field}: {value} before, {after.get(field)} now"
 
 
-def main(commit: str, *cases: str) -> int:
+def main(commit: str, cases: list[str], tolerance: float) -> int:
     """Runs the cases (all of them by default) and returns the exit code."""
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -123,10 +139,14 @@ def main(commit: str, *cases: str) -> int:
                 if not (before / case / "result.json").exists():
                     run(tree, case, before / case)
                 run(ROOT, case, Path(folder) / case)
-                found = differences(numbers(before / case), numbers(Path(folder) / case))
-                failed += bool(found)
-                print(f"{case}: {'different' if found else 'the same'}", flush=True)
-                for place in found[:5]:
+                found = sorted(
+                    differences(numbers(before / case), numbers(Path(folder) / case)), reverse=True
+                )
+                largest = found[0][0] if found else 0.0
+                failed += largest > tolerance
+                answer = "different" if largest > tolerance else "the same"
+                print(f"{case}: {answer}, the largest difference is {largest:.2g}", flush=True)
+                for _, place in found[:5]:
                     print(f"  {place[:300]}", flush=True)
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", tree], check=True)
@@ -134,9 +154,11 @@ def main(commit: str, *cases: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        raise SystemExit(__doc__)
-    unknown = set(sys.argv[2:]) - set(CASES)
-    if unknown:
-        raise SystemExit(f"unknown case {sorted(unknown)[0]}: choose among {', '.join(CASES)}")
-    sys.exit(main(*sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("commit")
+    parser.add_argument("cases", nargs="*", help=", ".join(CASES))
+    parser.add_argument("--tolerance", type=float, default=0.0)
+    options = parser.parse_intermixed_args()
+    if unknown := set(options.cases) - set(CASES):
+        parser.error(f"unknown case {min(unknown)!r}: choose among {', '.join(CASES)}")
+    sys.exit(main(options.commit, options.cases, options.tolerance))
