@@ -261,9 +261,9 @@ def test_the_examples_of_the_reference(tmp_path):
 
 @needs_tfp
 @pytest.mark.slow
-def test_the_library_example_of_the_readme(tmp_path):
+def test_the_library_example_of_the_first_search(tmp_path):
     # Would catch an example that fails, or prints something else than an accuracy.
-    printed = execute(ROOT / "README.md", tmp_path)
+    printed = execute(ROOT / "docs" / "first-search.md", tmp_path)
     assert 0.1 < float(printed.strip().splitlines()[-1]) <= 1
 
 
