@@ -125,7 +125,7 @@ def test_names_of_files_cannot_break_the_line(capsys, tmp_path):
     folder.mkdir()
     argv = [DIGITS, "--config.data.name=folder", f"--config.data.dir={folder}"]
     assert r"a\nb\udcff has no folders" in refused(capsys, *argv, f"--workdir={tmp_path}/run")
-    assert "no UTF-8" in refused(capsys, DIGITS, f"--workdir={folder}")  # before it has trained
+    assert "not UTF-8" in refused(capsys, DIGITS, f"--workdir={folder}")  # before it has trained
 
 
 def test_no_workdir(capsys):
