@@ -84,7 +84,7 @@ def refused(capsys, *argv):
         ([DIGITS, "--config.search.partial_channels=(3,1)"], ["K = 3", "8"]),
         ([DIGITS, "--config.search.epochs=(1,2,3)"], ["search.epochs has 3"]),
         ([DIGITS, "--config.search.operations=(3,5)"], ["(3, 5)"]),
-        ([DIGITS, "--config.search.operations=(4,3)"], ["4", "up to 5"]),
+        ([DIGITS, "--config.search.operations=(4,3)"], ["4", "expected 5"]),
         ([DIGITS, "--config.data.image_size=10"], ["10x10", "4"]),
         ([DIGITS, "--config.genotype=random"], ["'random'", "--phases=retrain,evaluate"]),
         ([DIGITS, "--config.checkpoint=x", "--phases=retrain"], ["'x'", "--phases=evaluate"]),
