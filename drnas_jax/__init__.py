@@ -11,5 +11,5 @@ from drnas_jax.phases.retrain.phase import retrain
 from drnas_jax.phases.search.phase import search
 from drnas_jax.spaces import load_genotype
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["evaluate", "export", "load_genotype", "predict", "retrain", "search"]

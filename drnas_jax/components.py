@@ -106,7 +106,7 @@ def find(kind: str, name: str, field: str) -> ModuleType:
         module = _import_users(name, field)
         if not callable(getattr(module, "create", None)):
             raise UserError(
-                f"{field} is {name!r}, which has no function `create`. Add one: it returns the "
+                f"{field} is {name!r}, which has no function `create`: add one that returns the "
                 f"{kind}"
             )
         _source(module)

@@ -72,7 +72,7 @@ class Genotype:
             if known == cell_type:
                 return cell
         types = ", ".join(known for known, _ in self.cells)
-        raise UserError(f"the genotype has no cell {cell_type!r}: it has {types}")
+        raise UserError(f"the genotype has no cell {cell_type!r}: expected one of {types}")
 
 
 def to_cells(genotype: Genotype) -> dict[str, Any]:
@@ -185,14 +185,16 @@ def read_text(path: str | os.PathLike[str]) -> str:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
     if len(content) > MAX_BYTES:
-        raise UserError(f"{path} is larger than {MAX_BYTES} bytes: not a genotype.json")
+        raise UserError(f"{path} is too large: expected at most {MAX_BYTES} bytes")
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return content.decode("utf-16" if wide else "utf-8-sig")
     except ValueError as error:
-        raise UserError(f"{path} is not a genotype.json: {error}") from error
+        raise UserError(
+            f"{path} is not a genotype.json ({error}): expected text in UTF-8 or UTF-16"
+        ) from error
 
 
 def parse_json(text: str, source: str) -> Any:
@@ -204,7 +206,9 @@ def parse_json(text: str, source: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{source} is not a genotype.json: {error}") from error
+        raise UserError(
+            f"{source} is not a genotype.json ({error}): restore it, or give another cell"
+        ) from error
 
 
 def search_seconds(path: str | os.PathLike[str]) -> float | None:

@@ -162,7 +162,7 @@ def _darts(cells: Mapping[str, Any], source: str) -> Genotype:
 
 
 def _fault(source: str, value: Any) -> UserError:
-    return UserError(f"{source} is {reprlib.repr(value)}, which is no cell: expected {FORMS}")
+    return UserError(f"{source} is {reprlib.repr(value)}, which is not a cell: expected {FORMS}")
 
 
 # Python
@@ -182,7 +182,7 @@ def _from_python(text: str, source: str) -> Genotype:
                 tree = ast.parse(text[start.start() :])
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(
-            f"{source} is no Python text ({error}): leave only the cell, {FORMS}"
+            f"{source} is not valid Python ({error}): leave only the cell, {FORMS}"
         ) from error
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_genotype(node)]
     if len(calls) != 1:
@@ -338,7 +338,7 @@ def _from_nni_1(parts: Mapping[tuple[Any, ...], Any], source: str) -> Genotype:
         cell = cells[cell_type] = []
         nodes = sorted({int(node) for kind, node, _ in parts if kind == cell_type})
         if nodes != list(range(_INPUTS, _INPUTS + len(nodes))):
-            raise UserError(f"{source}: {cell_type} has the nodes {nodes}: expected 2, 3, ...")
+            raise UserError(f"{source}: {cell_type} has the nodes {nodes}: expected 2, 3 and so on")
         for node in nodes:
             prefix = f"{cell_type}_n{node}_"
             switch = parts.get((cell_type, str(node), None))
@@ -362,7 +362,7 @@ def _chosen(switch: list[Any], names: Sequence[str], prefix: str) -> list[int]:
     numbers = [names.index(item) if item in names else item for item in switch]
     if not all(type(i) is int and 0 <= i < len(names) for i in numbers):
         raise UserError(
-            f"{prefix}switch is {reprlib.repr(switch)}: expected some of {', '.join(names)}"
+            f"{prefix}switch is {reprlib.repr(switch)}: expected names out of {', '.join(names)}"
         )
     return sorted(numbers)
 

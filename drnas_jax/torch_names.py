@@ -59,7 +59,7 @@ def to_variables(links: Iterable[Link], state: State, like: Any) -> Any:
     for link in links:
         target = leaves[link.path][link.index]
         if link.name not in state:
-            raise UserError(f"the state_dict lacks {link.name!r}")
+            raise UserError(f"the state_dict lacks {link.name!r}: add this tensor")
         value = np.asarray(state[link.name])
         value = value.transpose(_axes(value.ndim))
         # A vector may become a matrix (both halves of a skip); others only lose axes.

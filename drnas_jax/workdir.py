@@ -56,13 +56,13 @@ def open_workdir(workdir: str | os.PathLike[str], config: Config) -> Path:
         os.fspath(directory).encode()
     except UnicodeEncodeError as error:  # TensorStore takes no such path
         raise UserError(
-            f"--workdir is {os.fspath(directory)!a}, which is no UTF-8: take another name"
+            f"--workdir is {os.fspath(directory)!a}, which is not UTF-8: take another name"
         ) from error
     from_primary(lambda: _open(directory, config))
     if not (directory / "config.json").exists():
         raise UserError(
             f"process {jax.process_index()} does not see {directory / 'config.json'}, which "
-            "process 0 has written: --workdir must be on storage that all processes share"
+            "process 0 has written: take a --workdir on storage that all processes share"
         )
     return directory
 
@@ -93,7 +93,10 @@ def _open(directory: Path, config: Config) -> None:
         elif any(before.get(key) != value for key, value in now.items()):
             write_json(file, {**before, **now})
     except OSError as error:
-        raise UserError(f"workdir {directory} cannot be written ({error.strerror})") from error
+        raise UserError(
+            f"workdir {directory} cannot be written ({error.strerror}): make it writable, or take "
+            "another --workdir"
+        ) from error
 
 
 def _conflict(
@@ -263,7 +266,10 @@ def _lock(directory: Path, wait: bool = False) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         file = open(directory / ".lock", "w")  # noqa: SIM115 (below)
     except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror})") from error
+        raise UserError(
+            f"{directory} cannot be written ({error.strerror}): make it writable, or take another "
+            "--workdir"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

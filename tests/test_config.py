@@ -256,8 +256,14 @@ def test_a_field_that_is_not_given_has_its_default():
         (dict(search__epochs=()), ["search.epochs has 0", "search.partial_channels has 2"]),
         (dict(search__epochs=(1, 2, 3)), ["search.epochs has 3", "search.partial_channels has 2"]),
         (dict(search__channels=18), ["search.partial_channels[0] is K = 4", "= 18"]),
-        (dict(search__operations=(3, 5)), ["search.operations is (3, 5)", "later stage"]),
-        (dict(search__partial_channels=(2, 4)), ["partial_channels is (2, 4)", "later stage"]),
+        (
+            dict(search__operations=(3, 5)),
+            ["search.operations is (3, 5)", "expected no more in a stage"],
+        ),
+        (
+            dict(search__partial_channels=(2, 4)),
+            ["partial_channels is (2, 4)", "expected no more in a stage"],
+        ),
         (dict(cost__target=1e6), ["cost.target is 1000000.0", "cost.name"]),
         (dict(cost__weight=1.0), ["cost.weight is 1.0", "cost.name"]),
     ],

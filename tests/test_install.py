@@ -35,6 +35,8 @@ pytestmark = pytest.mark.install
 def installed(tmp_path_factory):
     """Returns the Python of an environment with the wheel, and with this one's other packages.
 
+    The wheel is built from the sdist, as by `python -m build` and by pip for a published sdist.
+
     Only the folder of this environment's packages is added, so the finder of an editable install in
     it stays out, and the build uses this environment's tools: the test needs no network.
     """
@@ -42,11 +44,21 @@ def installed(tmp_path_factory):
     source = folder / "source"  # a copy, for the build leaves files behind and reads old ones
     for name in ("drnas_jax", "configs"):
         shutil.copytree(ROOT / name, source / name)
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    for name in (
+        "pyproject.toml",
+        "requirements.txt",
+        "MANIFEST.in",
+        "CHANGELOG.md",
+        "README.md",
+        "LICENSE",
+    ):
         shutil.copy(ROOT / name, source)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     offline = ("--no-deps", "--no-index")
-    run(folder, *pip, "wheel", *offline, "--no-build-isolation", "-w", folder, source)
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    run(source, sys.executable, "-c", build)
+    (sdist,) = folder.glob("*.tar.gz")
+    run(folder, *pip, "wheel", *offline, "--no-build-isolation", "-w", folder, sdist)
     run(folder, sys.executable, "-m", "venv", "--without-pip", "own")
     python = folder / "own" / "bin" / "python"
     (wheel,) = folder.glob("*.whl")

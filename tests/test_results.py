@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from drnas_jax.configs.nasbench201 import METHODS
 from drnas_jax.tables.nasbench201 import DATASETS, load
 from drnas_jax.tables.nasbench_macro import load as load_macro
 
 DOCS = Path(__file__).parents[1] / "docs"
+STATUS = re.compile(r"done|stopped after epoch \d+")
 
 
 def runs():
@@ -22,10 +24,22 @@ def test_accuracies_are_those_of_the_table(shared):
     # Would catch a typing mistake, or a cell that was paired with another one's accuracies.
     table = load(shared / "nasbench201" / "nasbench201.csv")
     for run in runs():
+        if not run["cell"] and run["status"] == "stopped after epoch 0":
+            continue
         truth = table.query(run["cell"])
         assert int(run["rank"]) == truth["rank"]
         for name in DATASETS:
             assert float(run[name]) == truth[name]["test_200"], run
+
+
+def test_each_run_is_described_once():
+    # Would catch a run that was entered twice, and a new one of which the commit is unknown.
+    described = [(run["method"], run["settings"], run["commit"], run["seed"]) for run in runs()]
+    assert len(described) == len(set(described))
+    for run in runs():
+        assert run["method"] in METHODS and STATUS.fullmatch(run["status"]), run
+        assert run["processor"], run
+        assert run["commit"] or not run["valid_accuracy"], run
 
 
 def test_the_page_has_all_runs_on_fashion_mnist():
@@ -59,13 +73,18 @@ def test_the_page_has_all_runs_within_a_budget(shared):
 
 
 def test_the_page_has_the_means_of_all_runs():
-    # Would catch a mean that was not updated, or a run that was left out.
+    # Would catch a mean that was not updated, or a run that was left out. Runs with other settings
+    # than the recipe's, and those that were stopped, are not in these means.
     page = (DOCS / "results.md").read_text()
-    for method in {run["method"] for run in runs()}:
-        selected = [run for run in runs() if run["method"] == method]
-        (row,) = re.findall(rf"^\| {method} \|.*", page, re.M)
-        cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells[1] == ", ".join(run["seed"] for run in selected)
+    groups = {}
+    for run in runs():
+        if run["status"] == "done" and not run["settings"]:
+            groups.setdefault((run["method"], run["commit"]), []).append(run)
+    for (method, _), selected in groups.items():
+        rows = re.findall(rf"^\| {method} \|.*", page, re.M)
+        columns = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+        seeds = ", ".join(run["seed"] for run in selected)
+        (cells,) = [cells for cells in columns if cells[1] == seeds]
         for name, cell in zip(DATASETS, cells[2:], strict=False):
             values = [float(run[name]) for run in selected]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""

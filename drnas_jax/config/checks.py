@@ -43,10 +43,10 @@ def _check_search(search: SearchConfig) -> None:
         for name in ("epochs", "partial_channels", "operations", "warmup_epochs")
     }
     if len(set(lengths.values())) != 1:
-        counts = ", ".join(f"search.{name} has {n}" for name, n in lengths.items())
-        raise UserError(f"every stage needs one entry in each of its fields, but {counts}")
+        counts = ", ".join(f"search.{name} has {n} entries" for name, n in lengths.items())
+        raise UserError(f"{counts}: expected one entry for each stage in all four")
     if not search.epochs:
-        raise UserError("search.epochs is (): the search needs at least one stage")
+        raise UserError("search.epochs is (): expected at least one stage")
     if search.train_fraction + search.alpha_fraction > 1:
         raise UserError(
             f"search.train_fraction is {search.train_fraction} and search.alpha_fraction "
@@ -58,7 +58,7 @@ def _check_tuning(search: SearchConfig) -> None:
     epochs = sum(search.epochs) - search.lr_warmup_epochs
     if search.tuning_epochs and search.tuning_epochs >= epochs:
         raise UserError(
-            f"search.tuning_epochs is {search.tuning_epochs}: expected less than the {epochs} "
+            f"search.tuning_epochs is {search.tuning_epochs}: expected fewer than the {epochs} "
             "epochs of the search after its warm-up"
         )
 
@@ -74,7 +74,7 @@ def _check_stages(search: SearchConfig) -> None:
         values = getattr(search, name)
         if list(values) != sorted(values, reverse=True):
             raise UserError(
-                f"search.{name} is {values}: a later stage cannot have more than the one before"
+                f"search.{name} is {values}: expected no more in a stage than in the one before"
             )
 
 
@@ -90,7 +90,7 @@ def _check_retrain(retrain: RetrainConfig) -> None:
 def _check_warmup(phase: str, group: SearchConfig | RetrainConfig, epochs: int) -> None:
     if group.lr_warmup_epochs and group.lr_warmup_epochs >= epochs:
         raise UserError(
-            f"{phase}.lr_warmup_epochs is {group.lr_warmup_epochs}: expected less than the "
+            f"{phase}.lr_warmup_epochs is {group.lr_warmup_epochs}: expected fewer than the "
             f"{epochs} epochs of the phase"
         )
 

@@ -70,7 +70,7 @@ def solve(exact: Callable[[NetworkSpec], float], space: Space, network: NetworkS
         table, wrong = _fit(cost_of, pool, {entry: entry for entry in alike}, space)
     if wrong is not None:
         raise UserError(
-            f"the cost of a network of the space {space.name} is no sum over its operations: "
+            f"the cost of a network of the space {space.name} is not a sum over its operations: "
             f"{space.describe(wrong.genotype)} costs {cost_of(wrong):,.9g}, but the sum is "
             f"{_sum(table, wrong):,.9g}; set cost.name to your own module, whose table may be an "
             "approximation"

@@ -194,7 +194,7 @@ def bring_to_shape(image: np.ndarray, size: int, shape: tuple[int, ...], title: 
         sizes = [f"{height}x{width}" for height, width in (shape[:2], image.shape[:2])]
         raise UserError(
             f"images of data set {title} differ in size ({' and '.join(sizes)}): "
-            "set data.image_size to bring them to one"
+            "set data.image_size to resize all of them"
         )
     return image.reshape(shape)
 

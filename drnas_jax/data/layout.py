@@ -300,8 +300,8 @@ class _Reader:
         for name, files in classes.items():
             if len(files) < 2:
                 raise UserError(
-                    f"class folder {self.root}/{prefix}{name} has 1 image: a fifth of each class "
-                    "is held out for the test, so at least 2 are needed"
+                    f"class folder {self.root}/{prefix}{name} has 1 image: add another one, since "
+                    "a fifth of each class is held out for the test"
                 )
         files, labels = _flat(classes, list(classes))
         index = hold_out(labels)

@@ -53,10 +53,12 @@ def _scan(path: str, above: frozenset[tuple[int, int]]) -> Listing:
         with os.scandir(path) as entries:
             found = list(entries)
     except OSError as error:
-        raise UserError(f"cannot list {path}: {error.strerror}") from error
+        raise UserError(
+            f"{path} cannot be listed ({error.strerror}): make it readable, or remove it"
+        ) from error
     identity = status.st_dev, status.st_ino
     if identity in above:
-        raise UserError(f"{path} is a link to a folder that holds it: remove that link")
+        raise UserError(f"{path} is a link to a folder that contains it: remove that link")
     listing = Listing()
     for entry in found:
         name, kind = entry.name, _kind(entry)

@@ -44,7 +44,8 @@ def search_split(
         raise UserError(
             f"search.train_fraction is {train_fraction} and search.alpha_fraction "
             f"{alpha_fraction}: of {n} training images in {len(groups)} groups they give "
-            f"{len(for_weights)} to the weights and {len(for_alpha)} to alpha; both need one"
+            f"{len(for_weights)} to the weights and {len(for_alpha)} to alpha; choose shares that "
+            "give at least one to both"
         )
     return for_weights, for_alpha
 
@@ -88,7 +89,7 @@ def steps_per_epoch(n: int, batch_size: int, what: str) -> int:
     """
     if n < batch_size:
         raise UserError(
-            f"{what} has {n} images, less than one batch of {batch_size}: "
+            f"{what} has {n} images, fewer than one batch of {batch_size}: "
             "choose a smaller batch_size or more images"
         )
     return n // batch_size

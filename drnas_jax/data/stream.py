@@ -225,7 +225,10 @@ def read_rows(
                 if other == row and (request.weight is None or request.weight[row]):
                     skipped.append(reason)
         else:
-            raise UserError(f"a whole batch of {stream.source.title} is unreadable: {reason}")
+            raise UserError(
+                f"a whole batch of {stream.source.title} is unreadable: {reason}; replace these "
+                "images, since there is none that could stand in for them"
+            )
         _check_label(example, stream.num_classes)
         images[i], labels[i] = pixels.reshape(stream.shape), example.label
     if request.weight is not None:
@@ -235,7 +238,9 @@ def read_rows(
 
 def _check_label(example: Example, classes: int) -> None:
     if example.label < 0:
-        raise UserError(f"{example.name} has no label, so it cannot be trained on")
+        raise UserError(
+            f"{example.name} has no label: give it one, or take it out of the training images"
+        )
     if example.label >= classes:
         raise UserError(
             f"{example.name} has label {example.label}: expected 0 to {classes - 1}, one of the "

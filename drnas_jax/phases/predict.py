@@ -148,7 +148,7 @@ def _checked(
             "of image files"
         )
     if not len(found):
-        raise UserError("images is empty: expected at least one image")
+        raise UserError("images has the length 0: expected at least one image")
     return found
 
 

@@ -71,7 +71,7 @@ def check_ended(saved: CheckpointInfo, run: Run) -> None:
     if not run.config.checkpoint and done < epochs:
         raise UserError(
             f"retraining has done {done} of {epochs} epochs: run it to its end, or take its newest "
-            f"checkpoint nevertheless with --config.checkpoint={checkpoint_folder(run)}"
+            f"checkpoint anyway with --config.checkpoint={checkpoint_folder(run)}"
         )
 
 

@@ -212,7 +212,9 @@ def _read_config(directory: Path) -> tuple[Mapping[str, Any], Config]:
     file = directory / "config.json"
     described = read_json(file)
     if described is None:
-        raise UserError(f"{directory} is not a workdir: there is no config.json in it")
+        raise UserError(
+            f"{directory} is not a workdir, since it has no config.json: give that of a run"
+        )
     fields = Fields(described, str(file))
     fields.mapping("versions")
     devices = described.get("devices")

@@ -96,7 +96,7 @@ def check_genotype(genotype: Genotype, space: Space) -> None:
     types, expected = sorted(dict(genotype.cells)), sorted(space.cells)
     if types != expected:
         raise UserError(
-            f"the genotype has the cells {types}: the space {space.name} has {expected}"
+            f"the genotype has the cells {types}: expected {expected}, as in the space {space.name}"
         )
 
 

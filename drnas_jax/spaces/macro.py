@@ -258,7 +258,7 @@ def chosen_operations(genotype: Genotype) -> Sequence[str]:
     nodes = genotype.cell(CELL_TYPE)
     if [[source for _, source in node] for node in nodes] != [[i] for i in range(LAYERS)]:
         edges = ", ".join(edge.name for edge in CELL.edges)
-        raise UserError(f"a network of NAS-Bench-Macro has the edges {edges}, not those of {nodes}")
+        raise UserError(f"the layers are {nodes}: expected one operation on each edge of {edges}")
     names = [name for node in nodes for name, _ in node]
     for name in names:
         check_choice("NAS-Bench-Macro operation", name, PRIMITIVES)

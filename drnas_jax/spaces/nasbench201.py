@@ -299,7 +299,7 @@ def parse(arch: str) -> Genotype:
             return genotype
     raise UserError(
         f"{arch[:200]!r} is not an arch string: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2| "
-        f"with operations out of {', '.join(PRIMITIVES)}"
+        f"with operations from {', '.join(PRIMITIVES)}"
     )
 
 
@@ -312,7 +312,7 @@ def genotype_edges(genotype: Genotype) -> tuple[Edge, ...]:
     cell = genotype.cell("cell")
     if [[source for _, source in node] for node in cell] != [[*range(n)] for n in range(1, NODES)]:
         names = ", ".join(edge.name for edge in CELL.edges)
-        raise UserError(f"a NAS-Bench-201 cell has the edges {names}, not those of {cell}")
+        raise UserError(f"the cell is {cell}: expected one operation on each edge of {names}")
     for node in cell:
         for name, _ in node:
             check_choice("NAS-Bench-201 operation", name, PRIMITIVES)

@@ -131,7 +131,9 @@ def load(path: str | os.PathLike[str]) -> NasBench201:
     try:
         return _load(path)
     except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a NAS-Bench-201 table: {error}") from error
+        raise UserError(
+            f"{path} cannot be read as a NAS-Bench-201 table ({error}): check the path"
+        ) from error
 
 
 def convert(nats_bench: str | os.PathLike[str], table: str | os.PathLike[str]) -> int:
@@ -164,7 +166,9 @@ def convert(nats_bench: str | os.PathLike[str], table: str | os.PathLike[str]) -
             os.fspath(nats_bench), "tss", fast_mode=os.path.isdir(nats_bench), verbose=False
         )
     except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{nats_bench} is not a NATS-Bench topology file: {error}") from error
+        raise UserError(
+            f"{nats_bench} is not a NATS-Bench topology file ({error}): expected NATS-tss"
+        ) from error
     columns, text = ("index", "arch_str", *_NATS_BENCH), io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -195,7 +199,7 @@ def from_nats_bench(api: Any) -> Iterator[dict[str, str]]:
             except (KeyError, ValueError, AssertionError) as error:
                 raise UserError(
                     f"NATS-Bench has no {metric} of cell {index} on {dataset} after {epochs} "
-                    f"epochs: {error!r}"
+                    f"epochs ({error!r}): expected a whole file of NATS-tss"
                 ) from error
         yield row
 
@@ -206,7 +210,9 @@ def _load(path: str | os.PathLike[str]) -> NasBench201:
         header = next(lines, [])
         for needed in ("arch_str", "_".join(_RANKED_BY)):
             if needed not in header:
-                raise UserError(f"{path} has no column {needed!r}: it is not a NAS-Bench-201 table")
+                raise UserError(
+                    f"{path} has no column {needed!r}: expected a table of NAS-Bench-201"
+                )
         matches = [(i, match) for i, match in enumerate(map(_COLUMN.fullmatch, header)) if match]
         pick = operator.itemgetter(header.index("arch_str"), *(i for i, _ in matches))
         rows: dict[str, int] = {}
@@ -216,13 +222,19 @@ def _load(path: str | os.PathLike[str]) -> NasBench201:
                 arch, *texts = pick(fields)
                 values.append(list(map(float, texts)))
             except (ValueError, IndexError) as error:
-                raise UserError(f"{path}, line {number}, is damaged ({error})") from error
+                raise UserError(
+                    f"{path}, line {number}, is damaged ({error}): restore the file"
+                ) from error
             if arch in rows:
-                raise UserError(f"{path}, line {number}: {arch[:200]} occurs twice")
+                raise UserError(
+                    f"{path}, line {number}: {arch[:200]} occurs twice; remove one of its lines"
+                )
             rows[arch] = number - 2
     columns = tuple((match[1], match[2]) for _, match in matches)
     percents = np.array(values).reshape(-1, len(columns))
     for row, column in np.argwhere(~((percents >= 0) & (percents <= 100))):
         wrong = percents[row, column]
-        raise UserError(f"{path}, line {row + 2}, is damaged ({wrong} is not a percentage)")
+        raise UserError(
+            f"{path}, line {row + 2}, is damaged ({wrong} is not a percentage): restore the file"
+        )
     return NasBench201(rows, columns, percents)

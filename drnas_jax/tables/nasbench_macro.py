@@ -131,7 +131,9 @@ def load(path: str | os.PathLike[str]) -> NasBenchMacro:
     try:
         return _load(path)
     except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a NAS-Bench-Macro table: {error}") from error
+        raise UserError(
+            f"{path} cannot be read as a NAS-Bench-Macro table ({error}): check the path"
+        ) from error
 
 
 def _load(path: str | os.PathLike[str]) -> NasBenchMacro:
@@ -141,7 +143,7 @@ def _load(path: str | os.PathLike[str]) -> NasBenchMacro:
         for needed in _COLUMNS:
             if needed not in header:
                 raise UserError(
-                    f"{path} has no column {needed!r}: it is not a NAS-Bench-Macro table"
+                    f"{path} has no column {needed!r}: expected a table of NAS-Bench-Macro"
                 )
         trainings = [name for name in header if name.startswith("test_")]
         rows: dict[str, int] = {}
@@ -151,9 +153,14 @@ def _load(path: str | os.PathLike[str]) -> NasBenchMacro:
                 percents.append(_percents(line["mean_test_accuracy"], *map(line.get, trainings)))
                 counts.append(_counts(line["params"], line["flops"]))
             except (ValueError, TypeError) as error:  # TypeError: a field is missing
-                raise UserError(f"{path}, line {number}, is damaged ({error})") from error
+                raise UserError(
+                    f"{path}, line {number}, is damaged ({error}): restore the file"
+                ) from error
             if line["arch"] in rows:
-                raise UserError(f"{path}, line {number}: {line['arch'][:200]} occurs twice")
+                raise UserError(
+                    f"{path}, line {number}: {line['arch'][:200]} occurs twice; remove one of its "
+                    "lines"
+                )
             rows[line["arch"]] = number - 2
     accuracies = np.array(percents, np.float64).reshape(len(rows), 1 + len(trainings))
     sizes = np.array(counts, np.int64).reshape(len(rows), 2)

@@ -84,7 +84,7 @@ def step_case(config: Config, stage: int, mesh: Mesh | None = None) -> Case:
     """
     stages = config.search.stages
     if not 1 <= stage <= len(stages):
-        raise UserError(f"--stage is {stage}: the config has stages 1 to {len(stages)}")
+        raise UserError(f"--stage is {stage}: expected 1 to {len(stages)}, a stage of the config")
     # The config's fractions of the few synthetic images could be empty, so both get half of them.
     # Without a warm-up, the first epoch of each stage trains alpha.
     search = dataclasses.replace(
@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, values, rest = parse(sys.argv if argv is None else argv, define)
         if len(rest) != 1:
-            raise UserError(f"expected one of {', '.join(_NAMES)}, got {rest}")
+            raise UserError(f"the arguments are {rest}: expected one of {', '.join(_NAMES)}")
         check_choice("benchmark", rest[0], _NAMES)
         names = [*_CASES, "input"] if rest[0] == "all" else rest
         # A program read from the cache would make compilation look short.

@@ -114,7 +114,7 @@ def make_devices(topology: str) -> list[Any]:
             "one such as v5e:4x4 or v6e:8x8"
         ) from error
     if chips[0].device_kind not in CHIPS:
-        raise UserError(f"--topology is {topology!r}: only v5e and v6e can be planned for")
+        raise UserError(f"--topology is {topology!r}: expected v5e or v6e, such as v5e:4x4")
     return list(chips)
 
 
@@ -315,10 +315,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, values, rest = parse(sys.argv if argv is None else argv, define)
         if rest:
-            raise UserError(f"expected only flags, got {rest}")
+            raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")
         every = range(1, len(config.search.stages) + 1)
         if values.stage and values.stage not in every:
-            raise UserError(f"--stage is {values.stage}: the config has stages 1 to {len(every)}")
+            raise UserError(
+                f"--stage is {values.stage}: expected 1 to {len(every)}, a stage of the config"
+            )
         jax.config.update("jax_platforms", "cpu")
         chips = make_devices(values.topology)
         print(f"{len(chips)} x {chips[0].device_kind}, {config.compute.dtype}", flush=True)

@@ -66,7 +66,7 @@ def run(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     imported = from_torch(state, _genotype(values), _by_cell_type(values, "mask"))
     for name in ("x", "y"):
         if name not in values:
-            raise UserError(f"the file lacks {name!r}")
+            raise UserError(f"the file lacks {name!r}: add this array")
     x, y = jnp.asarray(values["x"], jnp.float32), jnp.asarray(values["y"], jnp.int32)
     if x.ndim != 4 or x.shape[-1] != 3 or y.shape != x.shape[:1]:
         raise UserError(
@@ -137,7 +137,9 @@ def _select(mix: dict[str, np.ndarray] | None, masks: Masks | None) -> Mix:
         mix is None
         or {cell_type: np.shape(weights) for cell_type, weights in mix.items()} != shapes
     ):
-        raise UserError(f"the mixing weights (mix, mix_normal, mix_reduce) must have {shapes}")
+        raise UserError(
+            f"the mixing weights (mix, mix_normal, mix_reduce) have other shapes: expected {shapes}"
+        )
     return {
         cell_type: jnp.asarray(
             np.take_along_axis(mix[cell_type], _columns(mask), axis=1), jnp.float32
@@ -195,7 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     with archive.open(f"{name}.npy", "w") as file:
                         np.lib.format.write_array(file, value)
         except OSError as error:
-            raise UserError(f"{arguments[2]} cannot be written: {error.strerror}") from error
+            raise UserError(
+                f"{arguments[2]} cannot be written ({error.strerror}): check it"
+            ) from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -216,7 +220,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays.items())
     except _DAMAGED as error:
-        raise UserError(f"{path} cannot be read as .npz: {error}") from error
+        raise UserError(f"{path} cannot be read as .npz ({error}): check the path") from error
 
 
 if __name__ == "__main__":

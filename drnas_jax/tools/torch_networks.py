@@ -23,6 +23,8 @@ _IGNORED = re.compile(r".*num_batches_tracked|_?(arch_parameters|alphas?)(_.*)?"
 
 Masks = Mapping[str, np.ndarray]
 
+_KNOWN = "that of a network of the original PyTorch code"
+
 _CELL = re.compile(r"cells\.(\d+)\.")
 _FIRST_CELL_NORM = re.compile(
     r"cells\.0\.(edges\.[^.]+\.\d+|_ops\.\d+\._ops\.\d+)\.(op\.\d+|bn)\.running_mean"
@@ -64,7 +66,7 @@ def from_torch(
     """
     cells = 1 + max((int(match[1]) for match in map(_CELL.match, state) if match), default=-1)
     if not cells:
-        raise UserError("the state_dict is of no known network: it has no tensor 'cells.0...'")
+        raise UserError(f"the state_dict has no tensor 'cells.0...': expected {_KNOWN}")
     classes = len(_tensor(state, "classifier.bias"))
     if any(name.startswith("cells.0.edges.") for name in state):
         return _nasbench201_supernet(state, cells, classes, masks)
@@ -149,7 +151,10 @@ def _filled(
     known = {link.name for link in all_links}
     for name in state:
         if name not in known and not _IGNORED.fullmatch(name):
-            raise UserError(f"the state_dict holds {name!r}, which the inferred network lacks")
+            raise UserError(
+                f"the state_dict has {name!r}, which the network of the other tensors lacks: "
+                "remove it"
+            )
     mix = {
         cell_type: jnp.ones((len(mask), max(mask.sum(1))))
         for cell_type, mask in (masks or {}).items()
@@ -165,7 +170,7 @@ def _backend() -> backend.Backend:
 
 def _tensor(state: State, name: str) -> np.ndarray:
     if name not in state:
-        raise UserError(f"the state_dict is of no known network: it lacks {name!r}")
+        raise UserError(f"the state_dict lacks {name!r}: expected {_KNOWN}")
     return np.asarray(state[name])
 
 
@@ -186,7 +191,7 @@ def _partial_channels(state: State, channels: int) -> int:
     for name in state:
         if _FIRST_CELL_NORM.fullmatch(name):
             return max(channels // len(state[name]), 1)
-    raise UserError("the state_dict is of no known network: its first cell has no operations")
+    raise UserError(f"the first cell of the state_dict has no operations: expected {_KNOWN}")
 
 
 def _kept_operations(
@@ -197,9 +202,10 @@ def _kept_operations(
     if masks is None:
         masks = {cell_type: np.ones(shape, bool) for cell_type, shape in shapes.items()}
     if {cell_type: np.shape(mask) for cell_type, mask in masks.items()} != shapes:
-        raise UserError(f"the masks do not have the shapes {shapes}")
+        raise UserError(f"the masks have other shapes: expected {shapes}")
     if any(np.asarray(mask).dtype != bool for mask in masks.values()):
-        raise UserError("the masks are not of bools")
+        types = sorted({str(np.asarray(mask).dtype) for mask in masks.values()})
+        raise UserError(f"the masks are of the types {', '.join(types)}: expected bool")
     columns = {cell_type: [np.flatnonzero(row) for row in masks[cell_type]] for cell_type in shapes}
     spec = SupernetSpec(tuple(space.cells.items()), 1, 1, 1, (1, 1, 1))
     return masks, resized_spec(spec, columns, partial_channels=1).cells

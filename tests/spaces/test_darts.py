@@ -256,7 +256,10 @@ def cell_with(node):
     ("genotype", "message"),
     [
         (Genotype("nasbench201", (("cell", ((("none", 0),),)),)), "no cell 'normal'"),
-        (Genotype("darts", (("normal", ((("none", 0),),)),)), "has 4 nodes, and the normal cell 1"),
+        (
+            Genotype("darts", (("normal", ((("none", 0),),)),)),
+            "cell has 1 nodes: expected 4",
+        ),
         (
             Genotype("darts", (("normal", ((("none", 0),),) * 4),)),
             "unknown DARTS operation 'none': choose one of avg_pool_3x3",

@@ -217,7 +217,7 @@ def test_a_genotype_of_another_space_is_refused(space):
         spaces.check_genotype(other, space)
     more = dataclasses.replace(genotype, cells=(*genotype.cells, ("more", genotype.cells[0][1])))
     for unfit in (more, dataclasses.replace(genotype, cells=())):
-        with pytest.raises(UserError, match=f"has the cells .*: the space {space.name} has"):
+        with pytest.raises(UserError, match=f"the cells .*: expected .* the space {space.name}"):
             spaces.check_genotype(unfit, space)
 
 

@@ -56,7 +56,9 @@ class _Records:
         try:
             record = tf_example_pb2.Example.FromString(self.source[index])
         except (RuntimeError, DecodeError) as error:  # a file is missing or broken
-            raise UserError(f"TFDS data set {self.title} is broken: {error}") from error
+            raise UserError(
+                f"TFDS data set {self.title} is broken ({error}): prepare it again"
+            ) from error
         features = record.features.feature
         names = features["file_name"].bytes_list.value
         return Example(
@@ -98,8 +100,8 @@ def open_tfds(name: str, directory: str, others: Iterable[str]) -> Source:
         or not label.num_classes
     ):
         raise UserError(
-            f"TFDS data set {title} is not one of images with a class label each: "
-            f"it has {', '.join(sorted(features))}"
+            f"TFDS data set {title} has the features {', '.join(sorted(features))}: expected "
+            f"unsigned images {image_key!r}, with a class label {label_key!r} each"
         )
 
     files: list[str] = []
@@ -115,8 +117,8 @@ def open_tfds(name: str, directory: str, others: Iterable[str]) -> Source:
     if not sizes.get("train") or not test_names:
         listed = ", ".join(f"{name} ({size})" for name, size in sizes.items())
         raise UserError(
-            f"TFDS data set {title} needs images in a split 'train' and in one of 'test' "
-            f"and 'validation', but has {listed}"
+            f"TFDS data set {title} has the splits {listed}: expected images in 'train' and in "
+            "'test' or 'validation'"
         )
     train, test = split("train"), split(test_names[0])
     if len(test_names) == 2 and test[0].label < 0:

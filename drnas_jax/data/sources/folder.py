@@ -51,7 +51,7 @@ class _Files:
                 data = file.read()
         except OSError as error:
             raise UnreadableImage(
-                f"cannot read image {path} ({error.strerror}): fix or remove it, or set "
+                f"image {path} cannot be read ({error.strerror}): fix or remove it, or set "
                 "data.corrupt to 'skip'"
             ) from error
         return Example(data, int(self.labels[index]), path)
@@ -73,8 +73,8 @@ def create(directory: str) -> Source:
     root = os.path.expanduser(directory)
     if not directory or not os.path.isdir(root):
         raise UserError(
-            f"data.dir is {directory!r}, which is no directory: data.name 'folder' needs one that "
-            "holds a sub-folder of images for each class, or train/ and test/ with these"
+            f"data.dir is {directory!r}, which is not a directory: give data.name 'folder' one "
+            "with a sub-folder of images for each class, or with train/ and test/ of such folders"
         )
 
     def read(name: str) -> str:

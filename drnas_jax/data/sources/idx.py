@@ -64,7 +64,7 @@ def create(directory: str, options: Options) -> Source:
     root = Path(directory).expanduser()
     if not directory or not root.is_dir():
         raise UserError(
-            f"data.dir is {directory!r}, which is no folder: data.name 'idx' needs one with "
+            f"data.dir is {directory!r}, which is not a folder: give data.name 'idx' one with "
             f"{_EXPECTED}. {_DEBIAN}"
         )
     prefix, files = _choose(root, options.prefix)
@@ -144,8 +144,8 @@ def _read(file: Path, dimensions: int) -> np.ndarray:
     expected = bytes([0, 0, 8, dimensions])  # 8: unsigned bytes
     if data[:4] != expected or len(data) < header:
         raise UserError(
-            f"{file} is no IDX file of unsigned bytes with {dimensions} dimensions: it begins with "
-            f"{data[:4]!r}, expected {expected!r}. Get the file again"
+            f"{file} is not an IDX file of unsigned bytes with {dimensions} dimensions: it begins "
+            f"with {data[:4]!r}, expected {expected!r}. Get the file again"
         )
     shape = [int(size) for size in np.frombuffer(data, ">u4", dimensions, 4)]
     if len(data) - header != math.prod(shape):

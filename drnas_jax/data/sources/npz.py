@@ -29,13 +29,13 @@ def create(directory: str) -> Source:
     file = Path(directory).expanduser()
     if not directory or not file.is_file():
         raise UserError(
-            f"data.dir is {directory!r}, which is no file: data.name 'npz' needs the path of an "
+            f"data.dir is {directory!r}, which is not a file: give data.name 'npz' the path of an "
             f".npz file with {_ARRAYS}"
         )
     try:
         if not zipfile.is_zipfile(file):
             raise UserError(
-                f"{file} is no .npz file, or its end is missing: write one with "
+                f"{file} is not an .npz file, or its end is missing: write one with "
                 "np.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
             )
         with np.load(file, allow_pickle=False) as stored:

@@ -50,8 +50,8 @@ def first_spec(
             name: None for cell in space.cells.values() for e in cell.edges for name in e.primitives
         }
         raise UserError(
-            f"search.operations starts with {config.operations[0]}: the first stage keeps all "
-            f"operations, up to {longest} on an edge of this space ({', '.join(names)})"
+            f"search.operations starts with {config.operations[0]}: expected {longest} or more, "
+            f"since the first stage keeps all operations of the space ({', '.join(names)})"
         )
     if min(config.operations) == 1 and any(cell.keep for cell in space.cells.values()):
         raise UserError(

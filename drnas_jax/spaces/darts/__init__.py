@@ -129,7 +129,7 @@ def genotype_edges(genotype: Genotype, cells: Mapping[str, Cell] = Darts.cells) 
             for edge in cells[cell_type].edges
         }
         if len(cell) != NODES:
-            raise UserError(f"a DARTS cell has {NODES} nodes, and the {cell_type} cell {len(cell)}")
+            raise UserError(f"the {cell_type} cell has {len(cell)} nodes: expected {NODES}")
         for name, _ in itertools.chain.from_iterable(cell):
             check_choice("DARTS operation", name, set(itertools.chain(*known.values())))
         for i, node in enumerate(cell):

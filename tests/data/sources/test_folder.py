@@ -202,7 +202,7 @@ def test_a_broken_link_is_named_or_skipped(folder, target, limit):
 def test_a_link_to_a_folder_above_is_refused(folder):
     # Catches a listing without an end.
     (folder / "dog" / "loop").symlink_to(folder)
-    assert f"{folder}/dog/loop is a link to a folder that holds it" in error(
+    assert f"{folder}/dog/loop is a link to a folder that contains it" in error(
         "folder", dir=str(folder)
     )
 
@@ -294,7 +294,7 @@ def test_folder_larger_than_the_limit(tmp_path):
 def test_folder_errors(folder):
     # Catches a mistake that is reported only after long work.
     assert "data.dir is ''" in error("folder")
-    assert "is no directory" in error("folder", dir=str(folder / "absent"))
+    assert "is not a directory" in error("folder", dir=str(folder / "absent"))
     (folder / "bird").mkdir()
     assert f"{folder / 'bird'} has no images" in error("folder", dir=str(folder))
     write(folder / "bird" / "0.png", np.zeros((6, 5, 3), np.uint8))

@@ -54,7 +54,7 @@ def test_pickles_are_never_read(tmp_path):
     np.savez(written, **arrays(y_test=np.array([trap] * 6, object)))
     assert "allow_pickle=False" in error("npz", dir=str(written))
     written.write_bytes(pickle.dumps({"x_train": trap}))
-    assert "is no .npz file" in error("npz", dir=str(written))
+    assert "is not an .npz file" in error("npz", dir=str(written))
     assert not (tmp_path / "trap").exists()
 
 
@@ -79,7 +79,7 @@ def test_damaged_files_are_refused(tmp_path):
         assert str(file) in error("npz", dir=str(file))
     with file.open("wb") as npy:
         np.save(npy, arrays()["x_train"])
-    assert "is no .npz file" in error("npz", dir=str(file))
+    assert "is not an .npz file" in error("npz", dir=str(file))
 
 
 def test_other_arrays_are_refused(tmp_path):

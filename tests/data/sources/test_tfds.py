@@ -110,8 +110,8 @@ def test_gray_images_and_characters_that_are_not_mirrored(prepare):
 @pytest.mark.parametrize(
     ("splits", "label", "expected"),
     [
-        (("train", "test"), np.int64, "with a class label each: it has image, label"),
-        (("train",), ("cat", "dog"), "'test' and 'validation', but has train (4)"),
+        (("train", "test"), np.int64, "has the features image, label: expected unsigned images"),
+        (("train",), ("cat", "dog"), "has the splits train (4): expected images in 'train'"),
         (("train", "test"), ("cat",), "at least 2 classes, but has cat"),
     ],
 )
@@ -149,7 +149,7 @@ def test_an_empty_split_is_refused(prepare):
     info = json.loads(file.read_text())
     next(split for split in info["splits"] if split["name"] == "test")["shardLengths"] = ["0"]
     file.write_text(json.dumps(info))
-    assert "but has train (4), test (0)" in error("own", dir=directory)
+    assert "has the splits train (4), test (0)" in error("own", dir=directory)
 
 
 @pytest.fixture

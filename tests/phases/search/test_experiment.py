@@ -73,7 +73,7 @@ def test_other_images_change_all_that_follows_from_them(experiment):
     ("changes", "words"),
     [
         (dict(search__batch_size=15), "search.batch_size = 15.*2 devices"),
-        (dict(search__batch_size=64), "32 images, less than one batch of 64"),
+        (dict(search__batch_size=64), "32 images, fewer than one batch of 64"),
         (dict(arch__name="softmax", arch__regulariser="kl"), "needs a distribution with"),
         (dict(space="darts", search__operations=(5, 3)), "search.operations starts with 5"),
     ],

@@ -412,7 +412,7 @@ def test_the_first_stage_keeps_all_operations(tiny):
     spec = first_spec(space, search, 4, (8, 8, 3))
     assert kept(spec) == [PRIMITIVES] * EDGES
     assert spec.partial_channels == search.partial_channels[0] == 4
-    with pytest.raises(UserError, match="search.operations starts with 3.*up to 5"):
+    with pytest.raises(UserError, match="search.operations starts with 3.*expected 5"):
         first_spec(space, dataclasses.replace(search, operations=(3, 3)), 4, (8, 8, 3))
 
 
