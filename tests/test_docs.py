@@ -63,11 +63,22 @@ def test_files_exist(page):
         assert (ROOT / name).exists(), name
 
 
+def anchors(page):
+    """Returns the anchors of the headings of a page, as MkDocs and GitHub name them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", line).lower()) for line in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_within_the_project(page):
-    # Would catch a link to a page that does not exist.
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        assert "://" in target or (page.parent / target).exists(), target
+    # Would catch a link to a page or to a heading that does not exist.
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        if "://" not in target:
+            linked = page.parent / name if name else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), target
 
 
 @pytest.fixture
@@ -174,7 +185,8 @@ def test_a_budget_as_the_page_describes(tmp_path):
 def test_an_export_as_the_page_describes(tmp_path):
     pytest.importorskip("onnxruntime")
     # Would catch an example that does not load what the command writes, or a card that is wrong.
-    page, folder = ROOT / "docs" / "export.md", tmp_path / "runs/digits/export"
+    page, torch_page = ROOT / "docs" / "export.md", ROOT / "docs" / "pytorch.md"
+    folder = tmp_path / "runs/digits/export"
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     printed = execute(page, tmp_path)
     card = json.loads((folder / "card.json").read_text())
@@ -189,10 +201,11 @@ def test_an_export_as_the_page_describes(tmp_path):
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
         assert entry["bytes"] == len(content)
     # PyTorch is not installed: its examples must at least be Python, and the tensors complete.
-    snippets = blocks(page, "py")
+    snippets = blocks(torch_page, "py")
     assert len(snippets) == 2
     for _, text in snippets:
-        compile(text, "export.md", "exec")
+        compile(text, "pytorch.md", "exec")
+    execute(torch_page, tmp_path)
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     with np.load(folder / "model.npz") as arrays:
         assert {name: value.tobytes() for name, value in arrays.items()} == {
