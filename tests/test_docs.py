@@ -63,11 +63,22 @@ def test_files_exist(page):
         assert (ROOT / name).exists(), name
 
 
+def anchors(page):
+    """Returns the anchors of the headings of a page, as MkDocs and GitHub name them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", line).lower()) for line in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_within_the_project(page):
-    # Would catch a link to a page that does not exist.
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        assert "://" in target or (page.parent / target).exists(), target
+    # Would catch a link to a page or to a heading that does not exist.
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        if "://" not in target:
+            linked = page.parent / name if name else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), target
 
 
 @pytest.fixture
@@ -132,9 +143,17 @@ def run(folder, *command):
 def test_own_data_as_the_page_describes(tmp_path):
     # Would catch a step of the page that fails or does not lead to a result.
     execute(ROOT / "docs" / "own-data.md", tmp_path)
-    for name in ("smoke", "mine", "arrays", "tfds"):
+    for name in ("smoke", "mine", "arrays"):
         result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
         assert result["test_accuracy"] > 0.1
+
+
+@pytest.mark.slow
+def test_a_tfds_set_as_the_page_describes(tmp_path):
+    # Would catch a builder that TFDS refuses, or a prepared set that cannot be read.
+    execute(ROOT / "docs" / "data-formats.md", tmp_path)
+    result = json.loads((tmp_path / "runs/tfds/result.json").read_text())
+    assert result["test_accuracy"] > 0.1
 
 
 @pytest.mark.slow
@@ -181,10 +200,10 @@ def test_an_export_as_the_page_describes(tmp_path):
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
         assert entry["bytes"] == len(content)
     # PyTorch is not installed: its examples must at least be Python, and the tensors complete.
-    snippets = blocks(page, "py")
-    assert len(snippets) == 2
+    snippets = blocks(ROOT / "docs" / "pytorch.md", "py")
+    assert len(snippets) == 3
     for _, text in snippets:
-        compile(text, "export.md", "exec")
+        compile(text, "pytorch.md", "exec")
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     with np.load(folder / "model.npz") as arrays:
         assert {name: value.tobytes() for name, value in arrays.items()} == {
