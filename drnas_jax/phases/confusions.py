@@ -25,7 +25,7 @@ _LONGEST = 96  # longer side of a picture, in pixels
 
 
 class Predictions(NamedTuple):
-    """What a network predicts for test images.
+    """The predictions of a network for test images.
 
     Attributes:
       number: Number of each image in the test split, int [n].
