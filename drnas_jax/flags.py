@@ -64,7 +64,7 @@ def _load_recipe(text: str) -> Mapping[str, Any]:
         bundled = (Path(folder, file.name) for folder in configs.__path__)
         file = next((path for path in bundled if path.exists()), file)
     if not file.is_file() or file.suffix != ".py":
-        raise UserError(f"--config is {text!r}, and {name!r} is no .py file: {_EXAMPLE}")
+        raise UserError(f"--config is {text!r}, and {name!r} is not a .py file: {_EXAMPLE}")
     arguments = (variant,) if variant else ()
     try:
         get_config = getattr(components.import_file(file), "get_config", None)

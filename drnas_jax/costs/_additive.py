@@ -12,14 +12,14 @@ from drnas_jax.spaces import Cell, NetworkSpec, Space, random_genotype
 
 TOLERANCE = 1e-6  # largest difference between a cost and the sum of its parts, relative
 _UNSEEN = 8  # random networks whose costs are compared with the sums, and used for nothing else
-_PATIENCE = 200  # random genotypes without anything new, after which there is nothing new
+_PATIENCE = 200  # random genotypes without a new operation, after which none is expected
 
 Entry = tuple[str, int, int]  # cell type, row of the edge, column of the operation
 Table = tuple[float, dict[str, np.ndarray]]
 
 
-class _Probe(NamedTuple):
-    """A genotype with the entries of the table that it sums up."""
+class _Sample(NamedTuple):
+    """A random genotype, and the entries of the table whose sum is its cost."""
 
     genotype: Genotype
     entries: tuple[Entry, ...]
@@ -40,7 +40,7 @@ def solve(exact: Callable[[NetworkSpec], float], space: Space, network: NetworkS
     Args:
       exact: Function that returns the cost of a network.
       space: Search space.
-      network: Spec of the final network, of which the size counts but not the genotype.
+      network: Spec of the final network; its size counts, but not its genotype.
 
     Returns:
       The constant, and the costs by cell type, float64 [e, o]. They are whole numbers if the costs
@@ -48,16 +48,16 @@ def solve(exact: Callable[[NetworkSpec], float], space: Space, network: NetworkS
       choose their edges, costs 0.
 
     Raises:
-      UserError: The cost of a network differs by more than 1e-6 of it from the sum.
+      UserError: The cost of a network differs from the sum by more than a relative error of 1e-6.
     """
-    pool = list(_random_probes(space))
+    pool = list(_random_samples(space))
     known: dict[Genotype, float] = {}
 
-    def cost_of(probe: _Probe) -> float:
-        if probe.genotype not in known:
-            spec = dataclasses.replace(network, genotype=probe.genotype)
-            known[probe.genotype] = float(exact(spec))
-        return known[probe.genotype]
+    def cost_of(sample: _Sample) -> float:
+        if sample.genotype not in known:
+            spec = dataclasses.replace(network, genotype=sample.genotype)
+            known[sample.genotype] = float(exact(spec))
+        return known[sample.genotype]
 
     alike = {
         (name, row, column): (name, edge.source < cell.inputs, edge.primitives[column])
@@ -70,7 +70,7 @@ def solve(exact: Callable[[NetworkSpec], float], space: Space, network: NetworkS
         table, wrong = _fit(cost_of, pool, {entry: entry for entry in alike}, space)
     if wrong is not None:
         raise UserError(
-            f"the cost of a network of the space {space.name} is no sum over its operations: "
+            f"the cost of a network of the space {space.name} is not the sum over its operations: "
             f"{space.describe(wrong.genotype)} costs {cost_of(wrong):,.9g}, but the sum is "
             f"{_sum(table, wrong):,.9g}; set cost.name to your own module, whose table may be an "
             "approximation"
@@ -79,29 +79,29 @@ def solve(exact: Callable[[NetworkSpec], float], space: Space, network: NetworkS
 
 
 def _fit(
-    cost_of: Callable[[_Probe], float],
-    pool: list[_Probe],
+    cost_of: Callable[[_Sample], float],
+    pool: list[_Sample],
     unknown_of: Mapping[Entry, tuple],
     space: Space,
-) -> tuple[Table, _Probe | None]:
+) -> tuple[Table, _Sample | None]:
     """Solves for the unknowns, and returns a network whose cost is not the sum, if there is one."""
     unknowns = {unknown: i for i, unknown in enumerate(dict.fromkeys(unknown_of.values()), start=1)}
 
-    def equation(probe: _Probe) -> np.ndarray:
+    def equation(sample: _Sample) -> np.ndarray:
         counts = np.zeros(len(unknowns) + 1)
         counts[0] = 1  # the constant
-        for entry in probe.entries:
+        for entry in sample.entries:
             counts[unknowns[unknown_of[entry]]] += 1
         return counts
 
     solved = _independent(pool, equation)
-    seen = {entry for probe in solved for entry in probe.entries}
-    checked = [probe for probe in pool if probe not in solved][-_UNSEEN:]
-    for probe in pool:
-        if not seen.issuperset(probe.entries):
-            seen.update(probe.entries)
-            checked.append(probe)
-    costs = np.array([cost_of(probe) for probe in solved])
+    seen = {entry for sample in solved for entry in sample.entries}
+    checked = [sample for sample in pool if sample not in solved][-_UNSEEN:]
+    for sample in pool:
+        if not seen.issuperset(sample.entries):
+            seen.update(sample.entries)
+            checked.append(sample)
+    costs = np.array([cost_of(sample) for sample in solved])
     # The costs are divided by the largest, so that rounding has the same effect in every unit.
     scale = np.max(np.abs(costs)) or 1.0
     solution = scale * np.linalg.lstsq(np.stack(list(map(equation, solved))), costs / scale)[0]
@@ -114,36 +114,36 @@ def _fit(
     table = _shifted(float(solution[0]), operations, seen_by_name, space.cells)
     if all(cost.is_integer() for cost in map(cost_of, [*solved, *checked[:1]])):
         table = round(table[0]), {name: np.round(rows) for name, rows in table[1].items()}
-    for probe in checked:
-        cost = cost_of(probe)
-        if abs(_sum(table, probe) - cost) > TOLERANCE * abs(cost):
-            return table, probe
+    for sample in checked:
+        cost = cost_of(sample)
+        if abs(_sum(table, sample) - cost) > TOLERANCE * abs(cost):
+            return table, sample
     return table, None
 
 
-def _random_probes(space: Space) -> Iterator[_Probe]:
+def _random_samples(space: Space) -> Iterator[_Sample]:
     """Yields random genotypes until a genotype brings no new operation for a long time."""
     entries: set[Entry] = set()
     total = sum(len(edge.primitives) for cell in space.cells.values() for edge in cell.edges)
     seed = last_new = 0
     while seed - last_new < _PATIENCE + 2 * total:
         genotype = random_genotype(space, seed)
-        probe = _Probe(genotype, entries_of(space.cells, genotype))
-        if not entries.issuperset(probe.entries):
-            entries.update(probe.entries)
+        sample = _Sample(genotype, entries_of(space.cells, genotype))
+        if not entries.issuperset(sample.entries):
+            entries.update(sample.entries)
             last_new = seed
-        yield probe
+        yield sample
         seed += 1
 
 
 def covering(space: Space) -> list[Genotype]:
-    """Returns few genotypes in which each operation of each edge occurs that can occur at all."""
-    pool, chosen = list(_random_probes(space)), []
-    missing = {entry for probe in pool for entry in probe.entries}
+    """Returns a few genotypes that together have each operation that an edge can have."""
+    pool, chosen = list(_random_samples(space)), []
+    missing = {entry for sample in pool for entry in sample.entries}
     while missing:
-        probe = max(pool, key=lambda probe: len(missing.intersection(probe.entries)))
-        missing.difference_update(probe.entries)
-        chosen.append(probe.genotype)
+        sample = max(pool, key=lambda sample: len(missing.intersection(sample.entries)))
+        missing.difference_update(sample.entries)
+        chosen.append(sample.genotype)
     return chosen
 
 
@@ -159,29 +159,29 @@ def entries_of(cells: Mapping[str, Cell], genotype: Genotype) -> tuple[Entry, ..
     return tuple(entries)
 
 
-def _independent(pool: list[_Probe], equation: Callable[[_Probe], np.ndarray]) -> list[_Probe]:
-    """Returns probes whose equations are independent, and all others' follow from them.
+def _independent(pool: list[_Sample], equation: Callable[[_Sample], np.ndarray]) -> list[_Sample]:
+    """Returns samples whose equations are independent and span those of all samples.
 
-    Those come first that bring most new operations, so that few further ones are needed until each
+    Samples with the most new operations come first, so that few further ones are needed until each
     operation has occurred.
     """
-    chosen: list[_Probe] = []
+    chosen: list[_Sample] = []
     seen: set[Entry] = set()
     left = list(pool)
-    equations = np.stack([equation(probe) for probe in pool])
+    equations = np.stack([equation(sample) for sample in pool])
     basis = np.zeros((0, equations.shape[1]))
     rank = np.linalg.matrix_rank(equations)
     while len(chosen) < rank:
-        probe = max(left, key=lambda probe: len(set(probe.entries) - seen))
-        left.remove(probe)
-        rest = equation(probe)
+        sample = max(left, key=lambda sample: len(set(sample.entries) - seen))
+        left.remove(sample)
+        rest = equation(sample)
         length = np.linalg.norm(rest)
         for _ in range(2):  # once more, against rounding
             rest = rest - basis.T @ (basis @ rest)
         if np.linalg.norm(rest) > 1e-6 * length:
             basis = np.concatenate([basis, [rest / np.linalg.norm(rest)]])
-            chosen.append(probe)
-            seen.update(probe.entries)
+            chosen.append(sample)
+            seen.update(sample.entries)
     return chosen
 
 
@@ -207,8 +207,8 @@ def _shifted(
     return constant, shifted
 
 
-def _sum(table: Table, probe: _Probe) -> float:
+def _sum(table: Table, sample: _Sample) -> float:
     constant, operations = table
     return constant + sum(
-        float(operations[name][row, column]) for name, row, column in probe.entries
+        float(operations[name][row, column]) for name, row, column in sample.entries
     )

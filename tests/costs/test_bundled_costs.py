@@ -153,7 +153,7 @@ def test_a_cost_that_is_no_sum_is_refused(name):
     with pytest.raises(UserError) as caught:
         Written(space, bend=1e-3).table(space, spec_of(space), network)
     message = str(caught.value)
-    assert f"space {space.name} is no sum" in message and "cost.name" in message
+    assert f"space {space.name} is not the sum" in message and "cost.name" in message
     assert "\n" not in message
     # Sums within 1e-6 of the exact costs are good enough.
     Written(space, bend=1e-9).table(space, spec_of(space), network)

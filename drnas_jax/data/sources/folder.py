@@ -73,8 +73,8 @@ def create(directory: str) -> Source:
     root = os.path.expanduser(directory)
     if not directory or not os.path.isdir(root):
         raise UserError(
-            f"data.dir is {directory!r}, which is no directory: data.name 'folder' needs one that "
-            "holds a sub-folder of images for each class, or train/ and test/ with these"
+            f"data.dir is {directory!r}, which is not a directory: data.name 'folder' needs one "
+            "that holds a sub-folder of images for each class, or train/ and test/ with these"
         )
 
     def read(name: str) -> str:

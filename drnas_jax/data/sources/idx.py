@@ -59,12 +59,12 @@ def create(directory: str, options: Options) -> Source:
       options: Options of the source.
 
     Raises:
-      UserError: A file is missing, damaged or no IDX file, or the files do not belong together.
+      UserError: A file is missing, damaged or not an IDX file, or the files do not belong together.
     """
     root = Path(directory).expanduser()
     if not directory or not root.is_dir():
         raise UserError(
-            f"data.dir is {directory!r}, which is no folder: data.name 'idx' needs one with "
+            f"data.dir is {directory!r}, which is not a folder: data.name 'idx' needs one with "
             f"{_EXPECTED}. {_DEBIAN}"
         )
     prefix, files = _choose(root, options.prefix)

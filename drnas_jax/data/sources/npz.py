@@ -29,7 +29,7 @@ def create(directory: str) -> Source:
     file = Path(directory).expanduser()
     if not directory or not file.is_file():
         raise UserError(
-            f"data.dir is {directory!r}, which is no file: data.name 'npz' needs the path of an "
+            f"data.dir is {directory!r}, which is not a file: data.name 'npz' needs the path of an "
             f".npz file with {_ARRAYS}"
         )
     try:

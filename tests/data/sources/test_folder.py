@@ -294,7 +294,7 @@ def test_folder_larger_than_the_limit(tmp_path):
 def test_folder_errors(folder):
     # Catches a mistake that is reported only after long work.
     assert "data.dir is ''" in error("folder")
-    assert "is no directory" in error("folder", dir=str(folder / "absent"))
+    assert "is not a directory" in error("folder", dir=str(folder / "absent"))
     (folder / "bird").mkdir()
     assert f"{folder / 'bird'} has no images" in error("folder", dir=str(folder))
     write(folder / "bird" / "0.png", np.zeros((6, 5, 3), np.uint8))
