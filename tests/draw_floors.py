@@ -25,7 +25,7 @@ def is_box(node):
 
 
 def label(name):
-    """Returns what stands in the box of a member: its folder or its file."""
+    """Returns the text in the box of a member: the name of its folder or file."""
     folder = PACKAGE / name
     return f"{name}/" if name and folder.is_dir() else f"{name or '__init__'}.py"
 

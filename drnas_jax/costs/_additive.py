@@ -28,7 +28,7 @@ class _Sample(NamedTuple):
 def solve(exact: Callable[[NetworkSpec], float], space: Space, network: NetworkSpec) -> Table:
     """Returns the costs of all operations of a space, given the exact cost of any network.
 
-    The cost of a network must be a constant plus the costs of its operations. Those follow from
+    The cost of a network must be a constant plus the costs of its operations. These costs solve
     linear equations, one for each of a few random genotypes whose exact cost is determined. In most
     spaces an operation costs the same on many edges. So equations with one unknown for all edges
     that read an input of the cell, and one for all others, are tried first. Further random networks

@@ -52,7 +52,7 @@ def shard_predictions(
       shards: Number of devices.
 
     Returns:
-      Arrays [shards * b] by name, which are 0 where the examples of the other devices are.
+      Arrays [shards * b] by name, which are 0 at the positions of the other devices' examples.
     """
     size = labels.size
     start = lax.axis_index(AXIS) * size

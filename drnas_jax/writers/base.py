@@ -10,7 +10,7 @@ from drnas_jax.config import Config
 
 
 class ServiceError(RuntimeError):
-    """A service that a writer needs has failed; the run goes on without this writer."""
+    """An error of a service, such as a lost connection; the run goes on without its writer."""
 
 
 @contextlib.contextmanager

@@ -214,7 +214,7 @@ def undominated(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     Args:
       costs: Cost of each choice [n].
-      scores: Score of each choice [n]. Of choices that are equal in both, the first is returned.
+      scores: Score of each choice [n]. If choices are equal in both, the first one is returned.
 
     Returns:
       Indices by increasing cost and score, int [m].

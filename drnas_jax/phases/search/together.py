@@ -1,4 +1,4 @@
-"""Searches several seeds at once: where they take the same step, one program takes all of them.
+"""Searches several seeds at once: one program takes the step of all seeds that are equally far.
 
 The search of each seed runs in its own thread, but hands its calls of compiled programs to the main
 thread. When all searches have made a call or have ended, the main thread runs the calls, equal ones
