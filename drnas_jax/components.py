@@ -133,7 +133,7 @@ def options_type(module: ModuleType) -> type | None:
     """Returns the dataclass `Options` of a component, or None if it has no options.
 
     Raises:
-      UserError: `Options` is something else than a frozen dataclass that compares by value.
+      UserError: `Options` is not a frozen dataclass that compares by value.
     """
     options = getattr(module, "Options", None)
     if options is None:

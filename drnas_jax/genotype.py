@@ -179,7 +179,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """Reads a small text file in UTF-8, or in UTF-16 if a byte-order mark says so.
 
     Raises:
-      UserError: The file cannot be read, is too large or is no text.
+      UserError: The file cannot be read, is too large or is not text.
     """
     try:
         with open(path, "rb") as file:

@@ -33,7 +33,7 @@ from drnas_jax.training import hosts
 from drnas_jax.training.hosts import PrimaryFailedError, cores, from_primary, is_primary
 from drnas_jax.training.metrics import Display
 from drnas_jax.training.signals import Interrupted, exit_at_once
-from drnas_jax.workdir import in_turn, open_workdir
+from drnas_jax.workdir import open_workdir, waiting_lock
 
 PHASES: dict[str, Callable[[Run], Any]] = {
     "search": run_search,
@@ -140,7 +140,7 @@ def _write_report(config: Config, phases: Sequence[str], workdir: Path, display:
     if compared and phases[-1] != "search":  # which has said so
         display.message(f"the result in the supernet: {compared.describe()}")
     # Elements may end at the same time on several machines, and the last report has them all.
-    with in_turn(workdir) if config.element else contextlib.nullcontext():
+    with waiting_lock(workdir) if config.element else contextlib.nullcontext():
         display.message(f"report: {write_report([workdir])}")
 
 

@@ -184,8 +184,8 @@ def _genotype_hash(genotype: str, before: Mapping[str, Any]) -> str | None:
 def _file_hashes(config: Config, before: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Returns name and hash of each file whose content counts, by the option that names it.
 
-    Of a file that cannot be read the recorded hash is kept, if there is one: what needs the file
-    says what is wrong.
+    If a file cannot be read, its recorded hash is kept, if there is one. The code that needs the
+    file reports the error.
     """
     hashes = {}
     recorded = before.get("files", {})
@@ -236,7 +236,7 @@ def _is_locked(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def alone(directory: Path) -> Iterator[None]:
+def phase_lock(directory: Path) -> Iterator[None]:
     """Keeps a second run out of a directory while this one writes to it. All processes call this.
 
     The lock ends with its process, however that ends. On storage without locks nothing is locked.
@@ -249,13 +249,13 @@ def alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def in_turn(directory: Path) -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which one process at a time is; others wait for its end.
+def waiting_lock(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Returns a context that one process at a time can enter; the others wait until it is left.
 
-    On storage without locks nobody waits.
+    On storage without locks no process waits.
 
     Args:
-      directory: Directory that the lock file is in. Phases, which `alone` protects, have others.
+      directory: Directory of the lock file, other than those of the phases, see `phase_lock`.
     """
     return _lock(directory, wait=True)
 

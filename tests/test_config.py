@@ -1,86 +1,20 @@
 """Configs: what is accepted, frozen and compared; each mistake names its field."""
 
-import ast
 import dataclasses
-import importlib
-import itertools
-import json
-import operator
-from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
+from changed_config import MODULE, changed, refused
 
 from drnas_jax import components
 from drnas_jax import config as lib
 from drnas_jax.config import (
-    Config,
     Stage,
-    component_names,
     defaults,
     freeze,
     from_config_dict,
     to_dict,
 )
-from drnas_jax.configs import nasbench201
 from drnas_jax.errors import UserError
-
-ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem[0] != "_")
-VARIANTS = {
-    "cifar10": [
-        "cifar100",
-        "cpu",
-        *(f"{size},s{n}" for size in ("cpu", "smoke") for n in range(1, 5)),
-    ],
-    "fashion_mnist": ["cpu"],
-    "nasbench_macro": ["cpu"],
-    "nasbench201": [
-        ",".join(words)
-        for words in itertools.product(nasbench201.SIZES, nasbench201.METHODS)
-        if words[0] != "smoke"
-    ],
-}
-MODULE = """
-import dataclasses
-
-from drnas_jax.config import at_least, choices, field
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    patch: int = field(4, "Side of a patch.", at_least(1))
-    scale: float = 1
-    sizes: tuple[int, ...] = field((1, 2), "Sizes.", at_least(1))
-    pool: str = field("mean", "Pooling.", choices("mean", "first"))
-    bias: bool = True
-
-    def __post_init__(self):
-        if self.patch == 7:
-            raise ValueError("patch is 7:\\nexpected another number")
-
-def create(options):
-    return options
-"""
-
-
-def changed(**fields):
-    """Returns the defaults with some fields set, `search__lr` for search.lr."""
-    values = defaults().to_dict()
-    for name, value in fields.items():
-        *groups, last = name.split("__")
-        group = values
-        for key in groups:
-            group = group[key]
-        group[last] = value
-    return values
-
-
-def refused(**fields):
-    """Returns the message of the error for some fields, which must be one line."""
-    with pytest.raises(UserError) as caught:
-        from_config_dict(changed(**fields))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture
@@ -303,131 +237,6 @@ def test_fields_of_images_at_the_ends_of_their_ranges():
     assert config.retrain.color_jitter == (1.0, 1.0, 1.0, 0.5)
 
 
-# Components and their options
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        (dict(space="drats"), ["unknown space 'drats'", "darts_s4, macro, nasbench201", ".py"]),
-        (dict(arch__name="beta"), ["unknown arch.name 'beta'", "dirichlet, gdas"]),
-        (dict(table__name="nowhere"), ["unknown table.name 'nowhere'", "nasbench201"]),
-        (dict(space="no/such.py"), ["space is 'no/such.py'", "no such file"]),
-        (dict(data__name="no.such"), ["data.name is 'no.such'", "no such module"]),
-        (dict(space=""), ["unknown space ''"]),
-    ],
-)
-def test_a_wrong_component_is_refused(fields, words):
-    message = refused(**fields)
-    assert all(word in message for word in words), message
-
-
-@pytest.mark.parametrize("name", ["cifar10", "imagenet2012", "cmaterdb/bangla:1.0.0", "my_set:3.*"])
-def test_any_word_may_be_a_data_set_of_tfds(name):
-    assert from_config_dict(changed(data__name=name)).data.name == name
-
-
-@pytest.mark.parametrize("name", ["l2", "kl", "none"])
-def test_the_penalties(name):
-    assert from_config_dict(changed(arch__regulariser=name)).arch.regulariser == name
-
-
-@pytest.mark.parametrize("field", [name.replace(".", "__") for name in lib.COMPONENTS])
-def test_every_kind_of_component_takes_a_users_module_with_options(module, field):
-    # Would catch a component whose options are never checked, or stored in another field.
-    owner = field.replace("__", ".")
-    name = next(name for name in lib.OPTIONS if lib.OPTIONS[name] == owner)
-    config = from_config_dict(changed(**{field: module, name.replace(".", "__"): {"patch": 2}}))
-    options = operator.attrgetter(name)(config)
-    assert (options.patch, options.scale, options.sizes) == (2, 1.0, (1, 2))
-    assert hash(config) == hash(from_config_dict(to_dict(config)))
-    assert from_config_dict(to_dict(config)) == config
-    assert config != from_config_dict(changed(**{field: module}))
-
-
-def test_options_are_written_to_json(module):
-    config = from_config_dict(changed(space=module, space_options=dict(sizes=[3])))
-    expected = dict(patch=4, scale=1.0, sizes=[3], pool="mean", bias=True)
-    assert json.loads(json.dumps(to_dict(config)))["space_options"] == expected
-    assert to_dict(from_config_dict({}))["space_options"] == {}
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (dict(pach=2), ["'space_options.pach'", "space_options.patch"]),
-        (dict(xyz=2), ["patch", "scale", "sizes", "pool", "bias"]),
-        (dict(patch="2"), ["space_options.patch is '2'", "int"]),
-        (dict(patch=0), ["space_options.patch is 0", "at least 1"]),
-        (dict(sizes=(1, 0)), ["space_options.sizes[1] is 0", "at least 1"]),
-        (dict(pool="max"), ["space_options.pool is 'max'", "mean, first"]),
-        (dict(scale=float("inf")), ["space_options.scale is inf", "finite"]),
-        (dict(patch=7), ["space_options", "patch is 7: expected another number"]),
-        (3, ["space_options is 3", "group"]),
-    ],
-)
-def test_a_wrong_option_is_refused_like_any_field(module, options, words):
-    message = refused(space=module, space_options=options)
-    assert all(word in message for word in words), message
-
-
-def test_options_of_a_component_without_options_are_refused():
-    message = refused(space="nasbench201", space_options=dict(patch=2))
-    assert "'space_options.patch'" in message and "no options" in message
-    message = refused(search__stopping_options=dict(window=5))  # no rule at all
-    assert "'search.stopping_options.window'" in message and "no options" in message
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("patch: int", ["space_options.patch", "no default"]),
-        ("patch: object = 3", ["space_options.patch", "type", "tuple[int, ...]"]),
-        ("patch: int = 'four'", ["space_options.patch is 'four'", "int"]),
-        ("patch: dict = dataclasses.field(default_factory=dict)", ["space_options.patch", "type"]),
-    ],
-)
-def test_a_field_of_options_that_flags_could_not_set_is_refused(tmp_path, line, words):
-    head = "import dataclasses\n\n@dataclasses.dataclass(frozen=True)\nclass Options:\n    "
-    (tmp_path / "own.py").write_text(f"{head}{line}\n\ncreate = print\n")
-    message = refused(space=str(tmp_path / "own.py"))
-    assert all(word in message for word in words), message
-
-
-def test_a_bug_in_a_users_own_check_is_not_hidden(tmp_path):
-    # Would catch a broad `except` that reports a bug as a wrong value.
-    text = MODULE.replace("self.patch == 7", "self.no_such_field")
-    (tmp_path / "own.py").write_text(text)
-    with pytest.raises(AttributeError, match="no_such_field"):
-        from_config_dict(changed(space=str(tmp_path / "own.py")))
-
-
-def test_a_recipe_sets_options_in_one_of_three_ways(module):
-    ways = []
-    for number in range(3):
-        config = defaults()
-        config.space = module
-        if number == 0:
-            config.space_options = dict(patch=2)
-        elif number == 1:
-            config.space_options.patch = 2
-        else:
-            config.update(dict(space_options=dict(patch=2)))
-        ways.append(from_config_dict(config))
-    assert ways[0].space_options.patch == 2
-    assert ways[0] == ways[1] == ways[2]
-
-
-def test_the_components_of_a_run():
-    names = component_names(from_config_dict(changed(arch__regulariser="none")))
-    assert names["space"] == "nasbench201"
-    assert names["table.name"] == "nasbench201"  # the one with the space's name
-    assert not {"search.stopping", "cost.name", "arch.regulariser"} & set(names)
-    macro = component_names(from_config_dict(changed(space="macro")))
-    assert macro["table.name"] == "nasbench_macro"  # the one whose SPACE is the space's name
-    assert "table.name" not in component_names(from_config_dict(changed(space="darts")))
-
-
 # Comparing two configs
 
 
@@ -453,71 +262,3 @@ def test_a_field_that_only_one_config_has_is_a_difference():
     there = {"retrain.cutout": "retrain.cutout was not set and is 0"}
     assert lib.differences(old, changed()) == there
     assert set(lib.differences(changed(), old)) == {"retrain.cutout"}
-
-
-# The recipes
-
-
-def test_there_are_recipes():
-    assert {
-        "cifar10",
-        "digits",
-        "fashion_mnist",
-        "imagenet",
-        "nasbench201",
-        "nasbench_macro",
-    } <= set(RECIPES)
-
-
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    [(name, variant) for name in RECIPES for variant in ["", "smoke", *VARIANTS.get(name, [])]],
-)
-def test_every_recipe_and_variant_is_a_valid_config(name, variant):
-    values = importlib.import_module(f"drnas_jax.configs.{name}").get_config(variant)
-    assert isinstance(values, ConfigDict) and values.is_locked
-    assert isinstance(from_config_dict(values), Config)
-
-
-@pytest.mark.parametrize("size", nasbench201.SIZES)
-@pytest.mark.parametrize("method", nasbench201.METHODS)
-def test_a_method_changes_only_what_defines_it(size, method):
-    # All methods of a size search the same supernet on the same images for as many epochs.
-    found = from_config_dict(nasbench201.get_config(f"{method},{size}"))
-    plain = from_config_dict(nasbench201.get_config(f"{size},plain"))
-    changed = lib.differences(to_dict(plain), to_dict(found))
-    changes = {name for name in changed if "options." not in name}
-    assert changes <= {
-        "arch.name", "arch.regulariser", "search.selection", "search.partial_channels",
-        "search.operations", "search.epochs", "search.warmup_epochs", "search.channels",
-        "search.stopping", "search.tuning_epochs", "search.tuning_lr",
-        *(("genotype", "seeds", "retrain.train_fraction", "retrain.channels", "retrain.cells",
-           "retrain.epochs") if method == "random_search" else ()),
-    }  # fmt: skip
-    dirichlet = ("plain", "progressive", "kl", "random_search")
-    assert ("arch.name" in changes) == (method not in dirichlet)
-    assert sum(found.search.warmup_epochs) <= sum(found.search.epochs)
-    assert sum(found.search.epochs) >= sum(plain.search.epochs)
-
-
-@pytest.mark.parametrize("variant", ["darts,snas", "cpu,smoke", "cpu,cpu"])
-def test_two_methods_or_sizes_are_refused(variant):
-    with pytest.raises(UserError, match=f"'{variant}' names two sizes or two methods"):
-        nasbench201.get_config(variant)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_an_unknown_variant_is_refused_with_the_choices(name):
-    with pytest.raises(UserError, match="'nothing': choose one of .*smoke"):
-        importlib.import_module(f"drnas_jax.configs.{name}").get_config("nothing")
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_states_its_command_its_time_its_result_and_its_variants(name):
-    doc = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text())) or ""
-    assert f"python -m drnas_jax.main --config=configs/{name}.py --workdir=" in doc
-    assert "minutes" in doc and "CPU cores" in doc
-    assert "accuracy" in doc or "error" in doc
-    words = {word for variant in VARIANTS.get(name, []) for word in variant.split(",")}
-    for word in {"smoke", *words} - {"full"}:
-        assert word in doc

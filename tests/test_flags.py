@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from test_config import MODULE
+from changed_config import MODULE
 
 from drnas_jax import config as lib
 from drnas_jax.errors import UserError

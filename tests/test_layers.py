@@ -4,86 +4,36 @@ import ast
 import re
 import sys
 import tomllib
-from pathlib import Path
 
+import draw_floors
 import pytest
+from floors import FLOORS, MODULES, PACKAGE, floor, imports, member
 
 from drnas_jax.components import KINDS
 
-PACKAGE = Path(__file__).parents[1] / "drnas_jax"
-
-# From the bottom up. The modules of one package may import each other; different members of one
-# floor may not.
-FLOORS = (
-    ("errors",),
-    ("components", "extras", "files"),
-    ("config", "configs"),
-    ("flags", "genotype"),
-    ("genotype_formats", "picture", "training"),
-    ("data", "nn"),
-    ("spaces",),
-    ("distributions", "torch_names"),
-    ("costs", "export_formats", "penalties", "rules", "tables", "workdir"),
-    ("writers",),
-    ("phases",),
-    ("report",),
-    ("", "main", "tools"),  # "": the package itself, what a library user imports
-)
 # These are about PyTorch's networks of two spaces, so they name them.
 ABOUT_SPACES = ("torch_names", "tools.torch_import", "tools.torch_networks")
-
-
-def module_name(file):
-    """Returns the name of a module within the package, such as `phases.loop`."""
-    parts = file.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
-
-
-MODULES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
-
-
-def imports(name):
-    """Yields the package's modules that a module imports, at its top or in a function."""
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
-        if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} imports relatively"
-            # `from package import x`: x may be a module, or something in the package.
-            found = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for path in found:
-            head, *rest = path.split(".")
-            if head == PACKAGE.name:
-                inside = ".".join(rest)
-                while inside not in MODULES:
-                    inside = inside.rpartition(".")[0]
-                yield inside
-
-
-def floor(name):
-    """Returns the number of a module's floor."""
-    top = name.split(".")[0]
-    found = [number for number, members in enumerate(FLOORS) if top in members]
-    assert len(found) == 1, f"{name} must be on exactly one floor of FLOORS"
-    return found[0]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_run_downward(name):
     # Catches a lower floor that begins to know an upper one, such as a space that imports a phase.
-    top = name.split(".")[0]
+    top = member(name)
     for imported in imports(name):
-        if imported.split(".")[0] == top:
+        if member(imported) == top:
             continue
         assert floor(imported) < floor(name), f"{name} imports {imported}"
 
 
 def test_every_member_of_a_floor_exists():
     # Catches a package that was renamed or removed and is still listed.
-    known = {name.split(".")[0] for name in MODULES}
-    assert {member for members in FLOORS for member in members} == known
+    known = {member(name) for name in MODULES}
+    assert {name for members in FLOORS for name in members} == known
+
+
+def test_the_picture_shows_the_imports():
+    # Catches a picture of imports that have changed since: `python tests/draw_floors.py` draws it.
+    assert draw_floors.FILE.read_text() == draw_floors.draw()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -34,10 +34,10 @@ def test_a_run_of_a_sweep_does_not_begin_under_the_config_of_another_command(tmp
     sweep, element = config(seeds=2), config(seed=0)
     run = Run(element, open_workdir(tmp_path / "seed0", element), None, None, (tmp_path, sweep))
     open_workdir(tmp_path, config(seeds=3))
-    with pytest.raises(UserError, match="seeds was 3 and is 2"), run.alone("search"):
+    with pytest.raises(UserError, match="seeds was 3 and is 2"), run.locked("search"):
         raise AssertionError
     (tmp_path / "config.json").unlink()
-    with run.alone("search"):
+    with run.locked("search"):
         pass
 
 

@@ -13,7 +13,7 @@ from drnas_jax.errors import UserError
 from drnas_jax.files import read_json
 from drnas_jax.genotype import save, to_json
 from drnas_jax.spaces.darts.published import PUBLISHED
-from drnas_jax.workdir import alone, open_workdir, version
+from drnas_jax.workdir import open_workdir, phase_lock, version
 
 MODULE = "def create(): return {number}"
 
@@ -139,7 +139,7 @@ def test_a_phase_without_a_checkpoint_has_not_begun_unless_it_runs(tmp_path):
     # Would catch a workdir that is useless after its first step ran out of memory, and a second
     # command that changes the config under a run.
     open_workdir(tmp_path, config())
-    with alone(tmp_path / "search"), pytest.raises(UserError, match="seed was 0 and is 1"):
+    with phase_lock(tmp_path / "search"), pytest.raises(UserError, match="seed was 0 and is 1"):
         open_workdir(tmp_path, config(seed=1))
     open_workdir(tmp_path, config(seed=1))
 
@@ -361,15 +361,15 @@ def test_the_version_of_a_package():
 
 def test_a_directory_takes_one_run_at_a_time(tmp_path):
     directory = tmp_path / "search"
-    with alone(directory):
+    with phase_lock(directory):
         with (
             pytest.raises(UserError, match=f"another run is at work in {directory}"),
-            alone(directory),
+            phase_lock(directory),
         ):
             raise AssertionError
-        with alone(tmp_path / "retrain"):
+        with phase_lock(tmp_path / "retrain"):
             pass
-    with alone(directory):
+    with phase_lock(directory):
         pass
 
 
@@ -377,7 +377,7 @@ def test_a_file_with_the_name_of_a_phase_is_kept(tmp_path):
     (tmp_path / "retrain").write_text("mine")
     with (
         pytest.raises(UserError, match=r"retrain cannot be written \("),
-        alone(tmp_path / "retrain"),
+        phase_lock(tmp_path / "retrain"),
     ):
         raise AssertionError
     with pytest.raises(UserError, match="retrain is a file, and the retrain phase needs a folder"):
@@ -387,10 +387,10 @@ def test_a_file_with_the_name_of_a_phase_is_kept(tmp_path):
 
 def test_a_killed_run_leaves_no_lock(tmp_path):
     code = (
-        "import os, sys, pathlib; from drnas_jax.workdir import alone\n"
-        "with alone(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+        "import os, sys, pathlib; from drnas_jax.workdir import phase_lock\n"
+        "with phase_lock(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert done.returncode == -9 and (tmp_path / ".lock").exists()
-    with alone(tmp_path):
+    with phase_lock(tmp_path):
         pass

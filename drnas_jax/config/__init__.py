@@ -53,8 +53,6 @@ from drnas_jax.config.groups import (
     ExportConfig,
     MetricsConfig,
     RetrainConfig,
-    SearchConfig,
-    Stage,
     TableConfig,
 )
 from drnas_jax.config.schema import (
@@ -66,6 +64,7 @@ from drnas_jax.config.schema import (
     component_names,
     schema,
 )
+from drnas_jax.config.search import SearchConfig, Stage
 
 __all__ = [
     "COMPONENTS",

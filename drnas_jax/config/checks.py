@@ -1,7 +1,8 @@
 """Checks that compare several fields."""
 
 from drnas_jax import components
-from drnas_jax.config.groups import Config, DataConfig, RetrainConfig, SearchConfig
+from drnas_jax.config.groups import Config, DataConfig, RetrainConfig
+from drnas_jax.config.search import SearchConfig
 from drnas_jax.errors import UserError
 
 

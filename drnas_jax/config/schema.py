@@ -1,4 +1,4 @@
-"""What is known of all fields of the config together: their names, components and phases."""
+"""The names, components and phases of all fields of the config."""
 
 import dataclasses
 from collections.abc import Iterator

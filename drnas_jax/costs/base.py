@@ -48,7 +48,7 @@ class Cost(Protocol):
         Args:
           space: The search space.
           spec: Spec of the supernet, whose cells list the operations in order.
-          network: Spec of the final network, of which the size counts but not the genotype.
+          network: Spec of the final network; its size counts, but not its genotype.
         """
 
     def exact(self, space: Space, network: NetworkSpec) -> float:
@@ -83,8 +83,8 @@ class AdditiveCost:
         its operations is in the constant.
 
         Raises:
-          UserError: The cost of a network differs by more than 1e-6 of it from the sum over its
-            operations.
+          UserError: The cost of a network differs from the sum over its operations by more than a
+            relative error of 1e-6.
         """
         whole = self._table_of_all(space, dataclasses.replace(network, auxiliary=False))
         return CostTable(

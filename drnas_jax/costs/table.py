@@ -93,7 +93,7 @@ def read_table(file: str) -> dict[tuple[str, str], float]:
     """Reads a table of measured layers: seconds by operation and input shape.
 
     Raises:
-      UserError: There is no such file, or it is no such table; the message names the line.
+      UserError: The file does not exist or is not such a table; the message names the line.
     """
     if not file:
         raise UserError(f"cost.options.file is '': give the table that {_MEASURE} writes")

@@ -43,7 +43,7 @@ def source_from_arrays(
       flip: Whether a mirror image belongs to the same class.
 
     Raises:
-      UserError: The arrays are something else.
+      UserError: The arrays have another type, shape or range.
     """
     _check_keys(arrays, title)
     train, test = (
@@ -135,7 +135,7 @@ def _class_names(
             raise UserError(
                 f"y_train of the data set {title} has only the label 0: expected at least 2 classes"
             )
-        # A label that is no class, such as the number of an image, would make a huge network.
+        # A label that is not a class, such as the number of an image, would make a huge network.
         if labels.max() >= len(labels) + len(test_labels):
             raise UserError(
                 f"y_train of the data set {title} has the label {labels.max()}: expected fewer "

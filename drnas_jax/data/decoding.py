@@ -68,7 +68,7 @@ def from_arrays(arrays: Mapping[str, Any], config: DataConfig) -> Dataset:
         mirrors the images.
 
     Raises:
-      UserError: The arrays are something else, or `config.crop` is 'resized'.
+      UserError: The arrays have another type, shape or range, or `config.crop` is 'resized'.
     """
     if config.crop == "resized":
         raise UserError(

@@ -1,4 +1,4 @@
-"""Encoded images to pixels, by OpenCV: the whole image, or a part of it at one size."""
+"""Decodes images to pixels with OpenCV: whole images, or crops of one size."""
 
 import math
 
@@ -289,7 +289,7 @@ def _dimensions(example: Example) -> tuple[int, int]:
     """Reads height and width from the header of a JPEG file.
 
     Returns 1 and 1 for other files, which are decoded whole in any case. Never raises: if the bytes
-    are no image, the decoder reports it.
+    are not an image, the decoder reports it.
     """
     data = example.image
     if isinstance(data, np.ndarray):

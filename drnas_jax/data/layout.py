@@ -1,4 +1,4 @@
-"""Decides from the names in a folder which of its folders are splits and which are classes."""
+"""Decides from the names of folders which of them are splits and which are classes."""
 
 import dataclasses
 import os
@@ -36,7 +36,7 @@ Classes = dict[str, list[str]]  # name of a class -> paths of its images
 
 @dataclass(frozen=True)
 class Layout:
-    """How a folder of images is read.
+    """The classes and the splits of a folder of images.
 
     Attributes:
       classes: Names of the classes, sorted, in Unicode's composed form (NFC).

@@ -43,7 +43,7 @@ def is_system(name: str) -> bool:
 
 
 def is_image(path: str) -> bool:
-    """Returns False if the name says that a file is no image; any other file may be one."""
+    """Returns False if the name says that a file is not an image; any other file may be one."""
     return not _NO_IMAGES.fullmatch(os.path.basename(path))
 
 

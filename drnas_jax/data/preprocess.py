@@ -54,7 +54,7 @@ def augmentation_streams(stream: str) -> AugmentationKeys:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How raw images become the input of a network.
+    """The steps from raw images to the input of a network.
 
     Attributes:
       mean, std: Mean and standard deviation of each channel, of pixels in 0..1.

@@ -1,4 +1,4 @@
-"""Which examples, in which order: pure functions of a seed, so every host gets the same answer."""
+"""The choice and order of examples, as pure functions of a seed that are equal on every host."""
 
 import numpy as np
 

@@ -54,7 +54,7 @@ class SmoothDarts(Softmax):
         noise = epsilon * jax.random.uniform(key, mean.shape, jnp.float32, minval=-1.0)
         noisy = masked(jnp.clip(mean + noise, 0.0, 1.0), cell)
         total = jnp.sum(noisy, axis=-1, keepdims=True)
-        # Not 0 where it is not used either: there the gradient would be 0 * inf.
+        # Not 0 even if it is not used, since the gradient would be 0 * inf there.
         return jnp.where(total > 0, noisy / jnp.where(total > 0, total, 1.0), mean)
 
 

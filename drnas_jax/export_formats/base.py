@@ -1,4 +1,4 @@
-"""The interface of formats: what they are given, and what they write.
+"""The interface of export formats: the network that they are given, and the files they write.
 
 Shapes: `n` images, `h w` height and width, `c` channels.
 """

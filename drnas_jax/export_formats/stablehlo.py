@@ -19,7 +19,7 @@ FILE = "model.stablehlo"
 
 
 class StableHLO:
-    """See the module's docstring."""
+    """The format `stablehlo`, one file `model.stablehlo`."""
 
     def check(self, space: Space) -> None:
         """Accepts every space."""

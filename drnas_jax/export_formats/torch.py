@@ -20,7 +20,7 @@ from drnas_jax.torch_names import has_original, network_links, to_torch
 
 
 class Torch:
-    """See the module's docstring."""
+    """The format `torch`, the files `model.npz` and `model.safetensors`."""
 
     def check(self, space: Space) -> None:
         """Raises UserError unless the authors' PyTorch code has the networks of the space."""

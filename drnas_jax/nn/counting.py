@@ -126,8 +126,8 @@ def count_work(jaxpr: Any) -> Work:
     """Counts the work of a program over all devices.
 
     Every operand counts as read once, and every result as written once. The body of a loop counts
-    as often as it runs, or once if its length is unknown. Of several branches, the one with the
-    most multiply-adds counts.
+    as often as it runs, or once if its length is unknown. If there are several branches, the one
+    with the most multiply-adds counts.
 
     Args:
       jaxpr: Program to count, a `jax.core.Jaxpr`.

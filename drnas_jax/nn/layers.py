@@ -1,6 +1,6 @@
 """The layers of a network that take its time: convolutions, matrix products and pools.
 
-They are found in the traced program, so they are those of any network, whatever its modules are.
+They are read from the traced program, so this works for any network, whatever its modules are.
 """
 
 from collections import Counter

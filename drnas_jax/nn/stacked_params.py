@@ -128,7 +128,7 @@ class MomentRecorder:
 
 @dataclasses.dataclass(frozen=True)
 class ApplyContext:
-    """What all operations of one call of a model share.
+    """The settings that all operations in one call of a model share.
 
     Attributes:
       backend: Kernels and layout.
@@ -268,7 +268,7 @@ def _lengthen(
     seed: int,
     path: str,
 ) -> np.ndarray:
-    """Appends copies of random channels to an array [cells, rows, ...], other ones in each row."""
+    """Appends copies of channels, drawn separately for each row, to an array [cells, rows, ...]."""
     before, after = partial_channels
     for axis, label in labels.items() if before != after else ():
         generator = host_generator(seed, f"widen/{path}/{label}")

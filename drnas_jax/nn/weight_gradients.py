@@ -26,7 +26,7 @@ def computed_if(wanted: jax.Array | None) -> Iterator[None]:
 
     Args:
       wanted: Scalar, which may be traced; None if the gradient is always computed, or the compiler
-        sees by itself that nobody reads it.
+        can see that it is not read.
     """
     token = _wanted.set(wanted)
     try:

@@ -1,8 +1,8 @@
 """beta-decay (beta-DARTS, arXiv 2203.01665): the mean over all edges of logsumexp(alpha).
 
-Its gradient is the softmax of alpha, so it pulls down most what is largest, and the softmax stays
-flat. Its weight rises from 0 to its maximum over the search. The authors' code has it beside the
-decay 1e-3 of alpha's Adam, and so has this penalty, together with the default of `arch.strength`:
+Its gradient is the softmax of alpha, so it reduces the largest entries most, and the softmax stays
+flat. Its weight rises from 0 to its maximum over the search. The authors' code uses it beside the
+weight decay 1e-3 of alpha's Adam, and so does this penalty at the default of `arch.strength`:
 
     arch.strength * |alpha|^2 / 2  +  arch.strength / 1e-3 * maximum * progress * beta-decay
 """

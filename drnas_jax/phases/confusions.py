@@ -25,7 +25,7 @@ _LONGEST = 96  # longer side of a picture, in pixels
 
 
 class Predictions(NamedTuple):
-    """What a network predicts for test images.
+    """The predictions of a network for test images.
 
     Attributes:
       number: Number of each image in the test split, int [n].
@@ -52,7 +52,7 @@ def shard_predictions(
       shards: Number of devices.
 
     Returns:
-      Arrays [shards * b] by name, which are 0 where the examples of the other devices are.
+      Arrays [shards * b] by name, which are 0 at the positions of the other devices' examples.
     """
     size = labels.size
     start = lax.axis_index(AXIS) * size

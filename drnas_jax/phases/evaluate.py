@@ -197,7 +197,7 @@ def score(
     mesh: Mesh,
     display: Display,
 ) -> tuple[dict[str, float], Predictions]:
-    """Returns loss, accuracy and top-5 accuracy on the test images, and what is predicted for each.
+    """Returns loss, accuracy and top-5 accuracy on the test images, and all predictions.
 
     Every image is counted once.
 

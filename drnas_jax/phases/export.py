@@ -1,4 +1,4 @@
-"""The export phase: writes a trained network in formats that need nothing of this package."""
+"""The export phase: writes a trained network in formats that do not need this package."""
 
 import dataclasses
 import hashlib
@@ -37,7 +37,7 @@ _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax")
 
 @dataclasses.dataclass(frozen=True)
 class ExportResult:
-    """What an export has written.
+    """The result of an export.
 
     Attributes:
       files: Files of all formats, in the folder `export` of the workdir.
@@ -57,7 +57,7 @@ def export(
     """Writes the network that `evaluate` would evaluate into the folder `export` of the workdir.
 
     The formats are those of `config.export.formats`, and card.json describes what was written. No
-    images are read: all that is needed to know about them is part of the checkpoint.
+    images are read: the checkpoint holds all that is needed to know about them.
 
     Args:
       config: Config of the run, a Config or a ConfigDict.
@@ -82,7 +82,7 @@ def run_export(run: Run) -> ExportResult:
         variables = restore(checkpoints, saved, module, run.mesh)
     network = _network(run, metadata, module, jax.tree.map(np.asarray, variables))
     card = _describe(run, saved, metadata, network)
-    with run.alone("export") as directory:
+    with run.locked("export") as directory:
         card = from_primary(lambda: _write(formats, network, card, directory))
     files = tuple(directory / entry["name"] for entry in card["files"])
     sizes = (f"{file['name']} ({file['bytes'] / 1e6:,.1f} MB)" for file in card["files"])

@@ -1,4 +1,4 @@
-"""What the host does in a phase: epochs, checkpoints, history, signals."""
+"""The host's part of a phase: epochs, checkpoints, history, signals."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ OpenWriters = Callable[[int], Writers]
 
 
 class Phase(Protocol):
-    """What differs between phases. States have `step` and `totals`.
+    """The part of a phase that differs from other phases. Its states have `step` and `totals`.
 
     Attributes:
       epochs: Number of epochs of the phase.

@@ -137,19 +137,19 @@ def _checked(
                 f"images is {array.dtype} {list(array.shape)}: expected uint8 "
                 f"[n, {', '.join(map(str, trained.shape))}], as the network was trained on"
             )
-        found: np.ndarray | list[str] = array
+        checked: np.ndarray | list[str] = array
     elif isinstance(images, str | os.PathLike):
-        found = [os.fspath(images)]
+        checked = [os.fspath(images)]
     elif isinstance(images, Sequence) and all(isinstance(i, str | os.PathLike) for i in images):
-        found = [os.fspath(image) for image in images]
+        checked = [os.fspath(image) for image in images]
     else:
         raise UserError(
             f"images is a {type(images).__name__}: expected an array, uint8 [n, h, w, c], or paths "
             "of image files"
         )
-    if not len(found):
+    if not len(checked):
         raise UserError("images has the length 0: expected at least one image")
-    return found
+    return checked
 
 
 def _batches(

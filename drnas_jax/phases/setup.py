@@ -20,7 +20,7 @@ from drnas_jax.training import devices
 from drnas_jax.training.hosts import from_primary, is_primary
 from drnas_jax.training.metrics import Display
 from drnas_jax.training.progress import Status
-from drnas_jax.workdir import alone, open_workdir
+from drnas_jax.workdir import open_workdir, phase_lock
 from drnas_jax.writers import RunInfo, Writers, check
 
 
@@ -79,14 +79,14 @@ class Run:
         return Writers(RunInfo(self.config, self.workdir, sweep, phase, resume_step, say))
 
     @contextlib.contextmanager
-    def alone(self, phase: str) -> Iterator[Path]:
-        """Yields the directory of a phase; while the context is active, other runs are kept out.
+    def locked(self, phase: str) -> Iterator[Path]:
+        """Yields the directory of a phase, which is locked while the context is active.
 
         Raises:
           UserError: Another run is at work there, or another command has opened the workdir with
             another config since this one did.
         """
-        with alone(self.workdir / phase):
+        with phase_lock(self.workdir / phase):
             for opened in filter(None, (self.sweep, (self.workdir, self.config))):
                 open_workdir(*opened)
             yield self.workdir / phase

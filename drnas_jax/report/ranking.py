@@ -1,4 +1,4 @@
-"""Whether the supernet ranks cells as the table of true accuracies does."""
+"""The agreement of the supernet's ranking of cells with that of the true accuracies."""
 
 import math
 from collections.abc import Callable, Iterable

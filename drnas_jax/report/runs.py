@@ -24,7 +24,7 @@ from drnas_jax.tables import Table
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What the report shows of a result.json; accuracies in 0..1.
+    """The values of a result.json that the report shows; accuracies in 0..1.
 
     Attributes:
       params: Number of parameters of the network.
@@ -43,7 +43,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a genotype.json says about the cost of the search's result.
+    """The cost of the search's result, from genotype.json.
 
     Attributes:
       unit: Name of the unit.
@@ -61,7 +61,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """What a genotype.json says about the search that found it.
+    """The facts about the search in a genotype.json.
 
     Attributes:
       stopped: Why a rule has stopped the search early, or an empty string.

@@ -14,7 +14,8 @@ _FIRST = 2.0  # seconds that the first page is assumed to take, with the import 
 class Watcher:
     """Writes report.html at the end of each epoch, unless the pages would take too much time.
 
-    An error other than one of the system, such as a full disk, is a message and ends no run.
+    Errors of the system, such as a full disk, are raised; any other error becomes a message, so
+    that it does not end the run.
 
     Args:
       workdir: Directory of the run.

@@ -122,8 +122,8 @@ def checked_edges(
       rule: Name of the rule in error messages.
 
     Raises:
-      UserError: An edge is no triple, or names a cell type, a row or an operation that the supernet
-        does not have.
+      UserError: An edge is not a triple, or names a cell type, a row or an operation that the
+        supernet does not have.
     """
     cells, edges = dict(spec.cells), []
     for fixed in decision.edges:

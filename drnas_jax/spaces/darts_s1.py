@@ -45,7 +45,7 @@ REDUCE = (
 
 
 class S1(Darts):
-    """See the module's docstring."""
+    """The search space S1: another pair of operations on each edge."""
 
     name = "darts_s1"
     cells = cells_of(NORMAL, REDUCE)

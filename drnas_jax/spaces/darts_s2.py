@@ -13,7 +13,7 @@ PRIMITIVES = ("skip_connect", "sep_conv_3x3")
 
 
 class S2(Darts):
-    """See the module's docstring."""
+    """The search space S2: a 3x3 separable convolution or a skip connection on each edge."""
 
     name = "darts_s2"
     cells = cells_of([PRIMITIVES] * len(PAIRS), [PRIMITIVES] * len(PAIRS))

@@ -13,7 +13,7 @@ PRIMITIVES = ("none", "skip_connect", "sep_conv_3x3")
 
 
 class S3(Darts):
-    """See the module's docstring."""
+    """The search space S3: the operations of S2, and `none`."""
 
     name = "darts_s3"
     cells = cells_of([PRIMITIVES] * len(PAIRS), [PRIMITIVES] * len(PAIRS))

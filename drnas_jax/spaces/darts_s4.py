@@ -14,7 +14,7 @@ PRIMITIVES = ("noise", "sep_conv_3x3")
 
 
 class S4(Darts):
-    """See the module's docstring."""
+    """The search space S4: a 3x3 separable convolution or noise on each edge."""
 
     name = "darts_s4"
     cells = cells_of([PRIMITIVES] * len(PAIRS), [PRIMITIVES] * len(PAIRS))

@@ -238,7 +238,7 @@ def parse(code: str) -> Genotype:
         the layers.
 
     Raises:
-      UserError: The text is no such code.
+      UserError: The text is not such a code.
     """
     genotype = parse_code(code, PRIMITIVES)
     if genotype is None:

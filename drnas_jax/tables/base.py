@@ -1,4 +1,4 @@
-"""What a table of true accuracies provides."""
+"""The interface of tables of true accuracies."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

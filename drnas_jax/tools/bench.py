@@ -205,7 +205,7 @@ def bench_networks(
       config: Config of the run.
       file: Path of the table of layers.
       batch: Number of images of a batch.
-      steps: Least number of runs of each program.
+      steps: Smallest number of runs of each program.
     """
     known = config.data.name in (*_SHAPES, "cifar10")
     dataset = synthetic(config, 1) if known else data.load(config.data)

@@ -42,10 +42,10 @@ def measure_operations(
 
     Args:
       space: Search space.
-      network: Spec of the networks, of which the size counts but not the genotype.
+      network: Spec of the networks; their size counts, but not their genotype.
       file: Path of the file.
       batch: Number of images of a batch.
-      steps: Least number of runs of each program, of which the median counts.
+      steps: Smallest number of runs of each program; their median counts.
 
     Returns:
       Number of `operations` that were measured, and the seconds `rest_s` of what is in no layer.
@@ -98,10 +98,10 @@ def compare_networks(
 
     Args:
       space: Search space.
-      network: Spec of the networks, of which the size counts but not the genotype.
+      network: Spec of the networks; their size counts, but not their genotype.
       file: Path of the table that `measure_operations` wrote.
       batch: Number of images of a batch.
-      steps: Number of runs of each network, of which the median counts.
+      steps: Number of runs of each network; their median counts.
 
     Returns:
       Number of `networks`; Spearman's rank correlation of predicted and measured times, or None if

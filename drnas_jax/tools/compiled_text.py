@@ -1,4 +1,4 @@
-"""What the text of a compiled program (XLA's HLO) says about its size and its time."""
+"""Estimates the size and the time of a compiled program from its text (XLA's HLO)."""
 
 import re
 

@@ -23,6 +23,7 @@ from flax import linen as nn
 
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype
+from drnas_jax.spaces import Mix
 from drnas_jax.spaces.darts.published import PUBLISHED
 from drnas_jax.tools.torch_networks import Imported, Masks, from_torch
 from drnas_jax.torch_names import State, to_torch
@@ -42,8 +43,6 @@ GENOTYPES = {
 }
 AUXILIARY_WEIGHT = 0.4  # weight of the auxiliary loss in the reference
 _STATISTICS = ("running_mean", "running_var")
-
-Mix = dict[str, jax.Array]
 
 
 def run(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -51,7 +51,7 @@ _UNREADABLE = (ValueError, KeyError, TypeError, OSError)  # what Orbax raises fo
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointInfo:
-    """What is stored in a checkpoint beside the arrays of the state.
+    """The description that a checkpoint stores beside the arrays of the state.
 
     Attributes:
       step: Number of the checkpoint, which is the number of steps of the phase that were done.
@@ -283,7 +283,7 @@ class _DamagedError(UserError):
     """A checkpoint cannot be restored.
 
     Attributes:
-      reason: What is wrong with which checkpoint, without what to do.
+      reason: Which checkpoint is damaged and how, without advice.
     """
 
     def __init__(self, reason: str) -> None:

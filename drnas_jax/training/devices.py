@@ -71,7 +71,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
-    """Returns the shapes and shardings of arrays of which every device has a copy, for compiling.
+    """Returns the shapes and shardings of replicated arrays, for compiling.
 
     Args:
       tree: Pytree of arrays or shapes.
@@ -155,7 +155,7 @@ def data_parallel(
 
 
 def steps_per_dispatch(mesh: Mesh, steps: int) -> int:
-    """Returns how many steps one dispatch takes at most.
+    """Returns the largest number of steps in one dispatch.
 
     On CPUs it is 1, since a dispatch costs little there and convolutions inside a loop are slow.
 

@@ -28,7 +28,7 @@ _GOOGLE = "0x1ae0"  # PCI vendor of TPUs, and of network cards in Google's cloud
 
 
 class PrimaryFailedError(RuntimeError):
-    """Process 0 failed with an error of which only it has the traceback."""
+    """Process 0 failed; only that process has the traceback of the error."""
 
 
 def initialize(

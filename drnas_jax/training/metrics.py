@@ -16,7 +16,7 @@ from rich.text import Text
 
 @dataclasses.dataclass
 class _Task:
-    """The progress that is being shown.
+    """The state of the progress bar.
 
     Attributes:
       description: Title that the user sees.
@@ -161,8 +161,8 @@ class Display:
           cell_type: Name of the cell type, which is the title.
           edges: Names of the edges.
           operations: Names of the operations that each edge still has.
-          values: Scores of each edge in the order of its `operations`, such as the concentrations
-            of a Dirichlet distribution.
+          values: Scores of each edge in the order of its `operations`, such as the concentration
+            parameters of a Dirichlet distribution.
         """
         if not self._in_front:
             return

@@ -47,10 +47,10 @@ def _decay(config: SearchConfig | RetrainConfig, lr: float, steps: int) -> optax
 
 
 def clip(max_norm: float) -> optax.GradientTransformation:
-    """Creates clipping by the global norm, which 0 turns off.
+    """Returns clipping by the global norm; a norm of 0 turns it off.
 
-    Unlike `optax.clip_by_global_norm` it sums the squares of all arrays as one vector. That is two
-    kernels in place of two for each array, of which a retraining has hundreds.
+    Unlike `optax.clip_by_global_norm` it sums the squares of all arrays as one vector. That takes
+    two kernels, and not two for each of the hundreds of arrays of a retraining.
 
     Args:
       max_norm: Largest global norm of the gradient that is left as it is.

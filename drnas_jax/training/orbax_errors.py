@@ -1,4 +1,4 @@
-"""What Orbax's errors say in one line, and how its own reports of them are hidden."""
+"""Summarises Orbax's errors in one line, and hides the tracebacks that Orbax itself prints."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""How far a phase is, as a value that its checkpoints carry."""
+"""The progress of a phase, which its checkpoints store."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from drnas_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a phase is, and what it runs on.
+    """The progress of a phase, and the devices and data that it runs on.
 
     Attributes:
       epochs_done: Number of finished epochs.
@@ -43,7 +43,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """How far a phase is at the end of an epoch, for those who watch the run.
+    """The progress of a phase at the end of an epoch, for the page of a run that is going on.
 
     Attributes:
       phase: Name of the phase shown to the user, for example `search, stage 1/2`.

@@ -1,6 +1,6 @@
 """Random keys and NumPy generators, as pure functions of seed, stream name and step.
 
-None is ever passed from one step to the next, so a resumed run draws the same numbers.
+No key is passed from one step to the next, so a resumed run draws the same numbers.
 """
 
 import zlib

@@ -1,4 +1,4 @@
-"""What a writer of curves provides, and what it is told of a run."""
+"""The interface of writers of curves, and the facts about a run that they get."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ from drnas_jax.config import Config
 
 
 class ServiceError(RuntimeError):
-    """A failure of a service that a writer needs; the run goes on without this writer."""
+    """An error of a service, such as a lost connection; the run goes on without its writer."""
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def service_errors() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What a writer is told of the phase whose curves it writes.
+    """The facts about a phase that a writer of its curves gets.
 
     Attributes:
       config: Config of the run.
@@ -97,4 +97,4 @@ class Writer(Protocol):
         """
 
     def close(self) -> None:
-        """Ends the writing. The phase has ended, or was stopped and may be resumed later."""
+        """Closes the writer. The phase has ended, or was stopped and may be resumed later."""

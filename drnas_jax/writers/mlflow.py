@@ -13,7 +13,7 @@ from typing import Any
 from drnas_jax.config import leaves, to_dict
 from drnas_jax.extras import import_extra
 from drnas_jax.files import read_json, write_json
-from drnas_jax.workdir import in_turn
+from drnas_jax.workdir import waiting_lock
 from drnas_jax.writers.base import RunInfo, Writer, service_errors
 
 _BATCH = 100  # parameters that MLflow takes at once
@@ -42,7 +42,7 @@ class MLflow:
 
     def __init__(self, run: RunInfo):
         # Only one process at a time may create the tables of a store, or an experiment.
-        with in_turn(run.sweep), service_errors():
+        with waiting_lock(run.sweep), service_errors():
             self._client, self._id, self._step = _open(run)
         write_json(run.directory / "mlflow.json", {"run_id": self._id})
 

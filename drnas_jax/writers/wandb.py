@@ -85,7 +85,7 @@ def _init(run: RunInfo, number: str) -> Any:
         dir=run.directory,
         config=to_dict(run.config),
         settings=wandb.Settings(
-            console="off",  # our lines are no part of it
+            console="off",  # the lines of this package are not uploaded
             silent=True,
             init_timeout=_START,
             finish_timeout=_FINISH,

@@ -29,7 +29,7 @@ def test_of_two_commands_at_once_only_one_config_runs(tmp_path):
     first, second = (
         open_run(from_config_dict(dict(seed=seed)), tmp_path, display=Listener()) for seed in (1, 2)
     )
-    with pytest.raises(UserError, match="seed was 2 and is 1"), first.alone("search"):
+    with pytest.raises(UserError, match="seed was 2 and is 1"), first.locked("search"):
         raise AssertionError
-    with second.alone("search") as directory:
+    with second.locked("search") as directory:
         assert directory == tmp_path / "search"

@@ -1,9 +1,7 @@
 """MLflow with a local SQLite store, and without the server that was named."""
 
-import json
-
 import pytest
-import small_run
+from service_runs import search_two_seeds, write_losses
 
 from drnas_jax.writers import Writers
 
@@ -39,14 +37,12 @@ def test_a_resumed_run_is_the_same_run_and_no_step_is_in_it_twice(info):
     # Would catch a new run at each resume, or points that the store keeps twice.
     run = info("mlflow")
     writers = Writers(run)
-    for step, loss in ((10, 0.5), (20, 0.25)):
-        writers.scalars({"loss": loss, "accuracy": float("nan")}, step)
+    write_losses(writers, {10: 0.5, 20: 0.25})
     writers.close()
     writers = Writers(info("mlflow", resume_step=11))  # killed before the checkpoint of step 20
     client, runs = stored(run.sweep)
     assert [each.info.status for each in runs.values()] == ["RUNNING"]
-    for step, loss in ((20, 0.25), (30, 0.125)):
-        writers.scalars({"loss": loss}, step)
+    write_losses(writers, {20: 0.25, 30: 0.125})
     writers.close()
     client, runs = stored(run.sweep)
     assert list(runs) == ["sweep/seed3/search"]
@@ -83,14 +79,9 @@ def test_without_a_server_the_run_goes_on(info, monkeypatch):
 
 def test_seeds_that_are_searched_at_once_have_a_run_each(tmp_path):
     # Would catch runs that get each other's points, or a store that works in one thread only.
-    workdir = tmp_path / "run"
-    flags = ["seeds=2", "compute.seeds_at_once=2", "metrics.writers=mlflow"]
-    command = small_run.command(workdir, *(f"--config.{flag}" for flag in flags), "--phases=search")
-    small_run.run(command)
-    client, runs = stored(workdir)
+    losses = search_two_seeds(tmp_path / "run", "mlflow")
+    client, runs = stored(tmp_path / "run")
     assert sorted(runs) == ["run/seed0/search", "run/seed1/search"]
     for seed in (0, 1):
-        lines = (workdir / f"seed{seed}" / "search" / "history.jsonl").read_text().splitlines()
-        losses = [json.loads(line)["train_loss"] for line in lines]
         found = points(client, runs[f"run/seed{seed}/search"], "train_loss")
-        assert [value for _, value in found] == losses
+        assert [value for _, value in found] == losses[seed]

@@ -4,7 +4,7 @@ import json
 import struct
 
 import pytest
-import small_run
+from service_runs import search_two_seeds, write_losses
 
 from drnas_jax.writers import Writers
 
@@ -68,12 +68,10 @@ def test_a_resumed_run_is_the_same_run_and_no_step_is_in_it_twice(info):
     # Would catch a new run at each resume, or a curve that goes back in time.
     run = info("wandb")
     writers = Writers(run)
-    for step, loss in ((10, 0.5), (20, 0.25)):
-        writers.scalars({"loss": loss, "accuracy": float("nan")}, step)
+    write_losses(writers, {10: 0.5, 20: 0.25})
     writers.close()
     writers = Writers(info("wandb", resume_step=11))  # killed before the checkpoint of step 20
-    for step, loss in ((20, 0.25), (30, 0.125)):
-        writers.scalars({"loss": loss}, step)
+    write_losses(writers, {20: 0.25, 30: 0.125})
     writers.close()
     first, second = records(run.directory)
     assert points(first, "loss") == [(10, 0.5), (20, 0.25)]
@@ -105,16 +103,10 @@ def test_without_a_network_the_run_goes_on(info, monkeypatch):
 
 def test_seeds_that_are_searched_at_once_have_a_run_each(tmp_path):
     # Would catch runs that get each other's points, or a client that works in one thread only.
-    workdir = tmp_path / "run"
-    flags = ["seeds=2", "compute.seeds_at_once=2", "metrics.writers=wandb"]
-    command = small_run.command(workdir, *(f"--config.{flag}" for flag in flags), "--phases=search")
-    small_run.run(command)
-    runs = []
+    losses, runs = search_two_seeds(tmp_path / "run", "wandb"), []
     for seed in (0, 1):
-        (start,) = records(workdir / f"seed{seed}" / "search")
-        lines = (workdir / f"seed{seed}" / "search" / "history.jsonl").read_text().splitlines()
-        losses = [json.loads(line)["train_loss"] for line in lines]
-        assert [value for _, value in points(start, "train_loss")] == losses
+        (start,) = records(tmp_path / "run" / f"seed{seed}" / "search")
+        assert [value for _, value in points(start, "train_loss")] == losses[seed]
         runs.append(described(start))
     assert runs[0].run_group == runs[1].run_group and runs[0].run_id != runs[1].run_id
     assert [run.display_name for run in runs] == ["run/seed0/search", "run/seed1/search"]

@@ -37,7 +37,7 @@ _PIXELS = 3 * 32 * 32
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """What the publisher's binary archive of a data set holds.
+    """The contents of the publisher's binary archive of a data set.
 
     Attributes:
       file: Name of the archive.

@@ -1,4 +1,4 @@
-"""What a data source is. A new one is a module with one function, `create`, that makes a `Source`.
+"""The interface of data sources. A new one is a module with a function `create` -> `Source`.
 
 The module is used by its name, as in `--config.data.name=my_images.py`, and `create` gets the value
 of `data.dir`, which may be empty. A source has two splits, and a split is anything with labels and
@@ -173,7 +173,7 @@ def check_source(source: object, name: str) -> Source:
       name: Value of `data.name`.
 
     Raises:
-      UserError: It is no `Source`, or its fields do not fit together.
+      UserError: It is not a `Source`, or its fields do not fit together.
     """
     if not isinstance(source, Source):
         raise UserError(

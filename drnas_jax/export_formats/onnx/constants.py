@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-# Those that are met often are computed by NumPy: JAX would compile each of them.
+# Frequent primitives are computed by NumPy: JAX would compile each of them.
 _NUMPY: dict[str, Callable[..., Any]] = {
     "add": lambda p, x, y: x + y,
     "sub": lambda p, x, y: x - y,

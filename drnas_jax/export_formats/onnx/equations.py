@@ -1,4 +1,4 @@
-"""What the writers of operators need to know about an equation of a traced program."""
+"""Shapes of the operands and results of an equation, for the writers of operators."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias

@@ -55,7 +55,7 @@ def _product(graph: Graph, equation: Any, operands: Sequence[Value]) -> list[Val
 def _dense(graph: Graph, x: Tensor, axis: int, matrix: np.ndarray) -> Tensor:
     """Returns the product of a matrix [outputs, inputs] and an axis of x, which becomes the last.
 
-    If the axis lies where ONNX has channels, it is a convolution with windows of one pixel.
+    If the axis is at ONNX's position of channels, the product is a convolution with 1x1 filters.
     """
     rank, position = len(x.axes), x.axes.index(axis)
     order = [other - (other > axis) if other != axis else rank - 1 for other in x.axes]

@@ -15,9 +15,7 @@ _WRITERS = {**elementwise.WRITERS, **shapes.WRITERS, **layers.WRITERS}
 # Primitives that only call another program, and the parameter that holds it.
 _CALLS = {
     "jit": "jaxpr",
-    "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "remat2": "jaxpr",

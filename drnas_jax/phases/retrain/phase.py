@@ -76,7 +76,7 @@ def run_retrain(run: Run) -> RetrainResult:
     retraining = Retraining(run.config, genotype, run.dataset, run.mesh)
     retraining.check()
     phase = RetrainPhase(retraining, run.display)
-    with run.alone("retrain") as directory:
+    with run.locked("retrain") as directory:
         open_writers = functools.partial(run.open_writers, "retrain")
         state, progress = loop.run(phase, directory, open_writers=open_writers, watch=run.watch)
     return RetrainResult(int(state.step), progress.seconds)

@@ -197,7 +197,7 @@ class Retraining:
         return init_state(config.network, config.optimiser, self.dataset.shape, seed)
 
     def step_program(self, chosen: Backend | None = None) -> Any:
-        """Returns the jitted function (state, raw, dispatch) -> state, see `step_program`.
+        """Returns the jitted step (state, raw, dispatch) -> state, see `training.programs`.
 
         Args:
           chosen: Backend to use instead of the config's.

@@ -21,9 +21,9 @@ from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype
 from drnas_jax.spaces import Cell, SupernetSpec
 
-_SMALLEST = 1e-300  # in place of a rank of 0, as operations have that a rule has ruled out
+_SMALLEST = 1e-300  # replaces a rank of 0, which operations have that a rule has ruled out
 _ROUNDING = 1e-9  # relative error of sums of scores
-_SLACK = 1e-12  # relative error of sums of costs that are no whole numbers
+_SLACK = 1e-12  # relative error of sums of costs that are not whole numbers
 _TOLERANCE = 1e-5  # of a table, relative: above the 1e-6 that AdditiveCost allows
 _ATTEMPTS = 20
 
@@ -214,7 +214,7 @@ def undominated(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     Args:
       costs: Cost of each choice [n].
-      scores: Score of each choice [n]. Of choices that are equal in both, the first is returned.
+      scores: Score of each choice [n]. If choices are equal in both, the first one is returned.
 
     Returns:
       Indices by increasing cost and score, int [m].

@@ -1,4 +1,4 @@
-"""What networks and operations of a search cost, and the discretisation within the target."""
+"""The costs of a search's networks and operations, and the discretisation within the target."""
 
 import dataclasses
 import functools
@@ -13,8 +13,7 @@ from drnas_jax.costs import base as costs
 from drnas_jax.errors import UserError
 from drnas_jax.genotype import Genotype
 from drnas_jax.phases.search.budget import Budget, format_cost, smallest_cost
-from drnas_jax.phases.search.step import Mix
-from drnas_jax.spaces import NetworkSpec, Space, SupernetSpec
+from drnas_jax.spaces import Mix, NetworkSpec, Space, SupernetSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ from drnas_jax.nn import backend
 from drnas_jax.phases import loop
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.phases.search.state import SearchState
-from drnas_jax.phases.search.step import Alpha, Mix, logits_at, mean_logits
-from drnas_jax.spaces import SupernetSpec
+from drnas_jax.phases.search.step import Alpha, logits_at, mean_logits
+from drnas_jax.spaces import Mix, SupernetSpec
 from drnas_jax.training import losses
 from drnas_jax.training.devices import replicate
 from drnas_jax.training.programs import sum_program

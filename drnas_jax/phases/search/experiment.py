@@ -32,22 +32,21 @@ from drnas_jax.phases.search.costing import Costing
 from drnas_jax.phases.search.labels import labels_of
 from drnas_jax.phases.search.stages import (
     Columns,
-    advance,
     columns_to_keep,
     first_spec,
     resized_spec,
+    resized_state,
     stage_at,
 )
 from drnas_jax.phases.search.state import SearchState, init_state, with_fixed
 from drnas_jax.phases.search.step import (
     SUBSETS,
     Alpha,
-    Mix,
     StepConfig,
     mean_logits,
     search_step,
 )
-from drnas_jax.spaces import NetworkSpec, Space, SupernetSpec
+from drnas_jax.spaces import Mix, NetworkSpec, Space, SupernetSpec
 from drnas_jax.training import devices, losses, optimisers
 from drnas_jax.training.programs import step_program, sum_program
 from drnas_jax.training.random_keys import host_generator
@@ -296,7 +295,7 @@ class Experiment:
         new = resized_spec(old, columns, self.config.search.stages[stage].partial_channels)
         like = self.state_shapes(new)
         seed = int(host_generator(self.config.seed, "search/widen", stage).integers(2**63))
-        return new, advance(self.space, state, old, new, columns, like, seed)
+        return new, resized_state(self.space, state, old, new, columns, like, seed)
 
     def init(self, spec: SupernetSpec, seed: jax.Array | int) -> SearchState:
         """Returns the state at the start of a search, see `init_state`."""
@@ -320,7 +319,7 @@ class Experiment:
     def step_program(
         self, spec: SupernetSpec, chosen: Backend | None = None, seeds: int = 1
     ) -> Any:
-        """Returns the jitted step (state, raw, dispatch) -> state, see `step_program`.
+        """Returns the jitted step (state, raw, dispatch) -> state, see `training.programs`.
 
         Alpha is frozen in steps in which its subset is idle.
 
@@ -344,7 +343,7 @@ class Experiment:
 
         Args:
           spec: Spec of the supernet.
-          seeds: Number of runs that are validated at once, see `sum_program`.
+          seeds: Number of runs that are validated at once, see `training.programs.sum_program`.
         """
         config = self.measuring_config(spec)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from drnas_jax.nn.counting import count_parameters
+from drnas_jax.phases.search.compilation import compile_step, lower_step
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.phases.search.stages import columns_to_keep, resized_spec
 from drnas_jax.spaces import SupernetSpec
@@ -16,44 +17,6 @@ from drnas_jax.training import memory
 
 # A later stage is compiled for the check only if an estimate comes as near to the limit as this.
 _NEAR = 0.5
-
-
-def lower_step(experiment: Experiment, spec: SupernetSpec, state: Any, seeds: int = 1) -> Any:
-    """Lowers the step of a stage.
-
-    Args:
-      experiment: Inputs of the search.
-      spec: Spec of the stage's supernet.
-      state: State at this stage, or its shapes.
-      seeds: Number of runs for which the step is taken at once.
-    """
-    program, loader = experiment.step_program(spec, seeds=seeds), experiment.loader
-    dispatch: Any = loader.abstract_dispatch
-    if seeds > 1:
-        state, dispatch = (state,) * seeds, (dispatch,) * seeds
-    return program.lower(state, loader.abstract_raw, dispatch)
-
-
-def compile_step(experiment: Experiment, spec: SupernetSpec, lowered: Any) -> Any:
-    """Compiles the step of a stage.
-
-    Args:
-      experiment: Inputs of the search.
-      spec: Spec of the stage's supernet.
-      lowered: Result of `lower_step`.
-
-    Raises:
-      NotEnoughMemoryError: The devices do not have enough memory.
-    """
-    config = experiment.config
-    what = f"the search with K = {spec.partial_channels}"
-
-    def advice() -> str:
-        batch_size, k = config.search.batch_size, config.search.partial_channels
-        ways = f"lower search.batch_size ({batch_size}), or raise search.partial_channels {k}"
-        return ways + memory.or_remat(config.compute.remat)
-
-    return memory.compile_within(lowered, experiment.mesh, what, advice)
 
 
 def check_later_stages(experiment: Experiment, stage: int, spec: SupernetSpec, step: Any) -> None:

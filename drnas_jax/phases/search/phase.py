@@ -3,8 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ from drnas_jax.genotype import (
 from drnas_jax.nn.counting import count_parameters
 from drnas_jax.phases import loop
 from drnas_jax.phases.search.comparison import Comparison, compare
+from drnas_jax.phases.search.compilation import StageCompiler
 from drnas_jax.phases.search.diagnostics import Diagnostics
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.phases.search.history import (
@@ -36,12 +36,12 @@ from drnas_jax.phases.search.history import (
     entropy,
     random_cells,
 )
-from drnas_jax.phases.search.memory_check import check_later_stages, compile_step, lower_step
+from drnas_jax.phases.search.memory_check import check_later_stages
 from drnas_jax.phases.search.metadata import FixedEdges, SearchMetadata
 from drnas_jax.phases.search.provenance import provenance, result_cost
 from drnas_jax.phases.search.stages import stage_at
-from drnas_jax.phases.search.state import SearchState, mean_mix
-from drnas_jax.phases.search.together import Programs, Seat
+from drnas_jax.phases.search.state import SearchState, fix_edges, mean_mix
+from drnas_jax.phases.search.together import Programs, SeedThread
 from drnas_jax.phases.setup import Run, open_run
 from drnas_jax.picture import to_svg
 from drnas_jax.rules.base import Fix, Rule, Stop, View, checked_edges
@@ -51,7 +51,6 @@ from drnas_jax.training import devices
 from drnas_jax.training.devices import replicate, run_once
 from drnas_jax.training.hosts import from_primary
 from drnas_jax.training.metrics import Display
-from drnas_jax.training.programs import in_background
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +90,8 @@ def search(
     return run_search(open_run(config, workdir, dataset, display))
 
 
-def run_search(run: Run, seat: Seat | None = None) -> SearchResult:
-    """Runs the search phase; see `search`, and `search_together` for the seat."""
+def run_search(run: Run, thread: SeedThread | None = None) -> SearchResult:
+    """Runs the search phase; see `search`, and `search_together` for `thread`."""
     directory = run.workdir / "search"
     file = directory / "genotype.json"
     if from_primary(file.exists):
@@ -102,11 +101,11 @@ def run_search(run: Run, seat: Seat | None = None) -> SearchResult:
     if run.config.cost.name:
         run.display.message(f"counting what the operations cost ({run.config.cost.name})")
     experiment.check()
-    if seat is not None:
-        seat.share_raw(experiment.loader)
-    phase = SearchPhase(experiment, run.display, seat)  # before any checkpoint is made
-    with run.alone("search"):
-        hooks = None if seat is None else seat.interrupt, partial(run.open_writers, "search")
+    if thread is not None:
+        thread.share_raw(experiment.loader)
+    phase = SearchPhase(experiment, run.display, thread)  # before any checkpoint is made
+    with run.locked("search"):
+        hooks = None if thread is None else thread.interrupt, partial(run.open_writers, "search")
         state, progress = loop.run(phase, directory, *hooks, run.watch)
         genotype, comparison = phase.result, phase.compare(state, progress.epochs_done - 1)
         cost = result_cost(experiment, genotype, run.display)
@@ -126,11 +125,11 @@ class SearchPhase:
     Args:
       experiment: Inputs of the search.
       display: What the user sees.
-      seat: Place among the searches of other seeds that run at the same time, or None.
+      thread: Thread of this search if several seeds are searched at once, or None.
     """
 
-    def __init__(self, experiment: Experiment, display: Display, seat: Seat | None = None):
-        self.experiment, self.display, self.seat = experiment, display, seat
+    def __init__(self, experiment: Experiment, display: Display, thread: SeedThread | None = None):
+        self.experiment, self.display, self.thread = experiment, display, thread
         config = experiment.config
         self.epochs, self.steps = experiment.epochs, experiment.steps
         self.loader, self.mesh = experiment.loader, experiment.mesh
@@ -177,14 +176,14 @@ class SearchPhase:
     def _enter(self, stage: int, spec: SupernetSpec) -> None:
         self.stage, self.spec = stage, spec
         self.programs: Programs | None = None  # the step and the validation
-        self.lowered: Future[Any] | None = None  # the step, before it is compiled
+        self.compiler = StageCompiler(self.experiment, spec)
         self.diagnostics = Diagnostics(self.experiment, spec)
         self.cost_table = self.experiment.costing.table(spec)
 
     def start(self) -> SearchState:
         """Returns a fresh state on the devices; meanwhile the step is traced."""
-        if self.seat is None:  # else the number of seeds is not known yet
-            self._trace(self.experiment.abstract_state(self.spec))
+        if self.thread is None:  # else the number of seeds is not known yet
+            self.compiler.trace(self.experiment.abstract_state(self.spec))
         init = partial(self.experiment.init, self.spec)
         return run_once(init, self.mesh, self.experiment.config.seed)
 
@@ -220,10 +219,10 @@ class SearchPhase:
         shapes = devices.abstract(state, self.mesh)
         if self.programs is None:
             self._describe_stage(state)
-        if self.seat is not None:
+        if self.thread is not None:
             leaves, structure = jax.tree.flatten(shapes)
             key, step = (self.spec, structure, tuple(leaves)), int(state.step)
-            self.programs = self.seat.join_epoch(step, key, partial(self._compile, shapes))
+            self.programs = self.thread.join_epoch(step, key, partial(self._compile, shapes))
         elif self.programs is None:
             self.programs = self._compile(shapes)
         return state, self.programs[0]
@@ -240,38 +239,19 @@ class SearchPhase:
             f"{count_parameters(state.params):,} parameters"
         )
 
-    def _trace(self, state: SearchState, seeds: int = 1) -> "Future[Any]":
-        """Begins to trace the step, given the shapes of the state."""
-        self.lowered = in_background(partial(lower_step, self.experiment, self.spec, state, seeds))
-        return self.lowered
-
     def _compile(self, state: SearchState, seeds: int = 1) -> Programs:
-        """Returns the compiled step, given the shapes of the state, and begins the validation's."""
+        """Returns the compiled step and validation, given the shapes of the state."""
         began = time.monotonic()
-        traced, self.lowered = self.lowered or self._trace(state, seeds), None  # it takes memory
-        lowered = traced.result()
-        validation = in_background(partial(self._compile_validation, state, seeds))
-        compiled = compile_step(self.experiment, self.spec, lowered)
+        step, validation = self.compiler.compile(state, seeds)
         self.display.message(f"step compiled in {time.monotonic() - began:.1f} s")
         if not self.memory_checked:
-            check_later_stages(self.experiment, self.stage, self.spec, compiled)
+            check_later_stages(self.experiment, self.stage, self.spec, step)
             self.memory_checked = True
-        return compiled, lambda *arguments: validation.result()(*arguments)
-
-    def _compile_validation(self, state: Any, seeds: int) -> Callable[..., Any]:
-        program, loader = self.experiment.validation_program(self.spec, seeds), self.loader
-        inputs: Any = loader.abstract_evaluation
-        if seeds > 1:
-            state, inputs = (state,) * seeds, tuple((each,) * seeds for each in inputs)
-        return program.lower(state, loader.abstract_raw, *inputs).compile()
+        return step, validation
 
     def _scores(self, state: SearchState) -> dict[str, Any]:
         distribution = self.experiment.distribution
         return {name: distribution.scores(state.alpha[name], c) for name, c in self.spec.cells}
-
-    def derived(self, state: SearchState) -> Genotype:
-        """Returns the genotype that would be derived now."""
-        return self.experiment.derived(state, self.spec)
 
     def end_epoch(
         self, state: SearchState, epoch: int, train: Mapping[str, float]
@@ -281,7 +261,8 @@ class SearchPhase:
         assert self.programs is not None  # since the step of this epoch is compiled
         batches, program = self.loader.evaluation(epoch), self.programs[1]
         valid = loop.evaluate(program, state, self.loader.raw, batches)
-        genotype, scores = self.derived(state), to_numpy(self._scores(state))
+        genotype = experiment.derived(state, self.spec)
+        scores = to_numpy(self._scores(state))
         mean = to_numpy(mean_mix(experiment.distribution, self.spec, state))
         expected = self._expected_cost(mean)
         self._show_epoch(valid, genotype, scores, expected)
@@ -369,20 +350,13 @@ class SearchPhase:
 
     def _fix(self, state: SearchState, edges: FixedEdges) -> SearchState:
         """Returns the state in which the mixing weights of these edges are fixed."""
-        fixed = to_numpy(state.fixed) or {
-            name: np.full(cell.shape, -1, np.float32) for name, cell in self.spec.cells
-        }
         for cell_type, row, primitive in edges:
-            edge = self.spec.cell(cell_type).edges[row]
-            weights = np.zeros_like(fixed[cell_type][row])
-            if primitive is not None:
-                weights[edge.primitives.index(primitive)] = 1
-            fixed[cell_type] = np.array(fixed[cell_type])
-            fixed[cell_type][row] = weights
-            self.display.message(f"fixed: {cell_type} {edge.name} to {primitive or 'no edge'}")
+            name = self.spec.cell(cell_type).edges[row].name
+            self.display.message(f"fixed: {cell_type} {name} to {primitive or 'no edge'}")
         if not state.fixed:  # the state has new arrays now: compile again
             self.programs = None
         self.fixed += edges
+        fixed = fix_edges(state.fixed, self.spec, edges)
         return state.replace(fixed=replicate(fixed, self.mesh))
 
     def _diagnose(self, state: SearchState, epoch: int) -> dict[str, Any]:
@@ -396,10 +370,10 @@ class SearchPhase:
             seed = [self.experiment.config.seed, epoch]
             cells = random_cells(self.experiment.space, self.spec, config.ranked_cells, seed)
             mixes = [one_hot(dict(self.spec.cells), cell) for cell in cells]
-            found = self.diagnostics.accuracies(state, mixes, epoch, config.ranked_batches)
+            accuracies = self.diagnostics.accuracies(state, mixes, epoch, config.ranked_batches)
             measured["ranked"] = [
                 {"cells": to_cells(cell), "accuracy": accuracy}
-                for cell, accuracy in zip(cells, found, strict=True)
+                for cell, accuracy in zip(cells, accuracies, strict=True)
             ]
         return measured
 

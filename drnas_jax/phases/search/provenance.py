@@ -1,4 +1,4 @@
-"""What genotype.json says about the origin of the genotype."""
+"""The provenance in genotype.json: where the genotype comes from."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -111,7 +111,7 @@ def resized_spec(spec: SupernetSpec, columns: Columns, partial_channels: int) ->
     return dataclasses.replace(spec, cells=cells, partial_channels=partial_channels)
 
 
-def advance(
+def resized_state(
     space: Space,
     state: SearchState,
     old: SupernetSpec,
@@ -120,7 +120,7 @@ def advance(
     like: SearchState,
     seed: int,
 ) -> SearchState:
-    """Takes a state from the end of one stage to the start of the next.
+    """Returns the state with which the next stage begins, given that of the end of a stage.
 
     Weights, other variables, alpha and the states of both optimisers lose the entries of pruned
     operations; new channels are copies of old ones.
@@ -187,7 +187,7 @@ def _check_shapes(state: SearchState, like: SearchState) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, Any]:
-    """Returns the shapes of all arrays, masked ones too, by the names of their places."""
+    """Returns the shapes of all arrays, masked ones too, by their paths in the tree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda each: isinstance(each, optax.MaskedNode)
     )

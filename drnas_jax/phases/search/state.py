@@ -1,10 +1,11 @@
 """The state of a search, which is immutable and changes only by `replace`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -58,6 +59,28 @@ def with_fixed(
         cell_type: jnp.where(fixed[cell_type] < 0, rows, fixed[cell_type])
         for cell_type, rows in mix.items()
     }
+
+
+def fix_edges(
+    fixed: Mapping[str, Any], spec: SupernetSpec, edges: Iterable[tuple[str, int, str | None]]
+) -> dict[str, np.ndarray]:
+    """Returns the fixed mixing weights after the operations of more edges were fixed.
+
+    Args:
+      fixed: Fixed mixing weights before, as in `SearchState.fixed`.
+      spec: Spec of the supernet.
+      edges: Cell type, row and operation of each of these edges, as in `rules.base.Fix`.
+    """
+    weights = {
+        name: np.array(fixed[name]) if fixed else np.full(cell.shape, -1, np.float32)
+        for name, cell in spec.cells
+    }
+    for cell_type, row, primitive in edges:
+        weights[cell_type][row] = 0
+        if primitive is not None:
+            column = spec.cell(cell_type).edges[row].primitives.index(primitive)
+            weights[cell_type][row, column] = 1
+    return weights
 
 
 def mean_mix(

@@ -21,7 +21,7 @@ from drnas_jax.distributions import Distribution
 from drnas_jax.distributions.base import Role
 from drnas_jax.nn import weight_gradients
 from drnas_jax.phases.search.state import SearchState, mean_mix, with_fixed
-from drnas_jax.spaces import Cell, SupernetSpec
+from drnas_jax.spaces import Cell, Mix, SupernetSpec
 from drnas_jax.training import losses
 from drnas_jax.training.devices import AXIS
 from drnas_jax.training.optimisers import clip
@@ -32,7 +32,6 @@ from drnas_jax.training.random_keys import (
     stream_number,
 )
 
-Mix = dict[str, jax.Array]
 Alpha = dict[str, Any]
 Augment = Callable[[Any, AugmentationKeys], Images]  # (batch, keys) -> augmented batch
 STREAMS: dict[Role, str] = {"alpha": "alpha-sample", "weights": "weight-sample"}
@@ -151,7 +150,7 @@ def sample(
     def draw(cell: Cell, alpha: Any, key: jax.Array) -> jax.Array:
         return config.distribution.sample(alpha, cell, key, config.progress(state.step), role)
 
-    mix: Mix = {}
+    mix: dict[str, jax.Array] = {}
     for cell in dict.fromkeys(cell for _, cell in config.spec.cells):
         names = [name for name, other in config.spec.cells if other == cell]
         if len(names) == 1:

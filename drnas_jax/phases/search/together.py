@@ -1,11 +1,11 @@
-"""Searches several seeds at once: where they take the same step, one program takes all of them.
+"""Searches several seeds at once: one program takes the step of all seeds that are equally far.
 
-Each search runs in a thread of its own, as it would by itself, but hands its calls of compiled
-programs to the main thread. When all searches have made a call or have ended, the main thread runs
-the calls, equal ones as one program over the seeds, and lets each search go on with its result.
+The search of each seed runs in its own thread, but hands its calls of compiled programs to the main
+thread. When all searches have made a call or have ended, the main thread runs the calls, equal ones
+as one program over the seeds, and lets each search go on with its result.
 
-Only one thread works at a time, and the main thread waits for no other than that one. So nothing
-needs to be safe for threads, and no search can wait for one that does not come.
+Only one thread works at a time, and the main thread waits only for that one. So nothing needs to be
+thread-safe, and no search can wait for a call that does not come.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from drnas_jax.training.metrics import Display
 from drnas_jax.training.signals import Interrupt, Interrupted
 
 Programs = tuple[Callable[..., Any], ...]
-Compile = Callable[[int], Programs]  # from a number of seeds to programs for so many
+Compile = Callable[[int], Programs]  # from a number of seeds to the programs for all of them
 
 THREAD = "search of a seed"  # name of the threads
 _MOST = 8  # seeds at once if the config leaves the choice
 
 
 def seeds_at_once(run: Run) -> int:
-    """Returns how many seeds are searched at once at most, 1 if there are several processes."""
+    """Returns the largest number of seeds searched at once; 1 if there are several processes."""
     if jax.process_count() > 1:
         return 1
     if wanted := run.config.compute.seeds_at_once:
@@ -53,8 +53,8 @@ class _AbandonedError(BaseException):
     """Ends the search of a seed because the run ends."""
 
 
-class Seat:
-    """The place of one search among those of the other seeds.
+class SeedThread:
+    """The thread that searches one seed, and its exchange of calls with the main thread.
 
     Attributes:
       interrupt: Signal that ends the search; the main thread sets it, for all seeds between the
@@ -64,22 +64,22 @@ class Seat:
       error: Error with which the search has ended, or None.
     """
 
-    def __init__(self, meeting: "_Meeting", run: Run, search: Callable[[Run, "Seat"], Any]):
+    def __init__(self, shared: "_Shared", run: Run, search: Callable[[Run, "SeedThread"], Any]):
         self.run, self.interrupt = run, Interrupt()
         self.epoch_step = 0
         self.call: _Call | None = None
         self.error: BaseException | None = None
-        self._meeting, self._search, self._abandoned = meeting, search, False
+        self._shared, self._search, self._abandoned = shared, search, False
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._answers: SimpleQueue[Any] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
 
     def share_raw(self, loader: Loader) -> None:
         """Lets the loaders of all seeds share the images of a data set in memory."""
-        if self._meeting.loader is None:
-            self._meeting.loader = loader
+        if self._shared.loader is None:
+            self._shared.loader = loader
         else:
-            loader.share_raw(self._meeting.loader)
+            loader.share_raw(self._shared.loader)
 
     def join_epoch(self, step: int, key: Hashable, compile_for: Compile) -> Programs:
         """Returns the programs of an epoch, which run together for all seeds with the same key.
@@ -89,15 +89,15 @@ class Seat:
         Args:
           step: Number of steps done. Only seeds that have done equally many run together.
           key: What determines the programs.
-          compile_for: Function that compiles them for a number of seeds, see `programs.py`. It
-            raises NotEnoughMemoryError if there should be fewer seeds.
+          compile_for: Function that compiles them for a number of seeds. It raises
+            NotEnoughMemoryError if there should be fewer seeds.
 
         Raises:
           Interrupted: A signal has come; nothing was done since the last checkpoint.
         """
         self.epoch_step = step
-        programs: Programs = self._meet(
-            ("epoch", key), self._meeting.programs_of, (self, key, compile_for)
+        programs: Programs = self._wait_for(
+            ("epoch", key), self._shared.programs_of, (self, key, compile_for)
         )
         if self.interrupt.signum:
             raise Interrupted(self.interrupt.signum)
@@ -107,11 +107,11 @@ class Seat:
         """Returns the function (state, raw, *inputs) that runs a program of the group."""
 
         def call(*arguments: Any) -> Any:
-            return self._meet(group, partial(_call_together, program, size), arguments)
+            return self._wait_for(group, partial(_call_together, program, size), arguments)
 
         return call
 
-    def _meet(self, key: Hashable, function: Callable[..., Any], argument: Any) -> Any:
+    def _wait_for(self, key: Hashable, function: Callable[..., Any], argument: Any) -> Any:
         answer = None
         if not self._abandoned:
             self._calls.put(_Call(key, function, argument))
@@ -149,8 +149,8 @@ class Seat:
             self._thread.join()
 
 
-class _Meeting:
-    """What the searches share.
+class _Shared:
+    """The values that the searches of all seeds share.
 
     Attributes:
       interrupt: Signals to the process.
@@ -162,7 +162,9 @@ class _Meeting:
         self.loader: Loader | None = None
         self._programs: dict[Hashable, Programs | None] = {}  # None: they do not fit in memory
 
-    def programs_of(self, members: Sequence[tuple[Seat, Hashable, Compile]]) -> list[Programs]:
+    def programs_of(
+        self, members: Sequence[tuple[SeedThread, Hashable, Compile]]
+    ) -> list[Programs]:
         """Returns the programs of each of these seeds, which run together as far as they fit."""
         size, (_, key, compile_for) = len(members), members[0]
         if (key, size) not in self._programs:
@@ -172,7 +174,7 @@ class _Meeting:
             half = (size + 1) // 2
             return [*self.programs_of(members[:half]), *self.programs_of(members[half:])]
         group = object()
-        return [tuple(seat.caller(group, size, p) for p in programs) for seat, *_ in members]
+        return [tuple(thread.caller(group, size, p) for p in programs) for thread, *_ in members]
 
     def _compiled(self, size: int, compile_for: Compile) -> Programs | None:
         try:
@@ -197,7 +199,7 @@ def _call_together(
     return results
 
 
-def search_together(runs: Sequence[Run], search: Callable[[Run, Seat], Any]) -> None:
+def search_together(runs: Sequence[Run], search: Callable[[Run, SeedThread], Any]) -> None:
     """Runs the searches of several seeds at once.
 
     Args:
@@ -210,43 +212,43 @@ def search_together(runs: Sequence[Run], search: Callable[[Run, Seat], Any]) -> 
     """
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt())
-        meeting, seats = _Meeting(runs[0].display, interrupt), []
+        shared, threads = _Shared(runs[0].display, interrupt), []
         waiting = [run for run in runs if not (run.workdir / "search" / "genotype.json").exists()]
         for run in runs:
             display = run.display.of_seed(run.config.seed, in_front=run in waiting[:1])
             stack.enter_context(display)
-            seats.append(Seat(meeting, run.with_display(display), search))
-        for seat in seats:
-            stack.callback(seat.abandon)
-        for seat in seats:
-            _advance(seat)
-        while any(seat.call for seat in seats):
-            answers = list(_answers(seats))
-            for seat, _ in answers:
-                seat.interrupt.signum = interrupt.signum
-            for seat, answer in answers:
-                _advance(seat, answer)
-        for seat in seats:
-            if seat.error is not None:
-                raise seat.error
+            threads.append(SeedThread(shared, run.with_display(display), search))
+        for thread in threads:
+            stack.callback(thread.abandon)
+        for thread in threads:
+            _advance(thread)
+        while any(thread.call for thread in threads):
+            answers = list(_answers(threads))
+            for thread, _ in answers:
+                thread.interrupt.signum = interrupt.signum
+            for thread, answer in answers:
+                _advance(thread, answer)
+        for thread in threads:
+            if thread.error is not None:
+                raise thread.error
 
 
-def _advance(seat: Seat, answer: Any = None) -> None:
+def _advance(thread: SeedThread, answer: Any = None) -> None:
     """Lets a search go on; raises its error, unless it is that of a signal, which stops all."""
-    seat.go_on(answer)
-    if isinstance(seat.error, UserError):
-        raise UserError(f"seed {seat.run.config.seed}: {seat.error}") from seat.error
-    if seat.error is not None and not isinstance(seat.error, Interrupted):
-        raise seat.error
+    thread.go_on(answer)
+    if isinstance(thread.error, UserError):
+        raise UserError(f"seed {thread.run.config.seed}: {thread.error}") from thread.error
+    if thread.error is not None and not isinstance(thread.error, Interrupted):
+        raise thread.error
 
 
-def _answers(seats: Sequence[Seat]) -> Iterator[tuple[Seat, Any]]:
+def _answers(threads: Sequence[SeedThread]) -> Iterator[tuple[SeedThread, Any]]:
     """Yields the results of the waiting calls of those seeds that have done the fewest steps."""
-    first = min(seat.epoch_step for seat in seats if seat.call)
-    groups: dict[Hashable, list[tuple[Seat, _Call]]] = {}
-    for seat in seats:
-        if seat.call and seat.epoch_step == first:
-            groups.setdefault(seat.call.key, []).append((seat, seat.call))
+    first = min(thread.epoch_step for thread in threads if thread.call)
+    groups: dict[Hashable, list[tuple[SeedThread, _Call]]] = {}
+    for thread in threads:
+        if thread.call and thread.epoch_step == first:
+            groups.setdefault(thread.call.key, []).append((thread, thread.call))
     for group in groups.values():
         results = group[0][1].function([call.argument for _, call in group])
-        yield from zip((seat for seat, _ in group), results, strict=True)
+        yield from zip((thread for thread, _ in group), results, strict=True)

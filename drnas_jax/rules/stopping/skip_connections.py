@@ -1,7 +1,7 @@
 """Early stopping by skip connections (DARTS+, arXiv 1909.06035, criterion 1).
 
 A search that overfits fills its cells with skip connections. The search stops when a normal cell
-has more than a few of them, and returns the last genotype that had not.
+has more than a few of them, and returns the last genotype that did not.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class SkipConnections:
         self.options = options
 
     def decide(self, view: View, memory: dict[str, Any]) -> Continue | Stop:
-        """Stops if the genotype has left the limit, which an earlier one kept to."""
+        """Stops if the genotype exceeds the limit and an earlier one did not."""
         if view.epoch < self.options.first_epoch:
             return Continue()
         count = self.count(view.genotype)
@@ -44,7 +44,7 @@ class SkipConnections:
         return Stop(from_json(memory["genotype"], "the rule's memory"), reason)
 
     def count(self, genotype: Genotype) -> int:
-        """Returns the number of skip connections in the cell that has most; `reduce` is left out.
+        """Returns the largest number of skip connections in a cell, without the cell `reduce`.
 
         Args:
           genotype: Genotype of any space. Only the DARTS spaces have a cell type `reduce`.

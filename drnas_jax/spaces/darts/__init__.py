@@ -66,7 +66,7 @@ def cells_of(
 
 
 class Darts(Space):
-    """See the module's docstring; `depth` is the number of all cells."""
+    """The DARTS search space, whose `depth` is the number of all cells."""
 
     name = "darts"
     cells: Mapping[str, Cell] = cells_of([PRIMITIVES] * len(PAIRS), [PRIMITIVES] * len(PAIRS))
@@ -75,7 +75,7 @@ class Darts(Space):
         self.stem = (options or Options()).stem
 
     def check(self, spec: SupernetSpec | NetworkSpec) -> None:
-        """See Space.check: the image's sides must be divisible, and the genotype of this space."""
+        """Checks that the image can be halved often enough, and the genotype of a network."""
         check_divisible(spec.image, STEMS[self.stem])
         if self.stem == "imagenet" and spec.channels % 2:
             raise UserError(
@@ -86,15 +86,15 @@ class Darts(Space):
             genotype_edges(spec.genotype, self.cells)
 
     def supernet(self, spec: SupernetSpec, backend: Backend) -> nn.Module:
-        """See Space.supernet. BatchNorm inside its cells has no scale and bias."""
+        """Returns the supernet, whose cells have BatchNorm without scale and bias."""
         return Supernet(spec, self.stem, backend)
 
     def network(self, spec: NetworkSpec, backend: Backend) -> nn.Module:
-        """See Space.network."""
+        """Returns the final network of a genotype."""
         return Network(spec, genotype_edges(spec.genotype, self.cells), self.stem, backend)
 
     def resize(self, tree: Any, like: Any, old: SupernetSpec, new: SupernetSpec, seed: int) -> Any:
-        """See Space.resize. One array holds a weight of all edges that keep a primitive."""
+        """Fits the arrays, which stack the weights of all edges that keep a primitive."""
         del like
         partial_channels = old.partial_channels, new.partial_channels
 

@@ -22,7 +22,7 @@ from drnas_jax.nn.stacked_params import (
     channel_shuffle,
 )
 from drnas_jax.spaces.base import Edge
-from drnas_jax.spaces.darts import looped_cell, stacked
+from drnas_jax.spaces.darts import looped_cell, stacked_cell
 from drnas_jax.spaces.darts.edge_loop import KEPT_NODES
 from drnas_jax.spaces.darts.noise import noise_sums
 from drnas_jax.spaces.darts.operations import (
@@ -63,9 +63,9 @@ class MixedCell:
 
     @property
     def loops(self) -> bool:
-        """Whether the cell runs as a loop over its edges, which computes them again in turn.
+        """Whether the cell runs as a loop over its edges, whose backward pass recomputes each edge.
 
-        The cell of a network does so only if that is not more than `remat` says.
+        The cell of a network runs so only if `remat` allows that much recomputation.
         """
         backend = self.context.backend
         again = len(self.edges) == ALL_EDGES or backend.remat in ("auto", "cells")
@@ -97,7 +97,7 @@ class MixedCell:
         if self.loops:
             nodes, moments = looped_cell.cell_nodes(*shape, arrays, mix, factors, noise)
         elif backend.stacked:
-            nodes, moments = stacked.cell_nodes(*shape, arrays, mix, factors, noise)
+            nodes, moments = stacked_cell.cell_nodes(*shape, arrays, mix, factors, noise)
         else:
             nodes, moments = self._plain_nodes(inputs, arrays, mix, factors, noise)
         return jnp.concatenate(nodes, axis=backend.channel_axis), moments

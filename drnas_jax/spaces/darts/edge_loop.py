@@ -37,8 +37,8 @@ def sums_of_inputs(loop: EdgeLoop, inputs: Array, values: Values) -> tuple[Array
 
     def add_edge(e: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         sums, moments = carry
-        total, found = loop.add_edge(e, at(inputs, source[e]), at(sums, node[e]), values)
-        return put(sums, total, node[e]), put(moments, found, e)
+        total, edge_moments = loop.add_edge(e, at(inputs, source[e]), at(sums, node[e]), values)
+        return put(sums, total, node[e]), put(moments, edge_moments, e)
 
     source, node = jnp.asarray(loop.sources), jnp.asarray(loop.nodes)
     sums = jnp.zeros((NODES, *_shape(inputs[0], loop.stride)), inputs.dtype)
@@ -101,8 +101,8 @@ def _nodes_forward(
 
         def add_edge(e: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             total, moments = carry
-            total, found = loop.add_edge(e, at(selected, source[e]), total, values)
-            return total, put(moments, found, e)
+            total, edge_moments = loop.add_edge(e, at(selected, source[e]), total, values)
+            return total, put(moments, edge_moments, e)
 
         total = at(sums, n)
         if loop.sources:  # all edges of a network's reduction cell may leave its inputs

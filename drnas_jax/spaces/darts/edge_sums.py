@@ -33,7 +33,7 @@ Array = jax.Array
 
 
 class PrimitiveRows(NamedTuple):
-    """Which edges of a loop keep a primitive.
+    """The edges of a loop that keep a primitive.
 
     Attributes:
       name: Name of the primitive.

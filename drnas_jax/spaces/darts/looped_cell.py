@@ -70,13 +70,13 @@ def cell_nodes(
     if outer:
         bypass = [context.backend.max_pool(x, 2, 2) for x in bypass]
         loop, values = loop_and_values(outer, 0)
-        sums, found = sums_of_inputs(loop, selected, values)
-        moments.append(found)
+        sums, edge_moments = sums_of_inputs(loop, selected, values)
+        moments.append(edge_moments)
         selected = selected[:0, :, ::2, ::2]
     sums = sums if noise is None else sums + noise
     loop, values = loop_and_values(inner, INPUTS - len(selected))
-    nodes, found = nodes_in_order(loop, selected, sums, bypass[0] + bypass[1], values)
-    packed = jnp.concatenate([*moments, found])[np.argsort(outer + inner)]
+    nodes, edge_moments = nodes_in_order(loop, selected, sums, bypass[0] + bypass[1], values)
+    packed = jnp.concatenate([*moments, edge_moments])[np.argsort(outer + inner)]
     return list(nodes), _unpacked(cell_type, edges, packed) if context.train else {}
 
 

@@ -113,8 +113,8 @@ class Model(nn.Module):
     ) -> tuple[Array, Array | None]:
         """Maps images [b, h, w, c] and mixing weights [e, o] by cell type to logits [b, classes].
 
-        The second result are the logits of the auxiliary head, or None outside training and if
-        there is no such head.
+        The second result is the logits of the auxiliary head, or None outside training or if there
+        is no such head.
         """
         context = context_of(self, train)
         inputs = Stem(self.stem, self.stem_features, context, name="stem")(x)
@@ -180,7 +180,7 @@ class CellRunParams(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[str, StackedParams]:
-        """Returns them by primitive, and as `squeeze_0` and `squeeze_1`."""
+        """Returns the arrays by primitive, and those of `squeeze_0` and `squeeze_1`."""
         run, params = self.run, self.cell.make_params(self.run.length, self.affine)
         for i, halve in enumerate((run.halve, False)):
             name = f"squeeze_{i}"
@@ -207,7 +207,7 @@ def draw_path_factors(cell: MixedCell, rate: Array | float, key: Array, x: Array
 
 
 class Supernet(nn.Module):
-    """See Space.supernet: the model of all edges. BatchNorm in its cells has no scale and bias."""
+    """The supernet: the model of all edges. BatchNorm in its cells has no scale and bias."""
 
     spec: SupernetSpec
     stem: str
@@ -232,7 +232,7 @@ class Supernet(nn.Module):
 
 
 class Network(nn.Module):
-    """See Space.network: the model of a genotype's edges, at mixing weight 1."""
+    """The final network: the model of a genotype's edges, each at mixing weight 1."""
 
     spec: NetworkSpec
     edges: CellEdges

@@ -19,5 +19,5 @@ def test_edges_rank_by_the_mean_or_by_the_softmax_of_alpha(tiny, ranking, source
     alpha[3, 1:] = -1.5
     alpha[4, 0] = 3  # by the softmax 0.99, 0.43 and 0.77
     state = types.SimpleNamespace(alpha={"normal": alpha, "reduce": alpha}, fixed={})
-    for _, cell in phase.derived(state).cells:
+    for _, cell in phase.experiment.derived(state, phase.spec).cells:
         assert [source for _, source in cell[1]] == sources

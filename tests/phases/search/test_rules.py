@@ -16,7 +16,7 @@ from drnas_jax.rules.base import Fix, checked_edges
 from drnas_jax.spaces import SupernetSpec
 from drnas_jax.spaces.base import one_hot
 from drnas_jax.training.signals import Interrupted
-from drnas_jax.workdir import alone
+from drnas_jax.workdir import phase_lock
 
 STEPS = 2  # in an epoch: 32 training images in batches of 16
 
@@ -244,7 +244,7 @@ def test_the_best_candidate_is_the_result_and_measurements_change_nothing(
     measure, judged = Diagnostics.accuracy, {}
 
     def recorded(self, state, mix, epoch, batches):
-        with pytest.raises(UserError, match="another run"), alone(tmp_path / "alone/search"):
+        with pytest.raises(UserError, match="another run"), phase_lock(tmp_path / "alone/search"):
             raise AssertionError  # the search must still hold its lock
         accuracy = measure(self, state, mix, epoch, batches)
         judged[mix["cell"].tobytes()] = accuracy

@@ -11,127 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_space import start
+from single_steps import (
+    BATCH,
+    assert_close,
+    assert_differs,
+    assert_equal,
+    assert_replicated,
+    batch,
+    begin,
+    draw_mix,
+    indices,
+    run,
+    spec_of,
+    update,
+)
 
-from drnas_jax.data import Images
-from drnas_jax.distributions import Distribution
-from drnas_jax.distributions.base import softmax
 from drnas_jax.phases.search import step as steps
-from drnas_jax.training.devices import REPLICATED, SHARDED, data_parallel, make_mesh
+from drnas_jax.training.devices import REPLICATED, SHARDED, data_parallel
 from drnas_jax.training.losses import cross_entropy
-from drnas_jax.training.programs import Dispatch
-
-BATCH = 16
-# Programs are compiled for a few steps: optimisation would take longer than it saves.
-FAST = {"xla_backend_optimization_level": 0}
-
-
-def spec_of(experiment):
-    """Returns the first supernet; that of a real space keeps two operations on each edge."""
-    first = experiment.first_spec()
-    if experiment.space.name == "small":
-        return first
-
-    def two(i, names):
-        return tuple(names[j] for j in sorted((i % len(names), (i + 1) % len(names))))
-
-    cells = []
-    for cell_type, cell in first.cells:
-        edges = (
-            dataclasses.replace(edge, primitives=two(i, edge.primitives))
-            for i, edge in enumerate(cell.edges)
-        )
-        cells.append((cell_type, dataclasses.replace(cell, edges=tuple(edges))))
-    return dataclasses.replace(first, cells=tuple(cells))
-
-
-def begin(experiment):
-    """Returns a state of random numbers for `spec_of`."""
-    return start(experiment, spec_of(experiment))
-
-
-def indices(rows=3):
-    """Returns training and validation examples of some steps, [rows, b] each, all different."""
-    order = np.random.default_rng(1).permutation(64).astype(np.int32)
-    return tuple(
-        np.stack([np.roll(half, 8 * row)[:BATCH] for row in range(rows)])
-        for half in (order[:32], order[32:])
-    )
-
-
-def run(experiment, train, valid, frozen=False):
-    """Returns the state after a step for each row of the indices, in separate dispatches."""
-    program, state = compiled(experiment), begin(experiment)
-    for row in range(len(train)):
-        dispatch = dispatch_of(train[row : row + 1], valid[row : row + 1], frozen)
-        state = program(state, experiment.loader.raw, dispatch)
-    return state
-
-
-def dispatch_of(train, valid, frozen=False):
-    return Dispatch((train, valid), np.int32(len(train)), np.array([False, frozen]))
-
-
-@functools.cache
-def compiled(experiment):
-    program, row = experiment.step_program(spec_of(experiment)), np.zeros((1, BATCH), np.int32)
-    lowered = program.lower(begin(experiment), experiment.loader.raw, dispatch_of(row, row))
-    return lowered.compile(compiler_options=FAST)
-
-
-def unchanged(images, keys):
-    """Takes the place of the augmentation."""
-    del keys
-    return images
-
-
-def draw_mix(config, state, alpha, role):
-    keys = steps.pass_keys(config, state, role)
-    return steps.sample(config, state, keys.sample, role, alpha)
-
-
-def batch(seed=0):
-    rng = np.random.default_rng(seed)
-    images = rng.normal(size=(BATCH, 8, 8, 3)).astype(np.float32)
-    return Images(images, rng.integers(0, 4, BATCH).astype(np.int32))
-
-
-def call(function, mesh, state, *batches):
-    """Calls a function of one device's shards: a state, and batches split over the devices."""
-    program = data_parallel(function, mesh, (REPLICATED, *(SHARDED,) * len(batches)))
-    return program.lower(state, *batches).compile(compiler_options=FAST)(state, *batches)
-
-
-def update(function, config, state, mesh=None):
-    """Runs `update_alpha` or `update_weights` on one batch."""
-    one_device = make_mesh(jax.devices()[:1])
-    unaugmented = functools.partial(function, config, augment=unchanged)
-    return call(unaugmented, mesh or one_device, state, batch())
-
-
-def assert_equal(found, expected):
-    """Asserts that two trees are equal to the last bit."""
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-def assert_differs(found, expected):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert np.any(np.asarray(a) != np.asarray(b))
-
-
-def assert_close(found, expected, **tolerances):
-    close = functools.partial(np.testing.assert_allclose, **tolerances)
-    jax.tree.map(close, found, expected)
-
-
-def assert_replicated(state):
-    """Asserts that every device holds the same bits."""
-    for array in jax.tree.leaves(state):
-        first, *others = [np.asarray(shard.data) for shard in array.addressable_shards]
-        assert len(others) == 7
-        for other in others:
-            np.testing.assert_array_equal(other, first)
-
 
 # Devices
 
@@ -393,124 +290,3 @@ def test_a_cost_changes_the_gradient_of_alpha_by_its_finite_differences(small, t
     assert (np.abs(slope).max() > 1e-2) == (target < 1e3)
     # Differences of float32 numbers of size 1.
     np.testing.assert_allclose(alpha - after.alpha["cell"], gradient + slope, atol=2e-6)
-
-
-# Randomness
-
-
-def test_the_step_is_deterministic(small):
-    # Would catch a random key that does not follow from seed and step.
-    experiment = small()
-    assert_equal(run(experiment, *indices()), run(experiment, *indices()))
-
-
-def test_several_steps_in_one_dispatch_are_the_same_steps(small):
-    # Would catch a loop that gives every step the first batch or the first key, or that also takes
-    # a step of the row that only fills the dispatch.
-    experiment = small()
-    train, valid = indices(4)
-    dispatch = dispatch_of(train, valid)._replace(steps=np.int32(3))
-    program = experiment.step_program(spec_of(experiment))
-    together = program(begin(experiment), experiment.loader.raw, dispatch)
-    assert int(together.step) == 3
-    # The compiler fuses the same sums in another way in a loop's body.
-    assert_close(together, run(experiment, train[:3], valid[:3]), rtol=1e-4, atol=1e-6)
-
-
-class Sharpened(Distribution):
-    """The softmax of alpha, which depends on the role of the sample by a number or by an array."""
-
-    def __init__(self, numbers):
-        self.numbers = numbers
-
-    def sample(self, alpha, cell, key, progress, role):
-        noise = jax.random.normal(key, alpha.shape)
-        return softmax(self.numbers[role] * alpha + 0.1 * noise, cell)
-
-    def mean(self, alpha, cell):
-        return softmax(alpha, cell)
-
-
-@pytest.mark.parametrize(
-    "distribution",
-    [
-        None,
-        Sharpened({"alpha": 1.0, "weights": 2.0}),
-        Sharpened({"alpha": np.full((3, 4), 1.0), "weights": np.full((3, 4), 2.0)}),
-    ],
-    ids=["gumbel", "a number by role", "an array by role"],
-)
-def test_one_program_for_both_passes_is_the_same_step(small, distribution):
-    # Would catch the loop that draws both samples as if they were for alpha.
-    check_one_program(small(), distribution)
-
-
-@pytest.mark.slow
-def test_one_program_for_both_passes_is_the_same_step_of_a_real_supernet(tiny):
-    # Would catch a kernel that skips a gradient which is read.
-    check_one_program(tiny(), None)
-
-
-def check_one_program(experiment, distribution):
-    config, before = experiment.step_config(spec_of(experiment)), begin(experiment)
-    config = dataclasses.replace(config, distribution=distribution or config.distribution)
-
-    def step(shared, state, train, valid):
-        variant = dataclasses.replace(config, share_program=shared)
-        return steps.search_step(variant, state, train, valid, False, unchanged)
-
-    one, two = (
-        call(functools.partial(step, shared), experiment.mesh, before, batch(1), batch(2))
-        for shared in (True, False)
-    )
-    assert_differs((one.alpha, one.params), (before.alpha, before.params))
-    # Sums in another order.
-    assert_close(one, two, rtol=1e-4, atol=1e-5)
-
-
-def test_cells_with_equal_edges_draw_for_themselves(small):
-    # Would catch cell types that share their samples, or that get those of another one.
-    experiment = small()
-    config, cell = experiment.step_config(spec_of(experiment)), spec_of(experiment).cell("cell")
-    edge = dataclasses.replace(cell.edges[0], primitives=cell.edges[0].primitives[:2])
-    cells = {"a": cell, "b": dataclasses.replace(cell, edges=(edge,)), "c": cell}
-    spec = dataclasses.replace(config.spec, cells=tuple(cells.items()))
-    config = dataclasses.replace(config, spec=spec)
-    rng = np.random.default_rng(0)
-    alpha = {name: rng.normal(size=one.shape).astype(np.float32) for name, one in cells.items()}
-    state = begin(experiment)
-    mix = draw_mix(config, state, alpha, "alpha")
-    keys, progress = steps.pass_keys(config, state, "alpha").sample, jnp.zeros(())
-    for name, one in cells.items():
-        alone = config.distribution.sample(alpha[name], one, keys[name], progress, "alpha")
-        np.testing.assert_allclose(mix[name], alone, rtol=1e-6)
-
-
-def test_progress_is_that_of_the_whole_search(small):
-    # Would catch a temperature that starts again in each stage or epoch.
-    experiment = small()
-    config = experiment.step_config(spec_of(experiment))
-    assert config.total_steps == sum(experiment.config.search.epochs) * experiment.steps
-    state = begin(experiment).replace(step=jnp.int32(config.total_steps // 4))
-    seen = []
-
-    class Spy(Distribution):
-        def sample(self, alpha, cell, key, progress, role):
-            seen.append((float(progress), role))
-            return alpha
-
-    config = dataclasses.replace(config, distribution=Spy())
-    draw_mix(config, state, state.alpha, "weights")
-    assert seen == [(0.25, "weights")]
-
-
-def test_mean_logits_use_the_mean_and_the_batch_statistics(small):
-    # Would catch validation by a sample or by the running averages.
-    experiment = small()
-    config, state = experiment.step_config(spec_of(experiment)), begin(experiment)
-    images = batch().images
-    mix = {"cell": jax.nn.softmax(state.alpha["cell"])}  # the mean of the Gumbel softmax
-    variables = {"params": state.params, **state.variables}
-    expected, _ = config.supernet.apply(variables, images, mix, True, mutable=["batch_stats"])
-    logits = call(functools.partial(steps.mean_logits, config), experiment.mesh, state, images)
-    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)

@@ -15,7 +15,7 @@ from drnas_jax.errors import UserError
 from drnas_jax.files import read_json
 from drnas_jax.main import main
 from drnas_jax.phases import loop
-from drnas_jax.phases.search import phase as search_phase
+from drnas_jax.phases.search import compilation
 from drnas_jax.phases.search.experiment import Experiment, state_at
 from drnas_jax.phases.search.phase import run_search
 from drnas_jax.phases.search.together import THREAD, search_together
@@ -219,7 +219,7 @@ def test_an_error_of_one_seed_ends_all(run, tmp_path, monkeypatch):
 
 def test_fewer_seeds_if_they_do_not_fit(run, monkeypatch):
     # Would catch a search that is refused although its seeds fit one after the other.
-    tried, lower_step = [], search_phase.lower_step
+    tried, lower_step = [], compilation.lower_step
 
     def lower(experiment, spec, state, seeds):
         tried.append(seeds)
@@ -227,7 +227,7 @@ def test_fewer_seeds_if_they_do_not_fit(run, monkeypatch):
             raise memory.NotEnoughMemoryError("it does not fit")
         return lower_step(experiment, spec, state, seeds)
 
-    monkeypatch.setattr(search_phase, "lower_step", lower)
+    monkeypatch.setattr(compilation, "lower_step", lower)
     display = run("together")
     assert tried == [2, 1] and compiled(display) == 1  # in the second epoch nothing is tried again
     assert sum("2 seeds at once do not fit" in text for text in display.messages) == 1

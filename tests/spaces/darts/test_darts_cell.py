@@ -11,7 +11,7 @@ import pytest
 from drnas_jax.nn import backend, weight_gradients
 from drnas_jax.nn.stacked_params import ApplyContext
 from drnas_jax.spaces.base import Cell, Edge
-from drnas_jax.spaces.darts import stacked
+from drnas_jax.spaces.darts import block_sums
 from drnas_jax.spaces.darts.cell import MixedCell, run_cells
 from drnas_jax.spaces.darts.noise import has_noise
 from drnas_jax.spaces.darts.operations import INPUTS, NODES, PRIMITIVES
@@ -177,7 +177,7 @@ def test_a_cell_is_the_plain_one(kept, partial_channels, cell_type, platform):
 def test_wide_rows_on_accelerators(monkeypatch, kept):
     # Would catch a mistake that only networks of many channels would show: with few lanes, the
     # few channels of this test count as many.
-    monkeypatch.setattr(stacked, "_LANES", 4)
+    monkeypatch.setattr(block_sums, "_LANES", 4)
     cell = mixed_cell(backend.GPU, "reduce", kept, 1)
     found = evaluate(cell, [random_arrays(cell, 1, (6, 5), halve=True)], IMAGES)
     assert_same(found, one_cell("plain", kept, "reduce", 1))
