@@ -35,7 +35,7 @@ REMEDY = re.compile(
 PASSED_ON = {
     "{_line(error)} (--help lists all)",
     "config field {name}: {' '.join(str(error).split())}",
-    "seed {seat.run.config.seed}: {seat.error}",
+    "seed {thread.run.config.seed}: {thread.error}",
     "the config in {file} cannot be used: {error}",
     "the recipe {name} fails: {components.failure(error)}",
     "{field} is {name}, which fails to import: {failure(error)}",
