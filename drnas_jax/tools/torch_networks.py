@@ -26,6 +26,7 @@ Masks = Mapping[str, np.ndarray]
 _KNOWN = "that of a network of the original PyTorch code"
 
 _CELL = re.compile(r"cells\.(\d+)\.")
+_RESIDUAL = re.compile(r"cells\.(\d+)\.conv_a\.")
 _FIRST_CELL_NORM = re.compile(
     r"cells\.0\.(edges\.[^.]+\.\d+|_ops\.\d+\._ops\.\d+)\.(op\.\d+|bn)\.running_mean"
 )
@@ -175,8 +176,12 @@ def _tensor(state: State, name: str) -> np.ndarray:
 
 
 def _nasbench201_shape(state: State, cells: int) -> tuple[int, int]:
-    """Returns the number of channels C, and of cells in each stage."""
-    return len(_tensor(state, "stem.0.weight")), (cells - 2) // 3
+    """Returns the number of channels C, and of cells in each stage.
+
+    The first residual block follows the first stage. Cells without convolutions have no tensors.
+    """
+    residual = [int(match[1]) for match in map(_RESIDUAL.match, state) if match]
+    return len(_tensor(state, "stem.0.weight")), min(residual, default=(cells - 2) // 3)
 
 
 def _darts_shape(state: State, cells: int) -> tuple[int, str]:

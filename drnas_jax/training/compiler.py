@@ -1,4 +1,4 @@
-"""Options of the XLA compiler for each platform, chosen by measurement (docs/benchmarks.md)."""
+"""Options of the XLA compiler for each platform, chosen by what docs/benchmarks-history.md says."""
 
 import functools
 from typing import Any

@@ -48,6 +48,13 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(leaf, other, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_network_whose_cells_have_no_tensors_is_read(depth):
+    # Would catch a number of cells that is taken from the cells that have tensors.
+    arch = "|none~0|+|none~0|skip_connect~1|+|skip_connect~0|avg_pool_3x3~1|none~2|"
+    imported_again(network_of(nasbench201.create(), nasbench201.parse(arch), depth=depth))
+
+
 def test_a_network_of_nasbench201_has_the_names_of_tiny_network():
     # Would catch an edge that is numbered otherwise, or an operation with tensors that it lacks.
     network = network_of(nasbench201.create(), nasbench201.parse(ARCH))
