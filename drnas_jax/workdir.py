@@ -134,9 +134,11 @@ def _conflict(
         return None
     first, *others = changed.values()
     more = f" (and {len(others)} more fields)" if others else ""
+    made, this = before.get("versions", {}).get("drnas_jax"), version("drnas_jax")
+    by = f" by drnas_jax {made}, and this is {this}" if made != this else ""
     return UserError(
-        f"workdir {directory} was made with another config, {first}{more}: take a new --workdir, "
-        "or the config it was made with"
+        f"workdir {directory} was made with another config{by}, {first}{more}: take a new "
+        "--workdir, or the config it was made with"
     )
 
 

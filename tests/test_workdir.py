@@ -1,6 +1,7 @@
 """The directory of a run belongs to one config, and to one version of a user's modules."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -165,13 +166,16 @@ def test_what_leaves_the_result_as_it_is_may_change(tmp_path):
 
 
 def test_a_config_of_an_older_version_is_refused(tmp_path):
+    # Would catch a search that goes on with other fields, and an error that hides the reason.
     file = open_workdir(tmp_path, config()) / "config.json"
     values = json.loads(file.read_text())
     del values["config"]["seed"]
     values["config"]["search"]["gone"] = 3
+    values["versions"]["drnas_jax"] = "0.0.9"
     file.write_text(json.dumps(values))
     begin(tmp_path)
-    with pytest.raises(UserError, match="search.gone was 3 and is not set"):
+    expected = f"by drnas_jax 0.0.9, and this is {version('drnas_jax')}, search.gone was 3 and is"
+    with pytest.raises(UserError, match=re.escape(expected)):
         open_workdir(tmp_path, config())
 
 

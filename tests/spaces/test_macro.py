@@ -65,8 +65,8 @@ def test_a_code_is_a_genotype(tmp_path):
 @pytest.mark.parametrize(
     "cell, message",
     [
-        (tuple((("identity", i),) for i in range(7)), "has the edges"),
-        (tuple((("identity", 0),) for i in range(8)), "has the edges"),
+        (tuple((("identity", i),) for i in range(7)), "expected one operation on each edge"),
+        (tuple((("identity", 0),) for i in range(8)), "expected one operation on each edge"),
         (tuple((("skip_connect", i),) for i in range(8)), "'skip_connect'.*mbconv_3x3_e3"),
     ],
 )

@@ -266,8 +266,11 @@ def network_spec(cell, depth=1):
     "wrong, message",
     [
         (PUBLISHED["drnas_cifar10"], "no cell 'cell'"),
-        (Genotype("nasbench201", (("cell", ((("none", 0),),)),)), "has the edges"),
-        (MISPLACED, "has the edges"),
+        (
+            Genotype("nasbench201", (("cell", ((("none", 0),),)),)),
+            "expected one operation on each edge",
+        ),
+        (MISPLACED, "expected one operation on each edge"),
         (genotype("none", "none", "none", "none", "none", "max_pool_3x3"), "'max_pool_3x3'.*none"),
     ],
 )
