@@ -6,7 +6,7 @@ The benchmark trained all 6,561 networks of this space: the best has a test accu
 22222222, the largest operation in every layer, 92.95 %. True accuracies and costs come from a CSV
 file of the benchmark, which `table.file` names; otherwise nasbench_macro/nasbench_macro_cifar10.csv
 beside the data directory is used. Retraining has the benchmark's batches and number of epochs.
-`--config.genotype=22212220 --phases=retrain,evaluate` retrains a network that is known already.
+`--config.genotype=22212220 --phases=retrain,evaluate` retrains a known network.
 
 | variant | description | time, and test accuracy |
 |---|---|---|

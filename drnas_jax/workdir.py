@@ -244,7 +244,7 @@ def phase_lock(directory: Path) -> Iterator[None]:
     The lock ends with its process, however that ends. On storage without locks nothing is locked.
 
     Raises:
-      UserError: Another run is at work in the directory.
+      UserError: Another run is using the directory.
     """
     with contextlib.ExitStack() as stack:
         from_primary(lambda: stack.enter_context(_lock(directory)))
@@ -277,7 +277,7 @@ def _lock(directory: Path, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(
-                f"another run is at work in {directory}: wait for its end, or take a new --workdir"
+                f"another run is using {directory}: wait until it ends, or take a new --workdir"
             ) from error
         except OSError:
             pass

@@ -367,7 +367,7 @@ def test_a_directory_takes_one_run_at_a_time(tmp_path):
     directory = tmp_path / "search"
     with phase_lock(directory):
         with (
-            pytest.raises(UserError, match=f"another run is at work in {directory}"),
+            pytest.raises(UserError, match=f"another run is using {directory}"),
             phase_lock(directory),
         ):
             raise AssertionError

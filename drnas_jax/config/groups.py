@@ -234,7 +234,7 @@ class ExportConfig:
     """The files that the phase `export` writes."""
 
     formats: tuple[str, ...] = field(
-        ("stablehlo",), "Formats: 'stablehlo', 'torch', or your own modules."
+        ("stablehlo",), "Formats: 'stablehlo', 'onnx', 'torch', or your own modules."
     )
     platforms: tuple[str, ...] = field(
         ("cpu", "cuda", "tpu"),

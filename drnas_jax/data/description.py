@@ -70,13 +70,13 @@ class TrainingData:
         self._check_shape(dataset)
         if self.max_value not in (0, dataset.max_value):
             raise UserError(
-                f"the network was trained on images whose white is {self.max_value}, and "
+                f"the network was trained on images with the white value {self.max_value}, and "
                 f"data.max_value is {dataset.max_value}: set data.max_value={self.max_value}"
             )
         if dataset.resized_for not in ("", self.resized_for or dataset.resized_for):
             raise UserError(
                 f"the network was trained with data.crop='{self.resized_for}', and data.crop is "
-                f"'{dataset.resized_for}', for which test images are cut out in another way: set "
+                f"'{dataset.resized_for}', which crops test images differently: set "
                 f"data.crop={self.resized_for}"
             )
         if set(dataset.classes) != set(self.classes):

@@ -227,7 +227,7 @@ def read_rows(
         else:
             raise UserError(
                 f"a whole batch of {stream.source.title} is unreadable: {reason}; replace these "
-                "images, since there is none that could stand in for them"
+                "images, since no other image of the batch can take their place"
             )
         _check_label(example, stream.num_classes)
         images[i], labels[i] = pixels.reshape(stream.shape), example.label

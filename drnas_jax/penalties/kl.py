@@ -19,7 +19,8 @@ def _kl(alpha, cells, distribution, progress):
     if kl_from_flat is None:
         raise UserError(
             f"arch.regulariser 'kl' needs a distribution with the method `kl_from_flat`, which "
-            f"{type(distribution).__name__} lacks: choose 'l2' or 'none', or the Dirichlet"
+            f"{type(distribution).__name__} lacks: choose 'l2' or 'none', or set arch.name to "
+            "'dirichlet'"
         )
     terms = (kl_from_flat(values, cells[cell_type]) for cell_type, values in alpha.items())
     return sum(terms, start=jnp.zeros(()))

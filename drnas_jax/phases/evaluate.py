@@ -179,8 +179,8 @@ def _newest(checkpoints: Checkpoints, run: Run) -> tuple[CheckpointInfo, Retrain
     if not run.config.checkpoint and saved.progress.fingerprint != dataset.fingerprint:
         raise UserError(
             f"data set {dataset.name} is not the one of the retraining (files were added, "
-            "removed or renamed, or data.dir has changed), so that test images may have been "
-            "trained on: restore the data, or evaluate it anyway with "
+            "removed or renamed, or data.dir has changed), so test images may have been used for "
+            "training: restore the data, or evaluate it anyway with "
             f"--config.checkpoint={checkpoint_folder(run)}"
         )
     check_ended(saved, run)

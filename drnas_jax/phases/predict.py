@@ -46,7 +46,7 @@ def predict(
 ) -> Prediction:
     """Computes the probabilities of the classes of images with a network that was retrained.
 
-    Files are decoded, resized and cut out as the test images of the training's data set were, and
+    Files are decoded, resized and cropped as the test images of the training's data set were, and
     all images are normalised by the mean and standard deviation of its training images. For
     example, for the most probable class of two photographs:
 
@@ -148,7 +148,7 @@ def _checked(
             "of image files"
         )
     if not len(checked):
-        raise UserError("images has the length 0: expected at least one image")
+        raise UserError("images has length 0: expected at least one image")
     return checked
 
 

@@ -206,7 +206,7 @@ class Macro(Space):
         elif spec.partial_channels != 1:
             raise UserError(
                 f"search.partial_channels has the K {spec.partial_channels}, but layers of the "
-                f"space {self.name} change their channels, so none can pass by: set each K to 1"
+                f"space {self.name} change their channels, so none can bypass them: set each K to 1"
             )
 
     def supernet(self, spec: SupernetSpec, backend: Backend) -> nn.Module:

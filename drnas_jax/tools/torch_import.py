@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         np.lib.format.write_array(file, value)
         except OSError as error:
             raise UserError(
-                f"{arguments[2]} cannot be written ({error.strerror}): check it"
+                f"{arguments[2]} cannot be written ({error.strerror}): check the path"
             ) from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

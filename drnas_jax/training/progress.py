@@ -87,7 +87,7 @@ def check_resume(before: Progress, now: Progress, phase: str) -> list[str]:
         )
     if before.fingerprint != now.fingerprint:
         raise UserError(
-            f"{phase} was started with other images, although as many: files were renamed or "
+            f"{phase} was started with other images, in the same number: files were renamed or "
             "exchanged, or data.dir has changed; restore the original images, or start in a new "
             "workdir"
         )

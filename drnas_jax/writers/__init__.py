@@ -66,7 +66,7 @@ class Writers:
             self._writers.pop(name, None)
             reason = " ".join(str(error).split())[:300]
             self._say(
-                f"{_FIELD} {name!r} fails ({reason}): the run goes on without it; history.jsonl "
+                f"{_FIELD} {name!r} fails ({reason}): the run continues without it; history.jsonl "
                 "has all values"
             )
             return None

@@ -10,7 +10,7 @@ from drnas_jax.config import Config
 
 
 class ServiceError(RuntimeError):
-    """An error of a service, such as a lost connection; the run goes on without its writer."""
+    """An error of a service, such as a lost connection; the run continues without its writer."""
 
 
 @contextlib.contextmanager

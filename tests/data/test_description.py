@@ -46,7 +46,9 @@ def test_images_that_do_not_fit_are_refused(other, says):
 
 def test_white_is_what_it_was_in_training():
     # Would catch 12-bit images that are evaluated as if they had 16 bits: nearly black.
-    with pytest.raises(UserError, match="white is 4095, and data.max_value is 0: set data.max_v"):
+    with pytest.raises(
+        UserError, match="white value 4095, and data.max_value is 0: set data.max_v"
+    ):
         TrainingData.of(images(max_value=4095)).outputs(images())
     TrainingData.of(images()).outputs(images(max_value=4095))  # trained on 8 bits
 

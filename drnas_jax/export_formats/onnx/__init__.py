@@ -110,8 +110,8 @@ def _trace(
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
             "the network needs to know the number of images, and the exported one must take any "
-            f"number ({reason}): write x.shape[0] for len(x), and -1 for a size in a reshape that "
-            "follows from the others, or set export.batch_size"
+            f"number ({reason}): write x.shape[0] instead of len(x), and -1 for a size in a "
+            "reshape that follows from the others, or set export.batch_size"
         ) from error
 
 

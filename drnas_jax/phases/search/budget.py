@@ -134,8 +134,8 @@ class Budget:
                 limit = min(limit, cost) - excess
             candidate = self.best(ranks, limit)
         raise UserError(
-            f"cost.target is {self.target:g}, but networks that cost less according to the table "
-            "of the cost have a larger exact cost: correct `table` or `exact` of the cost's module"
+            f"cost.target is {self.target:g}, but networks within it by `table` exceed it by "
+            "`exact`: correct `table` or `exact` of the cost's module"
         )
 
 
