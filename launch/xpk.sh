@@ -59,7 +59,7 @@ needs --cluster "$cluster"
 needs --workload "$workload"
 needs --tpu-type "$tpu_type"
 [[ ! $image || ! $base ]] ||
-  die "--docker-image and --base-docker-image exclude each other: give only one of them"
+  die "--docker-image and --base-docker-image cannot be combined: give only one of them"
 needs "--docker-image or --base-docker-image" "$image$base"
 number --num-slices "$slices" 1
 number --restarts "$restarts" 0
