@@ -11,7 +11,7 @@ A variant is a size, a method, or both, as in `--config=configs/nasbench201.py:c
 | size | description | time |
 |---|---|---|
 | (none) | the paper's: C 16, N 5, 32x32 pixels, 100 epochs in all | not measured |
-| cpu | a proxy: C 8, N 5, 12x12 pixels, 16 epochs | search: 22 to 32 minutes on 1 or 2 CPU cores |
+| cpu | a proxy: C 8, N 5, 12x12 pixels, 14 epochs | search: 30 minutes of one busy CPU core |
 | smoke | the same program on handwritten digits, no download | 1 minute on 2 CPU cores |
 
 | method | description | accuracy |
@@ -33,11 +33,12 @@ A variant is a size, a method, or both, as in `--config=configs/nasbench201.py:c
 | random_search | no search: 20 random cells are trained apart, see examples/random_search.py | not measured |
 
 The accuracy is the true one, in percent, of the cell found at the size `cpu`: mean and standard
-deviation over four or five seeds (every run: docs/results.csv). Without a method, the size `cpu` is
-plain and the others are progressive. At the size `cpu`, alpha is frozen for the first 10 epochs,
-and the settings make all methods take about as long: `pcdarts` and `pcdarts_edges` have C 16 and
-twice the epochs, `rsps` (called `random` in version 0.1) has 20 epochs. docs/methods.md and
-docs/rules.md describe each method.
+deviation over four or five seeds (every run: docs/results.csv), measured with the settings of
+version 0.1: 16 epochs, alpha frozen for the first 10. Now these are 14 and 9 (docs/plan-of-runs.md
+says why), except in `progressive`. Without a method, the size `cpu` is kl and the others are
+progressive. At the size `cpu` the settings make all methods take about as long: `pcdarts` and
+`pcdarts_edges` have C 16 and twice the epochs, `rsps` (called `random` in version 0.1) has 18
+epochs. docs/methods.md and docs/rules.md describe each method.
 """  # noqa: E501
 
 from typing import Any
@@ -81,7 +82,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.arch.lr = 4e-3  # higher, since there are about ten times fewer steps
         config.search.update(dict(channels=8, lr=0.1))
         config.retrain.update(dict(cells=1, epochs=5))
-        epochs, warmup = 16 // stages, 10 // stages
+        epochs, warmup = (14, 9) if stages == 1 else (8, 5)
     if size == "smoke":
         config.data.update(dict(name="digits", crop_padding=1))
         config.search.update(dict(channels=8, cells=1, batch_size=32))
@@ -93,7 +94,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.search.partial_channels = (2, 1)
     if method == "rsps":  # a frozen step costs about half as much
         config.search.selection_options = dict(candidates=100)
-        epochs = warmup = 20 if size == "cpu" else epochs
+        epochs = warmup = 18 if size == "cpu" else epochs
     if "pcdarts" in method and size == "cpu":  # a quarter of 8 channels would be too few
         config.search.channels, epochs, warmup = 16, 2 * epochs, 2 * warmup
     if method == "pcdarts_edges" and size != "smoke":
@@ -102,7 +103,7 @@ def get_config(variant: str = "") -> ConfigDict:
         epochs = _perturbation(config, size, epochs)
     if method == "random_search":
         _random_search(config, size)
-    if size == "cpu" and method == "curvature":  # six epochs train alpha
+    if size == "cpu" and method == "curvature":  # five epochs train alpha
         config.search.stopping_options = dict(window=3, distance=2, frequency=1)
     if size == "cpu" and method == "skip_connections":
         config.search.stopping_options = dict(first_epoch=warmup)
@@ -140,4 +141,4 @@ def _parse(variant: str) -> tuple[str, str]:
     if len(sizes) > 1 or len(methods) > 1:
         raise UserError(f"variant {variant!r} names two sizes or two methods: give one of each")
     size = sizes[0] if sizes else "full"
-    return size, methods[0] if methods else "plain" if size == "cpu" else "progressive"
+    return size, methods[0] if methods else "kl" if size == "cpu" else "progressive"
