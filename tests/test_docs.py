@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -20,6 +21,8 @@ from test_extending import FILES, documented
 import drnas_jax
 from drnas_jax import components
 from drnas_jax.config import schema
+from drnas_jax.data.images import decode, fit
+from drnas_jax.data.sources.base import Example
 from drnas_jax.errors import UserError
 from drnas_jax.flags import parse
 
@@ -295,3 +298,15 @@ def test_quickstart(tmp_path):
     printed = run(tmp_path, sys.executable, str(script), "run")
     assert printed.count("\nepoch") == 16
     assert float(re.search(r"test accuracy (.*)% with", printed)[1]) > 90
+
+
+@pytest.mark.parametrize("size", [(40, 60), (16, 12)])
+def test_a_photo_prepared_as_the_page_describes(tmp_path, size):
+    # Would catch another order of colours, interpolation or crop than that of test images.
+    (text,) = (text for _, text in blocks(ROOT / "docs" / "export.md", "py") if "prepare" in text)
+    exec(compile(text, "export.md", "exec"), names := {})
+    file = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    assert cv2.imwrite(str(file), pixels)
+    expected = fit(decode(Example(file.read_bytes(), 0, "photo"), channels=3), 16)
+    np.testing.assert_array_equal(names["prepare"](str(file), 16, 16), expected)
