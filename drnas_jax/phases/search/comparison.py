@@ -33,10 +33,12 @@ class Comparison:
     def describe(self) -> str:
         """Returns the comparison in one line, for the terminal and the report."""
         worse = sum(other < self.accuracy for other in self.random)
+        mean = statistics.mean(self.random)
+        advice = "; below their mean: train alpha for more epochs" if self.accuracy < mean else ""
         return (
             f"{100 * self.accuracy:.2f} % on {self.images:,} validation images, better than "
-            f"{worse} of {len(self.random)} random cells (mean "
-            f"{100 * statistics.mean(self.random):.2f} %, best {100 * max(self.random):.2f} %)"
+            f"{worse} of {len(self.random)} random cells (mean {100 * mean:.2f} %, best "
+            f"{100 * max(self.random):.2f} %){advice}"
         )
 
     def to_json(self) -> dict[str, Any]:

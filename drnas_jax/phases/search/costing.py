@@ -88,6 +88,18 @@ class Costing:
                     "or lower retrain.channels, retrain.cells or cost.image_size"
                 )
 
+    def describe(self, spec: SupernetSpec) -> str:
+        """Returns a line about the costs of a supernet's networks, and what the target excludes.
+
+        Args:
+          spec: Spec of the first stage's supernet; the config names a cost.
+        """
+        table, target = self.table(spec), self.config.cost.target
+        assert table is not None and self.cost is not None
+        low, high = smallest_cost(table, spec), costs.largest_cost(table, dict(spec.cells))
+        every = f"; all are within the target of {format_cost(target)}" if target >= high else ""
+        return f"networks cost {format_cost(low)} to {format_cost(high)} {self.cost.unit}{every}"
+
     def term(self, spec: SupernetSpec) -> Callable[[Mix], jax.Array] | None:
         """Returns the function from mixing weights to the term of alpha's loss; None without it."""
         table, config, cells = self.table(spec), self.config.cost, dict(spec.cells)

@@ -101,6 +101,8 @@ def run_search(run: Run, thread: SeedThread | None = None) -> SearchResult:
     if run.config.cost.name:
         run.display.message(f"counting what the operations cost ({run.config.cost.name})")
     experiment.check()
+    if run.config.cost.name:
+        run.display.message(experiment.costing.describe(experiment.first_spec()))
     if thread is not None:
         thread.share_raw(experiment.loader)
     phase = SearchPhase(experiment, run.display, thread)  # before any checkpoint is made
@@ -234,9 +236,11 @@ class SearchPhase:
         return replicate(host_state, self.mesh)
 
     def _describe_stage(self, state: SearchState) -> None:
+        stage = self.stages[self.stage]
+        frozen = f", alpha is frozen for {stage.warmup_epochs} of {stage.epochs} epochs"
         self.display.message(
             f"{self.name}: {describe_operations(self.spec)}, K {self.spec.partial_channels}, "
-            f"{count_parameters(state.params):,} parameters"
+            f"{count_parameters(state.params):,} parameters{frozen if stage.warmup_epochs else ''}"
         )
 
     def _compile(self, state: SearchState, seeds: int = 1) -> Programs:

@@ -197,6 +197,23 @@ def test_a_target_that_no_network_meets_is_refused_before_the_search(small):
     small(**COSTS, cost__target=smallest, search__operations=(4,), **ONE_STAGE).check()
 
 
+def test_the_range_of_costs_is_described_and_a_target_that_excludes_nothing(small):
+    # Would catch a budget that seems to be tested, and a range of another unit or stage.
+    experiment = small(**COSTS, search__operations=(4,), **ONE_STAGE)
+    spec, exact = experiment.first_spec(), experiment.costing.exact
+    one_operation = [exact(genotype) for genotype in spaces.uniform_genotypes(experiment.space)]
+    low, high = min(one_operation), max(one_operation)  # each operation costs most on all edges
+    expected = f"networks cost {low:,.0f} to {high:,.0f} parameters"
+    assert experiment.costing.describe(spec) == expected
+
+    def described(target):
+        limited = small(**COSTS, cost__target=target, search__operations=(4,), **ONE_STAGE)
+        return limited.costing.describe(spec)
+
+    assert described(high - 1) == expected
+    assert described(high) == f"{expected}; all are within the target of {high:,.0f}"
+
+
 ONE_STAGE = dict(search__epochs=(1,), search__partial_channels=(1,), search__warmup_epochs=(0,))
 
 
