@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -173,9 +174,9 @@ def run_epochs(
         stop = _Stop(interrupt, phase.mesh)
         work = _Work(phase, directory, checkpoints, progress.seconds, stop, int(state.step))
         if files.lost:
-            phase.display.message(
-                f"{directory / 'history.jsonl'} lacks the lines of {files.lost} finished epochs"
-            )
+            file = directory / "history.jsonl"
+            phase.display.message(f"{file} lacks the lines of {files.lost} finished epochs")
+        skipped = 0
         for epoch in range(progress.epochs_done, phase.epochs):
             if phase.finished:
                 break
@@ -189,7 +190,7 @@ def run_epochs(
                 phase.display.finish()
                 state, line = phase.end_epoch(state, epoch, averages)
                 files.append(line | {"images_per_second": rate}, int(state.step))
-                report_skipped(phase.loader, phase.display)
+                skipped = report_skipped(phase.loader, phase.display, skipped)
                 state = state.replace(totals=replicate(losses.zero_totals(), phase.mesh))
             work.save(state, epoch + finished)
             if finished and watch is not None:
@@ -364,17 +365,18 @@ def _due(phase: Phase, epoch: int, done: int, steps: int) -> bool:
     return step // phase.checkpoint_steps > (step - steps) // phase.checkpoint_steps
 
 
-def report_skipped(loader: Loader, display: Display) -> None:
-    """Reports how many unreadable images were left out since the run was started, if any.
+def report_skipped(loader: Loader, display: Display, before: int = 0) -> int:
+    """Returns how many unreadable images were left out so far, and reports it if it has changed.
 
     Every process knows all of them for a data set in memory, but only those that it read itself
     for a streamed one.
     """
-    here = len(loader.skipped)
-    skipped = here if loader.in_memory else int(total(here))
-    if skipped:
-        example = f", for instance: {next(iter(loader.skipped))}" if here else ""
-        display.message(f"unreadable images left out so far: {skipped}{example}")
+    skipped = len(loader.skipped)
+    skipped = skipped if loader.in_memory else int(total(skipped))
+    if skipped > before:
+        here = [text.rsplit(": ", 1)[0] for text in itertools.islice(loader.skipped, 5)]
+        display.message("; ".join([f"unreadable images left out so far: {skipped}", *here]))
+    return skipped
 
 
 def evaluate(

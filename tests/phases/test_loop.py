@@ -248,3 +248,19 @@ def test_the_writers_of_curves_get_each_epoch_and_the_step_of_the_resume(tmp_pat
     told.clear()
     loop.run(Phase(), tmp_path, open_writers=open_writers)
     assert told == [14, (20, 1.0, names), (30, 1.0, names), "closed"]
+
+
+def test_images_that_were_left_out_are_reported_when_there_are_more(tmp_path):
+    # Would catch a line after every epoch, and advice to leave them out where that was done.
+    phase, found = Phase(), {1: ("a.jpg is not an image: fix it",), 3: ("b: c.png is cut: fix it",)}
+    end_epoch = phase.end_epoch
+
+    def end(state, epoch, train):
+        phase.loader.skipped = (*phase.loader.skipped, *found.get(epoch + 1, ()))
+        return end_epoch(state, epoch, train)
+
+    phase.end_epoch = end
+    loop.run(phase, tmp_path)
+    first, second = (text for text in phase.messages if "left out" in text)
+    assert first == "unreadable images left out so far: 1; a.jpg is not an image"
+    assert second == "unreadable images left out so far: 2; a.jpg is not an image; b: c.png is cut"
