@@ -3,6 +3,7 @@
 The page is written to DIR/report.html from the files in DIR. Further workdirs are compared with it.
 """
 
+import argparse
 import html
 import json
 import os
@@ -195,17 +196,19 @@ def _settings(run: Run) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the report of the first workdir.
+    """Writes a page about the first workdir, compared with the others, and prints its path.
 
     Returns:
       Exit code: 0, or 2 after a mistake, which is printed in one line.
     """
-    workdirs = list(sys.argv[1:] if argv is None else argv)
-    if not workdirs or any(name.startswith("-") for name in workdirs):
-        print("usage: python -m drnas_jax.report DIR [DIR ...]", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(
+        "python -m drnas_jax.report", description="Compares runs in one page."
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="DIR", help="workdir of a run or a sweep")
+    parser.add_argument("--output", metavar="FILE", help="page; by default DIR/report.html")
+    options = parser.parse_args(argv)
     try:
-        print(write_report(workdirs))
+        print(write_report(options.workdirs, options.output))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

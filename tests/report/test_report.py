@@ -239,12 +239,21 @@ def test_text_from_a_workdir_is_escaped(workdir):
     assert "<cpu>" not in page
 
 
+def test_the_command_writes_where_it_is_told(workdir, tmp_path, capsys):
+    # Would catch a comparison that replaces the page of the first run.
+    assert report.main([str(workdir), "--output", str(tmp_path / "both.html")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'both.html'}\n"
+    assert (tmp_path / "both.html").exists() and not (workdir / "report.html").exists()
+
+
 def test_mistakes_are_one_line(workdir, tmp_path, capsys):
     # Would catch a traceback for a wrong path or an unknown flag.
     (tmp_path / "empty").mkdir()
     assert report.main([str(tmp_path / "empty")]) == 2
     assert "is not a workdir" in capsys.readouterr().err
-    assert report.main([]) == report.main(["--help"]) == 2
+    for words in ([], ["--outptu=page.html", str(tmp_path)]):
+        with pytest.raises(SystemExit, match="2"):
+            report.main(words)
     assert "usage" in capsys.readouterr().err
     (workdir / "result.json").write_text("{")
     with pytest.raises(UserError, match=r"result\.json is damaged"):
