@@ -1,4 +1,4 @@
-"""Where a cell stands among random ones, by a regression on a made-up table."""
+"""Cells are placed among random ones by a regression on a made-up table."""
 
 import csv
 import importlib.util
