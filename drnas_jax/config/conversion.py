@@ -83,7 +83,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def unknown_field(name: str, known: Iterable[str]) -> UserError:
-    """Makes the error for an unknown field, which lists similar fields or those of its group."""
+    """Makes the error for an unknown field, which lists similar fields or those of its group.
+
+    A component has few options, so all of them are listed.
+    """
     known = list(known)
     group = name if name in OPTIONS else name.rpartition(".")[0]
     inside = [other for other in known if other.startswith(f"{name}.")]
@@ -106,6 +109,8 @@ def unknown_field(name: str, known: Iterable[str]) -> UserError:
         near = difflib.get_close_matches(name, known, cutoff=0.75)
     if not near and not siblings:
         return UserError(f"unknown config field {name!r}: choose one of those that --help lists")
+    if group in OPTIONS:
+        near = []
     listed = ", ".join(near or [prefix + other for other in siblings])
     return UserError(f"unknown config field {name!r}: choose one of {listed}")
 
