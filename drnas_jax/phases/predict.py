@@ -60,6 +60,9 @@ def predict(
         (gray) or 3 (RGB); or the path of an image file, or a sequence of paths.
       batch_size: Number of images that are computed at a time, which affects speed and memory.
 
+    Returns:
+      A named tuple `(classes, probabilities)`: the names of the classes, and float32 [n, classes].
+
     Raises:
       UserError: There is no checkpoint, or the images have another type, size or number of
         channels than the training images, or a file is not an image.

@@ -55,7 +55,7 @@ def retrain(
     Args:
       config: Config of the run, a Config or a ConfigDict.
       workdir: Directory of the run.
-      dataset: Arrays that replace the config's data set, see `drnas_jax.data.from_arrays`.
+      dataset: Arrays `x_train`, `y_train`, `x_test`, `y_test` in place of the config's data set.
       display: Messages and progress for the user; by default on standard error.
 
     Raises:
