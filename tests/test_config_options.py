@@ -66,7 +66,7 @@ def test_options_are_written_to_json(module):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(pach=2), ["'space_options.pach'", "choose one of space_options.patch, space_options.sc"]),
+        (dict(pach=2), ["'space_options.pach'", "space_options.patch, space_options.scale"]),
         (dict(xyz=2), ["patch", "scale", "sizes", "pool", "bias"]),
         (dict(patch="2"), ["space_options.patch is '2'", "int"]),
         (dict(patch=0), ["space_options.patch is 0", "at least 1"]),
