@@ -43,8 +43,8 @@ def explain_scores(spec: SupernetSpec) -> str:
     if cell.inputs > 1:
         inputs = f"nodes 0 to {cell.inputs - 1} are the cell's inputs"
     return (
-        f"in the tables of scores, {edge.name} is the edge from node {edge.source} to node "
-        f"{edge.target} ({inputs}), and * marks its largest score; pruning keeps the largest ones"
+        f"scores: what pruning ranks the operations of an edge by; {edge.name} is the edge from "
+        f"node {edge.source} to node {edge.target} ({inputs}), * marks the largest score of an edge"
     )
 
 

@@ -232,7 +232,7 @@ def test_the_result_is_compared_with_random_cells(run, monkeypatch, tmp_path):
     changes = dict(search__epochs=(2,), search__warmup_epochs=(1,), search__compared_batches=1)
     display = Titles()
     genotype = run("without", {}, display, **changes)
-    assert sum("tables of scores" in text for text in display.messages) == 1
+    assert sum("* marks" in text for text in display.messages) == 1
     assert [", alpha frozen, " in title for title in display.titles] == [True, False]
     changes["search__compared_cells"] = 6
     monkeypatch.setattr(Diagnostics, "accuracies", failing)
