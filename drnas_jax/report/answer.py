@@ -78,7 +78,7 @@ def _numbers(run: Run) -> list[tuple[str, str]]:
         numbers.append((percent(run.validation), "validation accuracy of the supernet"))
     if compared := run.provenance.compared:
         worse = f"{compared.worse} of {len(compared.random)}"
-        numbers.append((worse, "other, random cells are less accurate in the supernet"))
+        numbers.append((worse, "other random cells are less accurate in the supernet"))
     cost = run.provenance.cost
     if cost and not (result and cost.unit in ("multiply-adds", "parameters")):
         numbers.append((_short(cost.exact), cost.unit))

@@ -23,7 +23,7 @@ def curves(history: Sequence[Epoch]) -> go.Figure:
     """Draws the accuracies on training and validation images, in percent, over the epochs."""
     figure = _figure(360, "epoch", "accuracy, %")
     for colour, (name, field) in enumerate(
-        (("train", "train_accuracy"), ("validation", "valid_accuracy"))
+        (("training", "train_accuracy"), ("validation", "valid_accuracy"))
     ):
         percents = {epoch: 100 * value for epoch, value in _values(history, field).items()}
         if percents:

@@ -8,6 +8,7 @@ from drnas_jax.config import differences, leaves
 from drnas_jax.report.runs import Run
 
 _LONGEST = 60  # characters of the settings in a label
+_OFF = ("", "0", "()", "none", "None", "False", "not set")  # values of settings, as texts
 _NAMED = ("arch.name", "arch.regulariser")  # begin a label
 
 
@@ -63,10 +64,17 @@ def _method(run: Run, with_penalty: bool) -> str:
 
 
 def _settings(run: Run, others: Sequence[Run]) -> list[str]:
-    """Returns the settings of a run in which others, itself among them, are not all equal."""
+    """Returns the settings of a run in which others, itself among them, are not all equal.
+
+    What is off is left out: a label without `cost.target` is that of a run without one.
+    """
     rows = differing_settings(others)
     number = next(i for i, other in enumerate(others) if other is run)
-    return [f"{name} {values[number]}" for name, *values in rows if name not in _NAMED]
+    return [
+        f"{name} {values[number]}"
+        for name, *values in rows
+        if name not in _NAMED and values[number] not in _OFF
+    ]
 
 
 def differing_settings(runs: Sequence[Run]) -> list[tuple[str, ...]]:

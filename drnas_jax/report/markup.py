@@ -21,9 +21,11 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; marg
   padding: 1rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; } h3 { margin: 1.5rem 0 .5rem; }
 table { border-collapse: collapse; } td, th { padding: .25rem .75rem; text-align: right;
-  border-bottom: 1px solid #ddd; white-space: nowrap; } th { vertical-align: bottom; }
+  border-bottom: 1px solid #ddd; white-space: nowrap; }
+th { vertical-align: bottom; white-space: normal; }
 td:first-child, th:first-child, .facts td { text-align: left; white-space: normal;
   min-width: 6rem; overflow-wrap: break-word; }
+.labels td:first-child { min-width: 14rem; }
 .wide { overflow-x: auto; margin: .75rem 0; }
 code, pre, p, li, summary, h1, h3, .card { overflow-wrap: anywhere; } pre { white-space: pre-wrap; }
 svg { max-width: 100%; height: auto; }
@@ -111,6 +113,11 @@ def tiles(values: Sequence[tuple[str, str]]) -> str:
         for value, name in values
     )
     return f'<div class="tiles">{"".join(parts)}</div>' if values else ""
+
+
+def of_labels(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table whose first column has long labels."""
+    return table(header, rows).replace("<table>", '<table class="labels">')
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:

@@ -17,6 +17,7 @@ from drnas_jax.report.markup import (
     environment,
     heading,
     link,
+    of_labels,
     percent,
     plot,
     section,
@@ -72,7 +73,7 @@ def measured(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
             add(f"true test accuracy on {dataset}, %", run, accuracy)
         add("test accuracy, %", run, 100 * run.result.test_accuracy if run.result else None)
         add("search, minutes", run, run.search_seconds and run.search_seconds / 60)
-    if not any(name.endswith("%") for name in measures):
+    if not any(name.endswith("%") and len(values) > 1 for name, values in measures.items()):
         for run in runs:
             valid = run.validation
             measure = "validation accuracy of the supernet, %"
@@ -118,7 +119,7 @@ def _every_run(runs: Sequence[Run], labels: Labels) -> str:
         *(f"true test accuracy, {name}" for name in datasets),
         *("test accuracy of the retrained network", "its parameters", "time of the search"),
     )
-    return table(header, rows)
+    return of_labels(header, rows)
 
 
 def _over_seeds(groups: Mapping[str, Sequence[Run]]) -> str:
@@ -141,7 +142,7 @@ def _over_seeds(groups: Mapping[str, Sequence[Run]]) -> str:
         "test accuracy of the retrained network",
     )
     words = "Mean and standard deviation, in percent, of the runs that differ only in their seed:"
-    return text(words) + table(header, rows)
+    return text(words) + of_labels(header, rows)
 
 
 def _mean(values: Sequence[float], group: Sequence[Run]) -> str:
@@ -161,10 +162,11 @@ def _genotypes(runs: Sequence[Run], labels: Labels) -> str:
             found.setdefault(run.genotype, []).append(run)
     if not found:
         return ""
-    parts = [
-        heading("; ".join(labels[run.name] for run in group)) + drawn(one, group[0].describe(one))
-        for one, group in found.items()
-    ]
+    parts = []
+    for number, (genotype, group) in enumerate(found.items(), start=1):
+        runs_of_it = "; ".join(labels[run.name] for run in group)
+        picture = drawn(genotype, group[0].describe(genotype))
+        parts += [heading(f"{number} of {len(found)}"), text(f"Found by {runs_of_it}:"), picture]
     return section("Genotypes", *parts)
 
 
@@ -205,8 +207,8 @@ def _percent(share: float | None) -> float | None:
 def _pages(runs: Sequence[Run], labels: Labels, folder: Path) -> str:
     """Returns the section that says where the pages of the single runs are."""
     words = (
-        "Errors, mixing weights and more about one run are on its own page, which is linked here "
-        "or which the command writes."
+        "The page of a single run has its errors, its mixing weights and more. Where there is none "
+        "yet, the command writes it."
     )
     rows = []
     for run in runs:

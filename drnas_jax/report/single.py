@@ -1,5 +1,8 @@
 """The page about one run."""
 
+from collections.abc import Sequence
+
+from drnas_jax.config import Stage
 from drnas_jax.report import figures
 from drnas_jax.report.answer import answer
 from drnas_jax.report.diagnostics import diagnostics, true_accuracies
@@ -33,8 +36,18 @@ def _search(run: Run) -> str:
         figures.entropy(run.search),
         figures.expected_cost(run.search, run.config.cost.target),
     )
-    words = "Accuracies are those of the supernet."
+    words = f"Accuracies are those of the supernet.{_frozen(run.config.search.stages)}"
     return section("Search", text(words), *(plot(figure) for figure in plots if figure.data))
+
+
+def _frozen(stages: Sequence[Stage]) -> str:
+    """Returns a sentence about the epochs in which alpha is frozen; empty if it never is."""
+    spans, first = [], 1
+    for stage in stages:
+        if last := stage.warmup_epochs:
+            spans.append(f"{first} to {first + last - 1}" if last > 1 else f"{first}")
+        first += stage.epochs
+    return f" Alpha is frozen in the epochs {' and '.join(spans)}." if spans else ""
 
 
 def _exploration(run: Run) -> str:

@@ -25,6 +25,16 @@ _TERMS = (
         "weights of an edge follow from them.",
     ),
     (
+        "frozen alpha",
+        "At the beginning of a stage only the supernet's weights may be trained. Scores and "
+        "mixing weights do not change in these epochs.",
+    ),
+    (
+        "stage, K",
+        "At the end of a stage the operations of smallest score are pruned, and K falls: 1/K of "
+        "the channels pass through the operations.",
+    ),
+    (
         "score",
         "What pruning compares. With a Dirichlet distribution it is the concentration, "
         "elu(alpha) + 1.",

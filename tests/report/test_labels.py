@@ -46,6 +46,11 @@ def read(tmp_path):
             id="the same search twice",
         ),
         pytest.param(
+            [dict(cost__name="macs", cost__target=7e4), dict()],
+            ["dirichlet, cost.name macs, cost.target 70000", "dirichlet"],
+            id="what is off is left out",
+        ),
+        pytest.param(
             [dict(search__epochs=(2, 1)), dict()],
             ["dirichlet, search.epochs (2, 1)", "dirichlet, search.epochs (3, 3)"],
             id="tuples",

@@ -250,6 +250,14 @@ def test_a_run_that_goes_on_shows_how_far_it_is(workdir):
     assert "http-equiv" not in page.replace(get_plotlyjs(), "")
 
 
+def test_frozen_epochs_are_named(tmp_path):
+    # Would catch flat curves that look like a fault.
+    changes = dict(search__warmup_epochs=(2, 1), search__epochs=(3, 4))
+    workdir = make(tmp_path / "run", tmp_path, **changes)
+    page = report.write_report([workdir]).read_text()
+    assert "Alpha is frozen in the epochs 1 to 2 and 4." in page
+
+
 def test_weights_have_one_scale_and_pruning_is_dated(workdir):
     # Would catch uniform weights in the darkest colour, and operations that vanish unexplained.
     page = report.write_report([workdir]).read_text()

@@ -64,7 +64,7 @@ def test_each_figure_and_each_genotype_has_the_labels_of_its_runs(workdir, tmp_p
     for label in labels:
         # In the validation accuracies, true accuracies, entropies and training accuracies.
         assert page.count(f'"name":"{label}"') == 4
-        assert f"<h3>{label}</h3><svg" in page
+        assert f"<p>Found by {label}:</p><svg" in page
         assert f"config.json, {label}" in page
     assert ["arch.regulariser", "l2", "kl"] in rows_of(page)
     assert row_of(page, labels[0])[1:] == [
@@ -77,8 +77,8 @@ def test_runs_with_the_same_genotype_share_its_picture(workdir, tmp_path):
     # Would catch a page that is filled with twenty equal pictures.
     other = make(tmp_path / "other", tmp_path, seed=7)
     page = report.write_report([workdir, other]).read_text()
-    assert page.count("</h3><svg") == 1
-    assert "<h3>dirichlet, seed 0; dirichlet, seed 7</h3><svg" in page
+    assert page.count(":</p><svg") == 1
+    assert "<p>Found by dirichlet, seed 0; dirichlet, seed 7:</p><svg" in page
 
 
 def test_what_is_missing_is_said(workdir, tmp_path):
