@@ -126,19 +126,15 @@ def _run(
         if name:
             pages.close()
 
-    from_primary(partial(_write_report, config, phases, workdir, display))
+    from_primary(partial(_write_report, config, workdir, display))
     pages.pop_all()  # the page of a single run was just written
 
 
-def _write_report(config: Config, phases: Sequence[str], workdir: Path, display: Display) -> None:
+def _write_report(config: Config, workdir: Path, display: Display) -> None:
     """Writes the report of a command, and prints where it is."""
     # Imported late, since plotly is slow to import.
     from drnas_jax.report.page import write_report
-    from drnas_jax.report.runs import read_provenance
 
-    compared = read_provenance(workdir / "search" / "genotype.json").compared
-    if compared and phases[-1] != "search":  # which has said so
-        display.message(f"the result in the supernet: {compared.describe()}")
     # Elements may end at the same time on several machines, and the last report has them all.
     with waiting_lock(workdir) if config.element else contextlib.nullcontext():
         display.message(f"report: {write_report([workdir])}")

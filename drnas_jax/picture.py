@@ -21,7 +21,8 @@ _INPUT_NAMES = {1: ("input",), 2: ("c_{k-2}", "c_{k-1}")}
 def to_svg(genotype: Genotype) -> str:
     """Draws the cells of a genotype, one below the other.
 
-    The nodes of a cell are in a row, with an arc for each edge. Equal genotypes give equal files.
+    The nodes of a cell are in a row, with an arc for each edge. They have the numbers that the
+    genotype's sources have: the inputs first, then the nodes. Equal genotypes give equal files.
 
     Args:
       genotype: Genotype to draw.
@@ -63,7 +64,7 @@ def _draw(
     nodes, edges = inputs + len(cell), _edges(cell, inputs)
     for target, name, source in edges:
         _arc(group, unit * source, unit * target, _RISE * (target - source), colours[name])
-    labels = [*_input_names(inputs), *map(str, range(len(cell)))]
+    labels = [*_input_labels(inputs), *map(str, range(inputs, nodes))]
     if inputs == 2:  # like DARTS, such a cell concatenates its nodes; for others it is unknown
         labels.append("output")
         for node in range(inputs, nodes):
@@ -78,8 +79,10 @@ def _draw(
         _text(group, unit * x, 0, label, size=13)
 
 
-def _input_names(inputs: int) -> tuple[str, ...]:
-    return _INPUT_NAMES.get(inputs, tuple(f"input {i}" for i in range(inputs)))
+def _input_labels(inputs: int) -> list[str]:
+    """Returns the number and the name of each input of a cell."""
+    names = _INPUT_NAMES.get(inputs, ("input",) * inputs)
+    return [f"{number}: {name}" for number, name in enumerate(names)]
 
 
 def _arc(group: ElementTree.Element, start: int, end: int, height: float, colour: str) -> None:

@@ -55,8 +55,10 @@ def test_files_of_a_run(whole):
     assert found["provenance"]["distribution"] == "dirichlet"
     compared = found["provenance"]["compared"]
     assert compared["images"] == 256 and len(compared["random"]) in (7, 8)
-    *_, in_supernet, report = (whole.parent / "whole.log").read_text().splitlines()
-    assert f"of {len(compared['random'])} random cells" in in_supernet and "report" in report
+    printed = (whole.parent / "whole.log").read_text()
+    assert printed.count(f"of the {len(compared['random'])} other random cells") == 1
+    *_, accuracy, report = printed.splitlines()
+    assert "retrained network: test accuracy" in accuracy and "report: " in report
     for phase in PHASES:
         assert list((whole / phase).glob("events.*"))
     assert "Retraining" in (whole / "report.html").read_text()

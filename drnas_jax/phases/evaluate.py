@@ -244,7 +244,7 @@ def score(
 
 def _show(display: Display, result: EvaluateResult, file: Path, table: str) -> None:
     display.message(
-        f"test accuracy {100 * result.test_accuracy:.2f} %, top-5 "
+        f"retrained network: test accuracy {100 * result.test_accuracy:.2f} %, top-5 "
         f"{100 * result.test_top5:.2f} %, {result.params:,} parameters, "
         f"{result.macs:,} multiply-adds ({file})"
     )

@@ -3,10 +3,19 @@
 import datetime
 import html
 
-from drnas_jax.genotype import Genotype
-from drnas_jax.picture import to_svg
 from drnas_jax.report import figures
-from drnas_jax.report.markup import duration, facts, heading, percent, plot, section, text, tiles
+from drnas_jax.report.markup import (
+    drawn,
+    duration,
+    facts,
+    heading,
+    percent,
+    plot,
+    section,
+    text,
+    tiles,
+    warning,
+)
 from drnas_jax.report.runs import Run
 from drnas_jax.training.progress import Status
 
@@ -49,19 +58,15 @@ def answer(run: Run) -> str:
     cell = ""
     if found is not None:
         so_far = "" if run.genotype else f" after epoch {run.search[-1].epoch}"
-        cell = heading(f"Genotype{so_far}") + _genotype(run, found)
+        cell = heading(f"Genotype{so_far}") + drawn(found, run.describe(found))
     compared = ""
     if run.provenance.compared:
         compared = heading("Beside random cells") + plot(
             figures.beside_random(run.provenance.compared)
         )
     title = "Result" if run.genotype or not run.search else "Result so far"
-    return section(title, tiles(_numbers(run)), cell, compared, facts(_facts(run)))
-
-
-def _genotype(run: Run, genotype: Genotype) -> str:
-    svg = to_svg(genotype)
-    return svg[svg.index("<svg") :] + f"<p><code>{html.escape(run.describe(genotype))}</code></p>"
+    warnings = [warning(f"Warning: {words}.") for words in run.warnings]
+    return section(title, tiles(_numbers(run)), *warnings, cell, compared, facts(_facts(run)))
 
 
 def _numbers(run: Run) -> list[tuple[str, str]]:
@@ -69,11 +74,11 @@ def _numbers(run: Run) -> list[tuple[str, str]]:
     numbers, result = [], run.result
     if result:
         numbers.append((percent(result.test_accuracy), "test accuracy"))
-    elif valid := [x.valid_accuracy for x in run.search if x.valid_accuracy is not None]:
-        numbers.append((percent(valid[-1]), "validation accuracy of the supernet"))
+    elif run.validation is not None:
+        numbers.append((percent(run.validation), "validation accuracy of the supernet"))
     if compared := run.provenance.compared:
-        worse = sum(other < compared.accuracy for other in compared.random)
-        numbers.append((f"{worse} of {len(compared.random)}", "random cells are less accurate"))
+        worse = f"{compared.worse} of {len(compared.random)}"
+        numbers.append((worse, "other random cells are less accurate in the supernet"))
     cost = run.provenance.cost
     if cost and not (result and cost.unit in ("multiply-adds", "parameters")):
         numbers.append((_short(cost.exact), cost.unit))
@@ -103,6 +108,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     config = run.config
     rows = [
         ("mixing distribution", config.arch.name),
+        ("penalty on alpha", config.arch.regulariser),
         ("data", config.data.name),
         ("seed", str(config.seed)),
     ]
@@ -116,6 +122,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         for phase, seconds in result.seconds.items():
             if seconds is not None:
                 rows.append((f"{phase}, seconds", f"{seconds:,.0f}"))
+    else:
+        rows.append(("test accuracy", run.lacks_result))
     if stopped := run.provenance.stopped:
         rows.append(("search stopped early", stopped))
     if compared := run.provenance.compared:
@@ -123,7 +131,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     if cost := run.provenance.cost:
         rows.append((f"cost, {cost.unit}", _number(cost.exact)))
         if cost.target is not None:
-            rows.append((f"largest cost, {cost.unit}", _number(cost.target)))
+            rows.append((f"cost.target, {cost.unit}", _number(cost.target)))
     for dataset, accuracy in run.accuracies(run.genotype).items():
         rows.append((f"true test accuracy, {dataset}", f"{accuracy:.2f} %"))
     if run.table and run.genotype and (rank := run.table.rank(run.genotype)):

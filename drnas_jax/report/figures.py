@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,7 @@ from drnas_jax.report.front import KINDS, Front
 from drnas_jax.report.history import Edges, Epoch
 
 _COLOURS = ("#1f6fb4", "#d1642c")
+_LEGEND = 40  # characters of a line in a legend that a telephone shows
 _BAND = "rgba(31, 111, 180, 0.15)"
 
 
@@ -21,7 +23,7 @@ def curves(history: Sequence[Epoch]) -> go.Figure:
     """Draws the accuracies on training and validation images, in percent, over the epochs."""
     figure = _figure(360, "epoch", "accuracy, %")
     for colour, (name, field) in enumerate(
-        (("train", "train_accuracy"), ("validation", "valid_accuracy"))
+        (("training", "train_accuracy"), ("validation", "valid_accuracy"))
     ):
         percents = {epoch: 100 * value for epoch, value in _values(history, field).items()}
         if percents:
@@ -51,7 +53,7 @@ def expected_cost(history: Sequence[Epoch], target: float) -> go.Figure:
     if values := _values(history, "expected_cost"):
         figure.add_trace(_line("expected cost", values, 0))
         if target:
-            figure.add_trace(_line("target", dict.fromkeys(values, target), 1))
+            figure.add_trace(_line("cost.target", dict.fromkeys(values, target), 1))
     _mark_stages(figure, history)
     return figure
 
@@ -63,9 +65,10 @@ def compare(lines: Mapping[str, Mapping[int, float]], yaxis: str) -> go.Figure:
       lines: Values by epoch, for each name of a run.
       yaxis: Title of the vertical axis.
     """
-    figure = _figure(360, "epoch", yaxis)
+    names = {name: textwrap.wrap(name, _LEGEND) for name in lines}
+    figure = _figure(340 + 20 * sum(map(len, names.values())), "epoch", yaxis)
     for name, values in lines.items():
-        figure.add_trace(_line(name, values))
+        figure.add_trace(_line("<br>".join(map(html.escape, names[name])), values))
     figure.update_layout(showlegend=True)
     return figure
 

@@ -2,22 +2,32 @@
 
 import base64
 import html
-from collections.abc import Sequence
+import json
+import os
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import plotly.graph_objects as go
+
+from drnas_jax.genotype import Genotype
+from drnas_jax.picture import to_svg
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 0 auto;
   padding: 1rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; } h3 { margin: 1.5rem 0 .5rem; }
 table { border-collapse: collapse; } td, th { padding: .25rem .75rem; text-align: right;
-  border-bottom: 1px solid #ddd; white-space: nowrap; } th { vertical-align: bottom; }
+  border-bottom: 1px solid #ddd; white-space: nowrap; }
+th { vertical-align: bottom; white-space: normal; }
 td:first-child, th:first-child, .facts td { text-align: left; white-space: normal;
   min-width: 6rem; overflow-wrap: break-word; }
+.labels td:first-child { min-width: 14rem; }
 .wide { overflow-x: auto; margin: .75rem 0; }
-code, pre, p, h1, h3, .card { overflow-wrap: anywhere; } pre { white-space: pre-wrap; }
+code, pre, p, li, summary, h1, h3, .card { overflow-wrap: anywhere; } pre { white-space: pre-wrap; }
 svg { max-width: 100%; height: auto; }
 .tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0; }
 .tile { flex: 1 1 9rem; max-width: 20rem; border: 1px solid #ddd; border-radius: .5rem;
@@ -25,6 +35,7 @@ svg { max-width: 100%; height: auto; }
 .tile b { display: block; font-size: 1.3rem; line-height: 1.3; } .tile span { color: #666; }
 .now { background: #eef4fb; border-radius: .5rem; padding: .75rem 1rem; }
 .now p { margin: 0; } progress { width: 100%; height: .75rem; }
+.warning { background: #fdf1e5; border-radius: .5rem; padding: .5rem .75rem; }
 .kept { background: #d6e6f5; } .chosen { background: #1f6fb4; color: #fff; } .gone { color: #999; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
 .card { border: 1px solid #ddd; border-radius: .5rem; padding: .5rem .75rem; min-width: 0; }
@@ -57,6 +68,23 @@ def text(words: str) -> str:
     return f"<p>{html.escape(words)}</p>"
 
 
+def warning(words: str) -> str:
+    """Returns a paragraph that stands out."""
+    return f'<p class="warning">{html.escape(words)}</p>'
+
+
+def link(page: Path, folder: Path) -> str:
+    """Returns a link from a page in a folder to another page, named by its relative path."""
+    path = os.path.relpath(page, folder)
+    return f'<a href="{html.escape(urllib.parse.quote(path))}">{html.escape(path)}</a>'
+
+
+def drawn(genotype: Genotype, description: str) -> str:
+    """Returns the picture of a genotype, with its text below."""
+    svg = to_svg(genotype)
+    return svg[svg.index("<svg") :] + f"<p><code>{html.escape(description)}</code></p>"
+
+
 def percent(share: float) -> str:
     """Returns a number from 0 to 1 in percent."""
     return f"{100 * share:.2f} %"
@@ -85,6 +113,11 @@ def tiles(values: Sequence[tuple[str, str]]) -> str:
         for value, name in values
     )
     return f'<div class="tiles">{"".join(parts)}</div>' if values else ""
+
+
+def of_labels(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table whose first column has long labels."""
+    return table(header, rows).replace("<table>", '<table class="labels">')
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
@@ -128,6 +161,21 @@ def plot(figure: go.Figure) -> str:
 def details(summary: str, content: str) -> str:
     """Returns content that is hidden until the reader opens it."""
     return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+
+
+def environment(described: Mapping[str, Any], title: str) -> str:
+    """Returns the versions, devices and config of a run, hidden until the reader opens them.
+
+    Args:
+      described: Contents of the run's config.json.
+      title: Text to click on.
+    """
+    names = ", ".join(
+        f"{name} {version}" for name, version in described.get("versions", {}).items()
+    )
+    config = html.escape(json.dumps(described["config"], indent=2))
+    words = text(f"{names}; on {', '.join(described['devices'])}")
+    return details(title, f"{words}<pre>{config}</pre>")
 
 
 def picture(pixels: np.ndarray, name: str, caption: str) -> str:

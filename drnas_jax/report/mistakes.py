@@ -58,7 +58,7 @@ def _classes(evaluation: Evaluation) -> str:
     rows = []
     for i in order[:_CLASSES]:
         other = int(off[i].argmax())
-        often = f"{evaluation.classes[other]} ({off[i, other]:,})" if off[i, other] else "-"
+        often = f"{evaluation.classes[other]} ({off[i, other]:,})" if off[i, other] else "no error"
         rows.append((evaluation.classes[i], f"{images[i]:,}", percent(accuracy[i]), often))
     title = "Accuracy of each class"
     if len(order) > _CLASSES:

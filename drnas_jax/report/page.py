@@ -1,11 +1,11 @@
-"""The page about a run, readable without a network: `python -m drnas_jax.report DIR [DIR ...]`.
+"""The page about one run or several, readable without a network.
 
-The page is written to DIR/report.html from the files in DIR. Further workdirs are compared with it.
+`python -m drnas_jax.report DIR` writes DIR/report.html from the files in DIR. The page of several
+workdirs is comparison.html in the folder that they have in common.
 """
 
 import argparse
 import html
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -17,15 +17,13 @@ from drnas_jax.errors import UserError
 from drnas_jax.files import write_json, write_text
 from drnas_jax.phases.search.budget import format_cost
 from drnas_jax.report import figures
-from drnas_jax.report.answer import answer, progress, refresh_seconds
-from drnas_jax.report.exploration import SAMPLES
+from drnas_jax.report.answer import progress, refresh_seconds
 from drnas_jax.report.front import CHANCE, KINDS, Front, front_of
-from drnas_jax.report.markup import STYLE, details, plot, section, table, text
-from drnas_jax.report.methods import comparison, true_accuracies
-from drnas_jax.report.mistakes import mistakes
-from drnas_jax.report.ranking import agreement
+from drnas_jax.report.markup import STYLE, plot, section, table, text
 from drnas_jax.report.runs import Run, begun_elements, elements_of, has_targets, read_run
-from drnas_jax.report.stages import mixing_weights
+from drnas_jax.report.several import several_runs
+from drnas_jax.report.single import one_run
+from drnas_jax.report.terms import terms
 from drnas_jax.training.progress import Status
 
 
@@ -34,13 +32,14 @@ def write_report(
     file: str | os.PathLike[str] | None = None,
     status: Status | None = None,
 ) -> Path:
-    """Writes a page about the first workdir and compares it with the others.
+    """Writes a page about a workdir, or a page that compares several.
 
     Args:
       workdirs: One or more workdirs. That of several targets or seeds stands for those of its runs.
-      file: Path of the page; by default report.html in the first workdir. If that workdir is of
-        several targets, front.json beside the page has the numbers of their front.
-      status: How far the first run is, if it is going on. The page then shows it, and loads itself
+      file: Path of the page; by default report.html in the only workdir, or else comparison.html
+        in the folder that the workdirs have in common. If the only workdir is of several targets,
+        front.json beside the page has the numbers of their front.
+      status: How far the only run is, if it is going on. The page then shows it, and loads itself
         again from time to time.
 
     Returns:
@@ -49,9 +48,12 @@ def write_report(
     Raises:
       UserError: One of the paths is not a workdir, or a file in it is damaged.
     """
-    page = Path(file or Path(workdirs[0]) / "report.html").absolute()
-    given = [Path(workdir).absolute() for workdir in workdirs]
-    paths = [path for workdir in given for path in begun_elements(workdir)]
+    given = list(dict.fromkeys(Path(workdir).absolute() for workdir in workdirs))
+    default = given[0] / "report.html"
+    if len(given) > 1:
+        default = Path(os.path.commonpath([path.parent for path in given])) / "comparison.html"
+    page = Path(file).absolute() if file else default
+    paths = list(dict.fromkeys(path for workdir in given for path in begun_elements(workdir)))
     root = os.path.commonpath([path.parent for path in paths])
     runs = [read_run(path, os.path.relpath(path, root)) for path in paths]
     by_path = dict(zip(paths, runs, strict=True))
@@ -61,43 +63,44 @@ def write_report(
         if has_targets(workdir)
     }
     sections = [_front(workdir.name, front) for workdir, front in fronts.items() if front]
-    write_text(page, render(runs, sections, status))
-    if front := fronts.get(given[0]):
+    write_text(page, render(runs, page.parent, sections, status))
+    if len(given) == 1 and (front := fronts.get(given[0])):
         write_json(page.with_name("front.json"), front.to_json())
     return page
 
 
-def render(runs: Sequence[Run], first: Sequence[str] = (), status: Status | None = None) -> str:
-    """Returns the page about the first run, compared with the others, as HTML.
+def render(
+    runs: Sequence[Run], folder: Path, first: Sequence[str] = (), status: Status | None = None
+) -> str:
+    """Returns the page about one run, or about several, as HTML.
 
     Args:
       runs: Runs of the page.
+      folder: Folder of the page.
       first: Sections before all others.
-      status: How far the first run is, if it is going on.
+      status: How far the only run is, if it is going on.
     """
     run = runs[0]
-    sections = [
-        progress(status) if status else "",
-        *first,
-        answer(run),
-        comparison(runs),
-        mistakes(run.evaluation),
-        _search(run),
-        _exploration(run),
-        mixing_weights(run),
-        _curvature(runs),
-        _agreement(runs),
-        _retraining(run),
-        _settings(run),
-    ]
-    title = html.escape(f"{run.config.space} on {run.config.data.name}")
+    title, about = f"{run.config.space} on {run.config.data.name}", f"Workdir: {run.name}"
+    sections = one_run(run) if len(runs) == 1 else several_runs(runs, folder)
+    if len(runs) > 1:
+        title, about = f"{len(runs)} runs", _searched(runs)
+    now = progress(status) if status else ""
+    title = html.escape(title)
     refresh = f'<meta http-equiv="refresh" content="{refresh_seconds(status)}">' if status else ""
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}'
         f"<title>{title}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head>"
-        f"<body><h1>{title}</h1>{''.join(sections)}</body></html>\n"
+        f"<body><h1>{title}</h1>{text(about)}{terms()}{now}{''.join([*first, *sections])}"
+        "</body></html>\n"
     )
+
+
+def _searched(runs: Sequence[Run]) -> str:
+    """Returns the spaces and data sets of several runs, as text."""
+    names = dict.fromkeys(f"{run.config.space} on {run.config.data.name}" for run in runs)
+    return ", ".join(names)
 
 
 def _front(name: str, front: Front) -> str:
@@ -120,7 +123,14 @@ def _front(name: str, front: Front) -> str:
         )
         for point in front.points
     ]
-    header = ("workdir", "target", "final network", f"cost, {front.unit}", "accuracy", "on front")
+    header = (
+        "workdir",
+        "cost.target",
+        "cost of the final network",
+        f"cost, {front.unit}",
+        "accuracy",
+        "on front",
+    )
     measured = ""
     if front.largest is not None and (volume := front.found_hypervolume) is not None:
         measured = (
@@ -135,77 +145,22 @@ def _front(name: str, front: Front) -> str:
     )
 
 
-def _search(run: Run) -> str:
-    if not run.search:
-        return section("Search", text("This workdir has no epoch of a search."))
-    plots = (
-        figures.curves(run.search),
-        figures.entropy(run.search),
-        figures.expected_cost(run.search, run.config.cost.target),
-    )
-    return section("Search", *(plot(figure) for figure in plots if figure.data))
-
-
-def _exploration(run: Run) -> str:
-    explored = run.explored()
-    if not explored:
-        return ""
-    words = (
-        f"{true_accuracies([run])} of {SAMPLES} genotypes drawn from the mixing distribution "
-        "after each epoch."
-    )
-    return section("Exploration", text(words), plot(figures.exploration(explored)))
-
-
-def _curvature(runs: Sequence[Run]) -> str:
-    lines = {
-        run.title: {line.epoch: line.hessian for line in run.search if line.hessian is not None}
-        for run in runs
-    }
-    if not any(lines.values()):
-        return ""
-    words = "Largest eigenvalue of the Hessian of the validation loss in alpha."
-    return section("Curvature", text(words), plot(figures.compare(lines, "eigenvalue")))
-
-
-def _agreement(runs: Sequence[Run]) -> str:
-    lines = {run.title: agreement(run.search, run.accuracy) for run in runs if run.table}
-    if not any(lines.values()):
-        return ""
-    words = (
-        "Kendall's tau between the validation accuracies of genotypes in the supernet and their "
-        "true accuracies: 1 if both rank the genotypes alike, 0 if the ranks are unrelated. "
-        f"{true_accuracies(runs)}."
-    )
-    return section("Agreement", text(words), plot(figures.compare(lines, "Kendall's tau")))
-
-
-def _retraining(run: Run) -> str:
-    return section("Retraining", plot(figures.curves(run.retrain))) if run.retrain else ""
-
-
-def _settings(run: Run) -> str:
-    versions = run.described.get("versions", {})
-    names = ", ".join(f"{name} {version}" for name, version in versions.items())
-    config = html.escape(json.dumps(run.described["config"], indent=2))
-    return section(
-        "Settings",
-        text(f"{names}; on {', '.join(run.described['devices'])}"),
-        details("config.json", f"<pre>{config}</pre>"),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes a page about the first workdir, compared with the others, and prints its path.
+    """Writes a page about the workdirs that the command names, and prints its path.
 
     Returns:
       Exit code: 0, or 2 after a mistake, which is printed in one line.
     """
     parser = argparse.ArgumentParser(
-        "python -m drnas_jax.report", description="Compares runs in one page."
+        "python -m drnas_jax.report",
+        description="Writes a page about a run, or one that compares several.",
     )
     parser.add_argument("workdirs", nargs="+", metavar="DIR", help="workdir of a run or a sweep")
-    parser.add_argument("--output", metavar="FILE", help="page; by default DIR/report.html")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="page; by default DIR/report.html, or comparison.html beside several DIRs",
+    )
     options = parser.parse_args(argv)
     try:
         print(write_report(options.workdirs, options.output))

@@ -14,6 +14,7 @@ from drnas_jax.files import read_json
 from drnas_jax.genotype import Genotype, from_json, load
 from drnas_jax.phases.confusions import FILE as EVALUATION
 from drnas_jax.phases.confusions import Evaluation, read_evaluation
+from drnas_jax.phases.search.advice import is_cheapest, warnings_about
 from drnas_jax.phases.search.comparison import Comparison
 from drnas_jax.report.exploration import Explored, explore
 from drnas_jax.report.fields import Fields
@@ -49,14 +50,23 @@ class Cost:
       unit: Name of the unit.
       exact: Cost of the final network.
       target: Largest cost that the config allows, or None.
-      largest: Cost of the largest network of the space, or None if an older version has not
+      smallest: Cost of the cheapest network of the space, or None if an older version has not
         recorded it.
+      largest: Cost of the largest network of the space, or None as above.
     """
 
     unit: str
     exact: float
     target: float | None
+    smallest: float | None = None
     largest: float | None = None
+
+    @property
+    def is_cheapest(self) -> bool:
+        """Whether the network is known to be the cheapest of the space."""
+        if self.smallest is None or self.largest is None:
+            return False
+        return is_cheapest(self.exact, self.smallest, self.largest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +77,13 @@ class Provenance:
       stopped: Why a rule has stopped the search early, or an empty string.
       cost: Cost of the search's result, or None.
       compared: Comparison of the result with random cells in the supernet, or None.
+      seconds: Duration of the search in seconds, or None if it has not ended.
     """
 
     stopped: str = ""
     cost: Cost | None = None
     compared: Comparison | None = None
+    seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +91,7 @@ class Run:
     """The contents of a workdir.
 
     Attributes:
+      directory: Path of the workdir.
       name: Name of the workdir on the page.
       config: Config of the run.
       described: Contents of config.json: the config as plain values, versions and devices.
@@ -93,6 +106,7 @@ class Run:
       edges: Edges of each cell type of the search space.
     """
 
+    directory: Path
     name: str
     config: Config
     described: Mapping[str, Any]
@@ -107,9 +121,48 @@ class Run:
     edges: Mapping[str, Edges]
 
     @property
-    def title(self) -> str:
-        """Name of the run in the legend of a figure."""
-        return f"{self.name}, {self.config.arch.name}"
+    def validation(self) -> float | None:
+        """Last validation accuracy of the supernet, in 0..1, or None."""
+        known = [line.valid_accuracy for line in self.search if line.valid_accuracy is not None]
+        return known[-1] if known else None
+
+    @property
+    def search_seconds(self) -> float | None:
+        """Duration of the search in seconds, or None if it has not ended."""
+        if self.result and self.result.seconds["search"] is not None:
+            return self.result.seconds["search"]
+        return self.provenance.seconds
+
+    @property
+    def warnings(self) -> list[str]:
+        """What speaks against the result of the search, each with a remedy."""
+        cost = self.provenance.cost
+        cheapest = cost is not None and cost.is_cheapest
+        return warnings_about(self.config, self.provenance.compared, cheapest)
+
+    @property
+    def lacks_search(self) -> str:
+        """Why numbers of the search are missing, for tables."""
+        if self.config.genotype:
+            return "no search"
+        if self.genotype:
+            return "not recorded"
+        return "search not ended" if self.search else "search not begun"
+
+    @property
+    def lacks_result(self) -> str:
+        """Why numbers of the retrained network are missing, for tables."""
+        if not self.retrain:
+            return "not retrained"
+        ended = self.retrain[-1].epoch >= self.config.retrain.epochs
+        return "not evaluated" if ended else "retraining not ended"
+
+    @property
+    def lacks_accuracy(self) -> str:
+        """Why the true accuracy of the genotype is missing, for tables."""
+        if self.table is None:
+            return "no table"
+        return "not in the table" if self.genotype else "no genotype yet"
 
     def accuracies(self, genotype: Genotype | None) -> Mapping[str, float]:
         """Returns the true test accuracies in percent by data set; empty if they are unknown."""
@@ -176,6 +229,7 @@ def read_run(directory: str | os.PathLike[str], name: str) -> Run:
         genotype = from_json(values.get("genotype"), f"{result_file}: genotype")
         result = _result(Fields(values, str(result_file)))
     return Run(
+        directory=directory,
         name=name,
         config=config,
         described=described,
@@ -252,6 +306,7 @@ def read_provenance(file: Path) -> Provenance:
         stopped=provenance.text("stopped") if "stopped" in values else "",
         cost=_cost(Fields(provenance.mapping("cost"), f"{file}: cost")),
         compared=_compared(Fields(provenance.mapping("compared"), f"{file}: compared")),
+        seconds=provenance.number_or_none("search_seconds"),
     )
 
 
@@ -259,7 +314,8 @@ def _cost(fields: Fields) -> Cost | None:
     if not fields.values:
         return None
     unit, exact = fields.text("unit"), fields.number("exact")
-    return Cost(unit, exact, fields.number_or_none("target"), fields.number_or_none("largest"))
+    names = ("target", "smallest", "largest")
+    return Cost(unit, exact, *(fields.number_or_none(name) for name in names))
 
 
 def _compared(fields: Fields) -> Comparison | None:

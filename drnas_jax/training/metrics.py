@@ -77,6 +77,11 @@ class Display:
         text = self._prefix + text
         self._print(text if self._rich else f"{time.strftime('%H:%M:%S')} {text}")
 
+    def explain(self, text: str) -> None:
+        """Prints a line about the tables that follow, unless this display prints none."""
+        if self._in_front:
+            self.message(text)
+
     def start(self, description: str, total_steps: int, done: int = 0) -> None:
         """Starts to show progress.
 
@@ -125,7 +130,8 @@ class Display:
         task.first_update = task.first_update or (now, step)
         task.step = step
         task.numbers = (
-            f"loss {loss:.4f}, accuracy {100 * accuracy:.2f} %, {images_per_second:,.0f} images/s"
+            f"training loss {loss:.4f}, accuracy {100 * accuracy:.2f} %, "
+            f"{images_per_second:,.0f} images/s"
         )
         left = _time_left(task, now)
         if self._bar is not None:

@@ -27,15 +27,31 @@ def test_every_operation_is_in_the_picture(name):
     assert {name: written[name] for name in names} == names
     for cell_type, cell in genotype.cells:
         assert any(cell_type in text for text in written)
-        for node in range(len(cell)):
+        for node in range(genotype.inputs, genotype.inputs + len(cell)):
             assert written[str(node)] == len(genotype.cells)
+
+
+@pytest.mark.parametrize(
+    ("genotype", "labels"),
+    [
+        (spaces.random_genotype(spaces.create("nasbench201"), 0), "0: input|1|2|3"),
+        (PUBLISHED["darts_v2"], "0: ck-2|1: ck-1|2|3|4|5|output"),
+    ],
+    ids=["nasbench201", "darts"],
+)
+def test_nodes_have_the_numbers_of_the_genotype(genotype, labels):
+    # Would catch a picture in which the node that an edge comes from has another number than in
+    # the genotype.
+    names = {name for _, cell in genotype.cells for node in cell for name, _ in node}
+    written = set(texts(to_svg(genotype))) - names
+    assert {text for text in written if not text.endswith("cell")} == set(labels.split("|"))
 
 
 def test_a_cell_may_have_many_inputs():
     # Would catch names for one or two inputs only.
     node = tuple((f"op_{source}", source) for source in range(8))
     written = texts(to_svg(Genotype("mine", (("encoder_block", (node,)),))))
-    assert {f"input {i}" for i in range(8)} | {f"op_{i}" for i in range(8)} <= set(written)
+    assert {f"{i}: input" for i in range(8)} | {f"op_{i}" for i in range(8)} <= set(written)
 
 
 def test_equal_genotypes_give_equal_texts():
@@ -47,4 +63,4 @@ def test_equal_genotypes_give_equal_texts():
 
 def test_a_cell_without_operations_is_drawn():
     # Would catch a picture that needs an edge to know its height.
-    assert texts(to_svg(Genotype("mine", (("cell", ((),)),))))["0"] == 1
+    assert texts(to_svg(Genotype("mine", (("cell", ((),)),))))["1"] == 1

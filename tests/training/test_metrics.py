@@ -41,7 +41,7 @@ def test_plain_lines_come_every_ten_seconds_and_at_the_end(clock):
             display.update(step, loss=1.25, accuracy=0.5, images_per_second=1234.4)
         display.finish()
     lines = _shown(display).splitlines()
-    numbers = "loss 1.2500, accuracy 50.00 %, 1,234 images/s"
+    numbers = "training loss 1.2500, accuracy 50.00 %, 1,234 images/s"
     assert len(lines) == 11
     assert lines[0] == f"search, epoch 2/3: step 110/300, {numbers}, 0:03:10 left"
     assert lines[9] == f"search, epoch 2/3: step 200/300, {numbers}, 0:01:40 left"

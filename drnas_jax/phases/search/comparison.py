@@ -15,6 +15,8 @@ from drnas_jax.spaces import SupernetSpec
 from drnas_jax.spaces.base import one_hot
 from drnas_jax.training.random_keys import stream_number
 
+_DRAWS = 20  # draws for each random cell that is within `cost.target`
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -30,15 +32,22 @@ class Comparison:
     accuracy: float
     random: tuple[float, ...]
 
+    @property
+    def mean(self) -> float:
+        """Mean accuracy of the random cells."""
+        return statistics.mean(self.random)
+
+    @property
+    def worse(self) -> int:
+        """Number of random cells that are less accurate than the result."""
+        return sum(other < self.accuracy for other in self.random)
+
     def describe(self) -> str:
         """Returns the comparison in one line, for the terminal and the report."""
-        worse = sum(other < self.accuracy for other in self.random)
-        mean = statistics.mean(self.random)
-        advice = "; below their mean: train alpha for more epochs" if self.accuracy < mean else ""
         return (
             f"{100 * self.accuracy:.2f} % on {self.images:,} validation images, better than "
-            f"{worse} of {len(self.random)} random cells (mean {100 * mean:.2f} %, best "
-            f"{100 * max(self.random):.2f} %){advice}"
+            f"{self.worse} of the {len(self.random)} other random cells (mean "
+            f"{100 * self.mean:.2f} %, best {100 * max(self.random):.2f} %)"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -61,6 +70,9 @@ def compare(
 ) -> Comparison | None:
     """Judges a genotype beside `search.compared_cells` random ones of the remaining operations.
 
+    Random cells that cost more than `cost.target` are replaced by further ones, if enough of the
+    first draws are within it. Cells that are drawn again, and the genotype itself, are left out.
+
     Args:
       experiment: Inputs of the search.
       diagnostics: Measurements on the supernet.
@@ -70,15 +82,18 @@ def compare(
       epoch: Number of the last epoch, from 0.
 
     Returns:
-      The comparison, or None if there are no other cells.
+      The comparison, or None if no other cell was drawn.
 
     Raises:
       UserError: The supernet lacks an operation of the genotype, which is then from a stage before.
     """
     config, (_, valid) = experiment.config.search, experiment.split
     seed = [experiment.config.seed, int(stream_number("search/compared"))]
-    cells = random_cells(experiment.space, spec, config.compared_cells, seed)
-    others = [cell for cell in cells if cell != genotype]
+    count, fits = config.compared_cells, experiment.costing.fits
+    draws = _DRAWS * count if experiment.config.cost.target else count
+    cells = random_cells(experiment.space, spec, draws, seed)
+    within = [cell for cell in cells if fits(cell, spec)][:count]
+    others = [cell for cell in within if cell != genotype]
     if not others:
         return None
     mixes = [one_hot(dict(spec.cells), cell) for cell in (genotype, *others)]

@@ -68,6 +68,18 @@ class Costing:
             return genotype
         return Budget(target, table, spec, self.space.name).derive(ranks, genotype, self.exact)
 
+    def fits(self, genotype: Genotype, spec: SupernetSpec) -> bool:
+        """Returns whether a genotype is within `cost.target` by the table, or there is no target.
+
+        Args:
+          genotype: Genotype of the supernet's remaining operations.
+          spec: Spec of the supernet.
+        """
+        table, target = self.table(spec), self.config.cost.target
+        if table is None or not target:
+            return True
+        return costs.cost_in(table, dict(spec.cells), genotype) <= target
+
     def check_targets(self, field: str, targets: Sequence[float], spec: SupernetSpec) -> None:
         """Raises UserError if the cost cannot be determined, or no genotype is within a target.
 
@@ -88,8 +100,8 @@ class Costing:
                     "or lower retrain.channels, retrain.cells or cost.image_size"
                 )
 
-    def describe(self, spec: SupernetSpec) -> str:
-        """Returns a line about the costs of a supernet's networks, and what the target excludes.
+    def describe(self, spec: SupernetSpec) -> list[str]:
+        """Returns messages about the costs of the space, and a target that excludes no network.
 
         Args:
           spec: Spec of the first stage's supernet; the config names a cost.
@@ -97,8 +109,13 @@ class Costing:
         table, target = self.table(spec), self.config.cost.target
         assert table is not None and self.cost is not None
         low, high = smallest_cost(table, spec), costs.largest_cost(table, dict(spec.cells))
-        every = f"; all are within the target of {format_cost(target)}" if target >= high else ""
-        return f"networks cost {format_cost(low)} to {format_cost(high)} {self.cost.unit}{every}"
+        messages = [f"networks cost {format_cost(low)} to {format_cost(high)} {self.cost.unit}"]
+        if target >= high:
+            messages.append(
+                f"warning: cost.target is {format_cost(target)}, which no network exceeds, so it "
+                "excludes nothing: lower it"
+            )
+        return messages
 
     def term(self, spec: SupernetSpec) -> Callable[[Mix], jax.Array] | None:
         """Returns the function from mixing weights to the term of alpha's loss; None without it."""

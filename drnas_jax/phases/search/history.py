@@ -40,16 +40,6 @@ def random_cells(
     return draw_genotypes(space.derive, spec, flat, draw_by_share, count, seed)
 
 
-def describe_operations(spec: SupernetSpec) -> str:
-    """Returns how many operations the edges of each cell type have, as text."""
-    counts = []
-    for cell_type, cell in spec.cells:
-        lengths = sorted({len(edge.primitives) for edge in cell.edges})
-        most = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
-        counts.append(f"{most} operations on each {cell_type} edge")
-    return ", ".join(counts)
-
-
 def entropy(mean: Mapping[str, np.ndarray]) -> float:
     """Returns the entropy of the mean mixing weights in nats, averaged over all edges."""
     entropies = []

@@ -16,22 +16,16 @@ from drnas_jax.config import Config
 from drnas_jax.costs.base import expected_cost
 from drnas_jax.errors import UserError
 from drnas_jax.files import write_text
-from drnas_jax.genotype import (
-    Genotype,
-    load,
-    save,
-    search_seconds,
-    to_cells,
-)
+from drnas_jax.genotype import Genotype, load, save, search_seconds, to_cells
 from drnas_jax.nn.counting import count_parameters
 from drnas_jax.phases import loop
+from drnas_jax.phases.search.advice import is_cheapest, warnings_about
 from drnas_jax.phases.search.comparison import Comparison, compare
 from drnas_jax.phases.search.compilation import StageCompiler
 from drnas_jax.phases.search.diagnostics import Diagnostics
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.phases.search.history import (
     all_columns,
-    describe_operations,
     draw_genotypes,
     entropy,
     random_cells,
@@ -39,6 +33,7 @@ from drnas_jax.phases.search.history import (
 from drnas_jax.phases.search.memory_check import check_later_stages
 from drnas_jax.phases.search.metadata import FixedEdges, SearchMetadata
 from drnas_jax.phases.search.provenance import provenance, result_cost
+from drnas_jax.phases.search.shown import describe_stage, explain_scores, show_scores
 from drnas_jax.phases.search.stages import stage_at
 from drnas_jax.phases.search.state import SearchState, fix_edges, mean_mix
 from drnas_jax.phases.search.together import Programs, SeedThread
@@ -102,7 +97,8 @@ def run_search(run: Run, thread: SeedThread | None = None) -> SearchResult:
         run.display.message(f"counting what the operations cost ({run.config.cost.name})")
     experiment.check()
     if run.config.cost.name:
-        run.display.message(experiment.costing.describe(experiment.first_spec()))
+        for message in experiment.costing.describe(experiment.first_spec()):
+            run.display.message(message)
     if thread is not None:
         thread.share_raw(experiment.loader)
     phase = SearchPhase(experiment, run.display, thread)  # before any checkpoint is made
@@ -111,6 +107,11 @@ def run_search(run: Run, thread: SeedThread | None = None) -> SearchResult:
         state, progress = loop.run(phase, directory, *hooks, run.watch)
         genotype, comparison = phase.result, phase.compare(state, progress.epochs_done - 1)
         cost = result_cost(experiment, genotype, run.display)
+        cheapest = cost is not None and is_cheapest(
+            cost["exact"], cost["smallest"], cost["largest"]
+        )
+        for warning in warnings_about(run.config, comparison, cheapest):
+            run.display.message(f"warning: {warning}")
         origin = provenance(run.config, progress, phase.stopped, cost, comparison)
 
         def write() -> None:
@@ -150,12 +151,14 @@ class SearchPhase:
         self.fixed: FixedEdges = ()
         self.decision: Stop | None = None
         self.memory_checked = False  # for all stages
+        self.frozen = self.explained = False  # alpha in this epoch; the tables of scores
         self._enter(0, experiment.first_spec())
 
     @property
     def name(self) -> str:
-        """Name shown to the user, for example `search, stage 1/2`."""
-        return f"search, stage {self.stage + 1}/{len(self.stages)}"
+        """Name shown to the user, for example `search, stage 1/2, alpha frozen`."""
+        frozen = ", alpha frozen" if self.frozen else ""
+        return f"search, stage {self.stage + 1}/{len(self.stages)}{frozen}"
 
     @property
     def finished(self) -> bool:
@@ -215,12 +218,15 @@ class SearchPhase:
 
     def begin_epoch(self, state: SearchState, epoch: int) -> tuple[SearchState, Any]:
         """Returns the state for an epoch, which a new stage changes, and its compiled step."""
-        stage, _ = stage_at(self.stages, epoch)
+        self.frozen = False  # for the description of a stage
+        stage, frozen = stage_at(self.stages, epoch)
         if stage != self.stage:
             state = self._advance(state, stage)
         shapes = devices.abstract(state, self.mesh)
         if self.programs is None:
-            self._describe_stage(state)
+            words = describe_stage(self.spec, self.stages[stage], count_parameters(state.params))
+            self.display.message(f"{self.name}: {words}")
+        self.frozen = frozen
         if self.thread is not None:
             leaves, structure = jax.tree.flatten(shapes)
             key, step = (self.spec, structure, tuple(leaves)), int(state.step)
@@ -234,14 +240,6 @@ class SearchPhase:
         spec, host_state = self.experiment.advance(self.spec, host_state, stage)
         self._enter(stage, spec)
         return replicate(host_state, self.mesh)
-
-    def _describe_stage(self, state: SearchState) -> None:
-        stage = self.stages[self.stage]
-        frozen = f", alpha is frozen for {stage.warmup_epochs} of {stage.epochs} epochs"
-        self.display.message(
-            f"{self.name}: {describe_operations(self.spec)}, K {self.spec.partial_channels}, "
-            f"{count_parameters(state.params):,} parameters{frozen if stage.warmup_epochs else ''}"
-        )
 
     def _compile(self, state: SearchState, seeds: int = 1) -> Programs:
         """Returns the compiled step and validation, given the shapes of the state."""
@@ -323,16 +321,16 @@ class SearchPhase:
         expected: float | None,
     ) -> None:
         """Prints the scores of all edges, the validation, the expected cost and the genotype."""
-        for cell_type, cell in self.spec.cells:
-            names, kept = zip(*((e.name, e.primitives) for e in cell.edges), strict=True)
-            pairs = zip(scores[cell_type], kept, strict=True)
-            rows = [row[: len(primitives)] for row, primitives in pairs]
-            self.display.scores(cell_type, names, kept, rows)
+        if not self.explained:
+            self.display.explain(explain_scores(self.spec))
+            self.explained = True
+        show_scores(self.display, self.spec, scores)
         cost = self.experiment.costing.cost
         costs = f"expected cost {expected:.4g} {cost.unit}; " if cost and expected else ""
         self.display.message(
-            f"validation: loss {valid['loss']:.4f}, accuracy {100 * valid['accuracy']:.2f} %; "
-            f"{costs}genotype now: {self.experiment.space.describe(genotype)}"
+            f"validation of the supernet: loss {valid['loss']:.4f}, accuracy "
+            f"{100 * valid['accuracy']:.2f} %; {costs}genotype now: "
+            f"{self.experiment.space.describe(genotype)}"
         )
 
     def _decide(self, view: View, state: SearchState) -> SearchState:

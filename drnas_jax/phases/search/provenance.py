@@ -6,7 +6,7 @@ from typing import Any
 from drnas_jax.config import Config
 from drnas_jax.costs.base import largest_cost
 from drnas_jax.genotype import Genotype
-from drnas_jax.phases.search.budget import format_cost
+from drnas_jax.phases.search.budget import format_cost, smallest_cost
 from drnas_jax.phases.search.comparison import Comparison
 from drnas_jax.phases.search.experiment import Experiment
 from drnas_jax.training.metrics import Display
@@ -48,7 +48,7 @@ def provenance(
 def result_cost(
     experiment: Experiment, genotype: Genotype, display: Display
 ) -> dict[str, Any] | None:
-    """Returns the costs of the result and of the largest network, and the target.
+    """Returns the costs of the result, of the cheapest and of the largest network, and the target.
 
     Prints the cost of the result. Returns None if the config names no cost.
 
@@ -68,6 +68,11 @@ def result_cost(
     if target and exact > target:
         over = f", more than cost.target = {target:g}: the rule did not keep to it"
     display.message(f"the result costs {format_cost(exact)} {unit}{over}")
-    largest = largest_cost(table, dict(spec.cells))
-    described = {"name": config.name, "unit": unit, "exact": exact, "largest": largest}
+    described = {
+        "name": config.name,
+        "unit": unit,
+        "exact": exact,
+        "smallest": smallest_cost(table, spec),
+        "largest": largest_cost(table, dict(spec.cells)),
+    }
     return {**described, "target": target} if target else described

@@ -26,4 +26,7 @@ def check_sweep(run: Run) -> None:
         return
     run.display.message(f"counting what the operations cost ({run.config.cost.name})")
     experiment = Experiment(run.config, run.dataset, run.mesh)
-    experiment.costing.check_targets("one of cost.targets", targets, experiment.first_spec())
+    spec = experiment.first_spec()
+    experiment.costing.check_targets("one of cost.targets", targets, spec)
+    for message in experiment.costing.describe(spec):
+        run.display.message(message)

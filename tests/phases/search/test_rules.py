@@ -203,9 +203,22 @@ def test_a_stopping_rule_comes_before_the_selection_rule(run, tmp_path):
     assert provenance(tmp_path / "run")["stopped"] == "it has seen enough"
 
 
+class Titles(Listener):
+    """Keeps the titles of the progress as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.titles = []
+
+    def start(self, description, *rest):
+        self.titles.append(description)
+        super().start(description, *rest)
+
+
 def test_the_result_is_compared_with_random_cells(run, monkeypatch, tmp_path):
     # Would catch other batches for the result than for the random cells, the result among these,
-    # and a comparison that changes the search, or is lost when the run ends before it is written.
+    # and a comparison that changes the search, or is lost when the run ends before it is written;
+    # also an explanation that every epoch repeats, and frozen epochs that look like others.
     measure, calls = Diagnostics.accuracies, []
 
     def recorded(self, state, mixes, epoch, batches):
@@ -216,8 +229,11 @@ def test_the_result_is_compared_with_random_cells(run, monkeypatch, tmp_path):
     def failing(self, state, mixes, epoch, batches):
         raise OSError("killed")
 
-    changes = dict(search__epochs=(1,), search__compared_batches=1)
-    genotype = run("without", {}, **changes)
+    changes = dict(search__epochs=(2,), search__warmup_epochs=(1,), search__compared_batches=1)
+    display = Titles()
+    genotype = run("without", {}, display, **changes)
+    assert sum("* marks" in text for text in display.messages) == 1
+    assert [", alpha frozen, " in title for title in display.titles] == [True, False]
     changes["search__compared_cells"] = 6
     monkeypatch.setattr(Diagnostics, "accuracies", failing)
     with pytest.raises(OSError, match="killed"):
@@ -232,7 +248,7 @@ def test_the_result_is_compared_with_random_cells(run, monkeypatch, tmp_path):
     assert compared == {"images": 16, "accuracy": accuracies[0], "random": accuracies[1:]}
     assert len(set(accuracies)) > 1
     (line,) = [text for text in display.messages if text.startswith("the result in the supernet")]
-    assert f"of {len(others)} random cells" in line
+    assert f"of the {len(others)} other random cells" in line
     assert_same_bits(tmp_path / "run/search", tmp_path / "without/search")
     assert "compared" not in provenance(tmp_path / "without")
 
