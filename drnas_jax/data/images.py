@@ -63,7 +63,7 @@ def read_pixels(example: Example, channels: int, reduction: int = 1) -> np.ndarr
     if image.dtype not in (np.uint8, np.uint16):
         raise UnreadableImage(
             f"{example.name} has pixels of type {image.dtype}: convert it to 8 or 16 bits, or set "
-            "data.corrupt to 'skip'"
+            "data.corrupt=skip, which leaves out and names all such images"
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image
 
@@ -147,7 +147,7 @@ def _decode(data: bytes, flag: int, name: str) -> np.ndarray:
     if image is None:
         raise UnreadableImage(
             f"{name} is not an image that OpenCV can read: fix or remove it, or set "
-            "data.corrupt to 'skip'"
+            "data.corrupt=skip, which leaves out and names all such images"
         )
     return image
 
