@@ -221,6 +221,11 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
+def side_before_crop(size: int) -> int:
+    """Returns the short side in pixels of the image from which `centre_crop` cuts `size`."""
+    return round(size * _MARGIN)
+
+
 def centre_crop(example: Example, channels: int, size: int, max_value: int = 0) -> np.ndarray:
     """Decodes an image for evaluation: resizes its short side to 256 / 224 of `size`, cuts `size`.
 
@@ -233,7 +238,7 @@ def centre_crop(example: Example, channels: int, size: int, max_value: int = 0) 
     Returns:
       Pixels, uint8 [size, size] or [size, size, c].
     """
-    side = round(size * _MARGIN)
+    side = side_before_crop(size)
     height, width = _dimensions(example)
     reduction = _reduction(min(height, width), side)
     return fit(decode(example, channels, reduction, max_value), size, side)
