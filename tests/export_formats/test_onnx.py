@@ -325,14 +325,17 @@ def test_the_format_writes_one_file(tmp_path):
         shape=SHAPE,
         dtype="float32",
         classes=tuple("abcde"),
-        preprocessing=None,
+        preprocessing={"channels": "RGB"},
         batch_size=0,
     )
     written = export.create()
     written.check(None)
     (path,) = written.write(network, tmp_path)
     assert path == tmp_path / "model.onnx"
-    check_same(onnx.load(path), batch_norm_network, images(3))
+    model = onnx.load(path)
+    properties = {entry.key: json.loads(entry.value) for entry in model.metadata_props[-1:]}
+    assert properties == {"preprocessing": network.preprocessing}
+    check_same(model, batch_norm_network, images(3))
 
 
 # Errors
