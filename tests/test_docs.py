@@ -145,6 +145,21 @@ def run(folder, *command):
     return done.stdout
 
 
+@pytest.mark.parametrize("variant", ["", ":full", ":smoke"])
+def test_the_recipe_for_photographs_of_the_page_is_accepted(tmp_path, monkeypatch, variant):
+    # Would catch a field that is misspelt, and fields that cannot be combined.
+    texts = [text for _, text in blocks(ROOT / "docs" / "own-data.md", "python")]
+    (text,) = (text for text in texts if "my_photos.py" in text)
+    monkeypatch.chdir(tmp_path)
+    exec(text, {"Path": Path})
+    config, _, _ = parse(["main", f"--config=my_photos.py{variant}"], lambda values: None)
+    assert (config.data.name, config.cost.target, config.cost.image_size) == ("folder", 600e6, 224)
+    assert (config.search.batch_size, config.search.alpha_fraction) == (
+        32 if "sm" in variant else 64,
+        0,
+    )
+
+
 @pytest.mark.slow
 def test_own_data_as_the_page_describes(tmp_path):
     # Would catch a step of the page that fails or does not lead to a result.
