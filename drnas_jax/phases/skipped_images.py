@@ -24,7 +24,7 @@ class SkippedImages:
         count = self._count()
         if count > self._reported:
             new = list(itertools.islice(self._loader.skipped, self._named, None))
-            named = f", now also {reasons(new)}" if new else ""
+            named = f" (new: {reasons(new)})" if new else ""
             self._display.message(f"unreadable images left out so far: {count:,}{named}")
         self._named, self._reported = len(self._loader.skipped), count
 

@@ -265,5 +265,5 @@ def test_images_that_were_left_out_are_reported_when_there_are_more(tmp_path):
     phase.end_epoch = end
     loop.run(phase, tmp_path)
     first, second = (text for text in phase.messages if "left out" in text)
-    assert first == "unreadable images left out so far: 3, now also a.jpg is cut; b.jpg is cut"
-    assert second == "unreadable images left out so far: 4, now also b: c.png is cut"
+    assert first == "unreadable images left out so far: 3 (new: a.jpg is cut; b.jpg is cut)"
+    assert second == "unreadable images left out so far: 4 (new: b: c.png is cut)"
