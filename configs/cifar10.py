@@ -7,7 +7,7 @@ days of search). `--config.genotype=drnas_cifar10 --phases=retrain,evaluate` ret
 
 | variant | description | time, and test accuracy |
 |---|---|---|
-| (none) | 25 + 25 epochs, K 6 to 4, operations 7 to 4; 600 epochs of retraining | not measured |
+| full, the default | 25 + 25 epochs, K 6 to 4, operations 7 to 4; 600 epochs of retraining | not measured |
 | cifar100 | the same with CIFAR-100 | not measured |
 | cpu | a proxy: C 8, 5 cells, 16x16 pixels | 14 to 18 minutes on 2 CPU cores, 0.63 to 0.65 |
 | smoke | the same program: 3 cells, 8x8 pixels | 2 to 4 minutes on 2 CPU cores |
@@ -27,20 +27,19 @@ The estimate is in minutes of one of 2 CPU cores of an AMD EPYC (jax 0.10.2, 202
 programs used as well. It is made of process times of single steps, measured by
 `python -m drnas_jax.tools.bench step` and `retrain`: 0.16 s (s1), 0.39 s (s4) and 0.13 s. The whole
 runs were not made, so there is no accuracy.
-"""
+"""  # noqa: E501
 
 from ml_collections import ConfigDict
 
-from drnas_jax.config import defaults
-from drnas_jax.errors import UserError, check_choice
+from drnas_jax.config import defaults, parse_variant
 
 SIZES = ("full", "cifar100", "cpu", "smoke")
 SUBSPACES = ("s1", "s2", "s3", "s4")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the recipe or one of its variants."""
-    variant, subspace = _parse(variant)
+    """Returns the recipe in one of its variants."""
+    size, subspace = parse_variant(variant, SIZES, SUBSPACES)
     config = defaults()
     config.space = "darts"
     config.arch.lr = 6e-4
@@ -71,16 +70,16 @@ def get_config(variant: str = "") -> ConfigDict:
             auxiliary_weight=0.4,
         )
     )
-    if variant == "cifar100":
+    if size == "cifar100":
         config.data.name = "cifar100"
-    if variant == "cpu":
+    if size == "cpu":
         config.data.update(dict(image_size=16, crop_padding=2))
         config.arch.lr = 3e-3  # higher, since there are ten times fewer steps
         config.search.update(
             dict(channels=8, cells=5, epochs=(2, 2), partial_channels=(4, 2), warmup_epochs=(1, 0))
         )
         config.retrain.update(dict(channels=8, cells=5, epochs=3, lr=0.1, cutout=4, drop_path=0.0))
-    if variant == "smoke":
+    if size == "smoke":
         config.data.update(dict(image_size=8, crop_padding=1))
         config.search.update(
             dict(
@@ -93,10 +92,10 @@ def get_config(variant: str = "") -> ConfigDict:
             )
         )
         config.retrain.update(dict(channels=4, cells=3, batch_size=1000, epochs=2, cutout=2))
-    if variant in ("cpu", "smoke"):
+    if size in ("cpu", "smoke"):
         config.retrain.auxiliary_weight = 0.0  # the head needs images of 32x32
     if subspace:
-        _restrict(config, subspace, variant)
+        _restrict(config, subspace, size)
     return config
 
 
@@ -107,14 +106,3 @@ def _restrict(config: ConfigDict, subspace: str, size: str) -> None:
     search.operations = (3 if subspace == "s3" else 2,)
     search.partial_channels = ({"cpu": 2, "smoke": 1}.get(size, 4),)
     search.epochs, search.warmup_epochs = (sum(search.epochs),), search.warmup_epochs[:1]
-
-
-def _parse(variant: str) -> tuple[str, str]:
-    """Returns the size and the subspace that a variant names; the subspace may be empty."""
-    words = variant.split(",") if variant else []
-    for word in words:
-        check_choice("variant", word, (*SIZES, *SUBSPACES))
-    sizes, subspaces = ([word for word in words if word in known] for known in (SIZES, SUBSPACES))
-    if len(sizes) > 1 or len(subspaces) > 1:
-        raise UserError(f"variant {variant!r} names two sizes or two subspaces: give one of each")
-    return (sizes or ["full"])[0], (subspaces or [""])[0]

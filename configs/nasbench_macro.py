@@ -10,7 +10,7 @@ beside the data directory is used. Retraining has the benchmark's batches and nu
 
 | variant | description | time, and test accuracy |
 |---|---|---|
-| (none) | C 32 and 32x32 pixels, as in the benchmark, 50 epochs of search and 50 of retraining; for a GPU | not measured |
+| full, the default | C 32 and 32x32 pixels, as in the benchmark, 50 epochs of search and 50 of retraining; for a GPU | not measured |
 | cpu | a proxy: C 8, 17x17 pixels, 10 epochs; then C 32, 5 epochs | search: 32 to 35 minutes on 1 CPU core; retraining and its accuracy not measured |
 | smoke | the same program on handwritten digits, no download | about 1 minute on 2 CPU cores, 1 to 2 if they are busy |
 
@@ -23,13 +23,12 @@ C 32 and 32x32 pixels.
 
 from ml_collections import ConfigDict
 
-from drnas_jax.config import defaults
-from drnas_jax.errors import check_choice
+from drnas_jax.config import defaults, parse_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the recipe or one of its variants."""
-    check_choice("variant", variant or "full", ("full", "cpu", "smoke"))
+    """Returns the recipe in one of its variants."""
+    (size,) = parse_variant(variant, ("full", "cpu", "smoke"))
     config = defaults()
     config.space = "macro"
     config.search.update(
@@ -43,13 +42,13 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.retrain.update(dict(channels=32, cells=8, batch_size=256, epochs=50, nesterov=True))
-    if variant == "cpu":
+    if size == "cpu":
         config.data.update(dict(image_size=17, crop_padding=2))
         config.cost.image_size = 32
         config.arch.lr = 6e-3  # higher than the default, since there are ten times fewer steps
         config.search.update(dict(channels=8, lr=0.1, epochs=(10,), warmup_epochs=(3,)))
         config.retrain.update(dict(batch_size=64, epochs=5))
-    if variant == "smoke":
+    if size == "smoke":
         config.data.update(dict(name="digits", crop_padding=1))
         config.search.update(dict(channels=4, batch_size=32, epochs=(2,), warmup_epochs=(1,)))
         config.retrain.update(dict(channels=4, batch_size=32, epochs=2))

@@ -201,16 +201,23 @@ def is_bug_of_ours(error: Exception) -> bool:
     return bool(written) and _is_ours(written[-1])
 
 
+def place(error: Exception) -> tuple[str | None, int | None]:
+    """Returns the file and the line of a user's code that failed."""
+    if isinstance(error, SyntaxError):
+        return error.filename, error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    # An error that a library raises is best understood from the line that called the library.
+    own = [frame for frame in frames if not _is_library(frame.filename)]
+    last = (own or frames)[-1]
+    return last.filename, last.lineno
+
+
 def failure(error: Exception) -> str:
     """Describes in one line where a user's code failed and why: file, line and error."""
+    file, line = place(error)
     if isinstance(error, SyntaxError):
-        file, line = error.filename, error.lineno
         reason = f"{type(error).__name__}: {error.msg}"
     else:
-        frames = traceback.extract_tb(error.__traceback__)
-        # An error that a library raises is best understood from the line that called the library.
-        own = [frame for frame in frames if not _is_library(frame.filename)]
-        file, line = (own or frames)[-1].filename, (own or frames)[-1].lineno
         reason = traceback.format_exception_only(error)[-1]
     reason = " ".join(reason.split())
     if len(reason) > 200:  # ml_collections prints the whole config between two useful sentences

@@ -2,17 +2,25 @@
 
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from drnas_jax import components, config, configs
 from drnas_jax.config import Config
 from drnas_jax.errors import UserError
 
+# How ml_collections words what is wrong with a field.
+_WRONG_TYPE = re.compile(
+    r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type <class '(\w+)'> "
+    r"and cannot be casted to type <class '(?:[\w.]+\.)?(\w+)'>"
+)
+_UNKNOWN_KEY = re.compile(r"""Key "([\w.]+)" (?:does not exist|cannot be)|'(\w+)'(?:\nDid|$)""")
+_CONFIG_DICT = inspect.getfile(config_dict.ConfigDict)
 _EXAMPLE = "give --config=FILE[:VARIANT], for instance --config=configs/digits.py"
 
 
@@ -35,8 +43,9 @@ def parse(
     """
     values = flags.FlagValues()
     define(values)
+    words, complete = list(argv[1:]), dict[str, Any]()
     try:
-        words = values.read_flags_from_files(list(argv[1:]), force_gnu=False)
+        words = values.read_flags_from_files(words, force_gnu=False)
         if {"--help", "-help", "-h"} & set(words):
             print(_help(values))
             raise SystemExit(0)
@@ -52,7 +61,8 @@ def parse(
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"{_line(error)} (--help lists all)") from error
     except flags.Error as error:
-        raise UserError(_line(error)) from error
+        advice = _advice(words, complete)
+        raise UserError(f"{_line(error).rstrip('.')}: {advice}") from error
     return config.from_config_dict(values.config), values, rest
 
 
@@ -82,7 +92,34 @@ def _load_recipe(text: str) -> Mapping[str, Any]:
     except Exception as error:  # whatever the user's recipe raises
         if components.is_bug_of_ours(error):
             raise
+        _check_fields(error)
         raise UserError(f"the recipe {name} fails: {components.failure(error)}") from error
+
+
+def _check_fields(error: Exception) -> None:
+    """Raises UserError if a recipe failed since a field is unknown, or has another type.
+
+    ml_collections raises errors of Python's types, so only their texts say what they are about.
+    """
+    file, line = components.place(error)
+    where, inner = f"in line {line} of {file}", error
+    while inner.args and isinstance(inner.args[0], Exception):  # an AttributeError of a KeyError
+        inner = inner.args[0]
+    text = str(inner.args[0]) if inner.args else ""
+    if match := _WRONG_TYPE.match(text):
+        name, value, given, kind = match.groups()
+        expected = {"ConfigDict": "a group of fields"}.get(kind, kind)
+        if advice := config.written_out(value, int if kind == "int" else float):
+            expected = f"{expected}; {advice}"
+        shown = repr(value) if given == "str" else value
+        raise UserError(f"config field {name} {where} is {shown}: expected {expected}") from error
+    library = traceback.extract_tb(error.__traceback__)[-1].filename == _CONFIG_DICT
+    if library and (match := _UNKNOWN_KEY.match(text)):
+        key = match[1] or match[2]
+        choice = "one of those that --help lists"
+        if near := config.near_fields(key):
+            choice = f"one of {', '.join(near)}"
+        raise UserError(f"unknown config field {key!r} {where}: choose {choice}") from error
 
 
 def _complete(recipe: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -117,6 +154,19 @@ def _checked(words: Sequence[str], complete: Mapping[str, Any]) -> list[str]:
         if given:
             kept = [f"--config.{name}={given[-1]}", *others]
     return kept
+
+
+def _advice(words: Sequence[str], complete: Mapping[str, Any]) -> str:
+    """Returns what to do after a value was refused."""
+    known = dict(config.leaves(complete))
+    for word in words:
+        name, _, value = word.partition("=")
+        field = known.get(name.lstrip("-").removeprefix("config."))
+        first = field[0] if isinstance(field, tuple) and field else field
+        kind = int if isinstance(first, int) else float
+        if isinstance(first, int | float | tuple) and (text := config.written_out(value, kind)):
+            return text
+    return "give another value, as --help says"
 
 
 def _take(words: Sequence[str], flag: str) -> tuple[list[str], list[str]]:

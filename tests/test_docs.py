@@ -10,13 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 from samplers import needs_tfp
+from sklearn.datasets import load_sample_image
 from small_run import environment
 from test_extending import FILES, documented
+from trained_run import config_of, make
 
 import drnas_jax
 from drnas_jax import components
@@ -25,6 +27,7 @@ from drnas_jax.data.images import decode, fit
 from drnas_jax.data.sources.base import Example
 from drnas_jax.errors import UserError
 from drnas_jax.flags import parse
+from drnas_jax.training.metrics import Display
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -140,6 +143,21 @@ def run(folder, *command):
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+@pytest.mark.parametrize("variant", ["", ":full", ":smoke"])
+def test_the_recipe_for_photographs_of_the_page_is_accepted(tmp_path, monkeypatch, variant):
+    # Would catch a field that is misspelt, and fields that cannot be combined.
+    texts = [text for _, text in blocks(ROOT / "docs" / "own-data.md", "python")]
+    (text,) = (text for text in texts if "my_photos.py" in text)
+    monkeypatch.chdir(tmp_path)
+    exec(text, {"Path": Path})
+    config, _, _ = parse(["main", f"--config=my_photos.py{variant}"], lambda values: None)
+    assert (config.data.name, config.cost.target, config.cost.image_size) == ("folder", 600e6, 224)
+    assert (config.search.batch_size, config.search.alpha_fraction) == (
+        32 if "sm" in variant else 64,
+        0,
+    )
 
 
 @pytest.mark.slow
@@ -300,13 +318,28 @@ def test_quickstart(tmp_path):
     assert float(re.search(r"test accuracy (.*)% with", printed)[1]) > 90
 
 
-@pytest.mark.parametrize("size", [(40, 60), (16, 12)])
-def test_a_photo_prepared_as_the_page_describes(tmp_path, size):
-    # Would catch another order of colours, interpolation or crop than that of test images.
-    (text,) = (text for _, text in blocks(ROOT / "docs" / "export.md", "py") if "prepare" in text)
-    exec(compile(text, "export.md", "exec"), names := {})
-    file = tmp_path / "photo.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    assert cv2.imwrite(str(file), pixels)
-    expected = fit(decode(Example(file.read_bytes(), 0, "photo"), channels=3), 16)
-    np.testing.assert_array_equal(names["prepare"](str(file), 16, 16), expected)
+def test_a_photo_is_classified_as_the_page_describes(tmp_path, monkeypatch, capsys):
+    # Would catch another order of colours, side or crop than that of test images, and properties
+    # of the ONNX model that differ from the card.
+    pytest.importorskip("onnxruntime")
+    ((_, text),) = blocks(ROOT / "docs" / "deploying.md", "py")
+    monkeypatch.chdir(tmp_path)
+    settings = dict(export__formats=("onnx",), export__batch_size=1)
+    config = config_of(space=str(ROOT / "tests/small_space.py"), **settings)
+    make(Path("runs/photos"), config, shape=(224, 224, 3), resized_for="padded")
+    card = drnas_jax.export(config, "runs/photos", display=Display(quiet=True)).card
+    pixels = load_sample_image("china.jpg")  # 427x640
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    Image.fromarray(pixels).save("photo.jpg", exif=exif, quality=95)
+    exec(compile(text, "deploying.md", "exec"), names := {})
+    for name, value in names["properties"].items():
+        known = {**card["input"], **card}[name]
+        assert (value if isinstance(known, str) else json.loads(value)) == known
+    example = Example(Path("photo.jpg").read_bytes(), 0, "photo")
+    expected = fit(decode(example, channels=3), 224)
+    assert np.abs(names["pixels"].astype(int) - expected).mean() < 1.5
+    classes, probabilities = drnas_jax.predict("runs/photos", "photo.jpg")
+    assert capsys.readouterr().out == f"{classes[probabilities.argmax()]}\n"
+    shares = np.exp(names["logits"] - names["logits"].max())
+    np.testing.assert_allclose(shares / shares.sum(), probabilities, atol=0.01)

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.s
 VARIANTS = {
     "cifar10": [
         "cifar100",
-        "cpu",
+        *("cpu", "full"),
         *(f"{size},s{n}" for size in ("cpu", "smoke") for n in range(1, 5)),
     ],
-    "fashion_mnist": ["cpu"],
-    "nasbench_macro": ["cpu"],
+    "digits": ["full"],
+    "fashion_mnist": ["cpu", "full"],
+    "imagenet": ["full"],
+    "nasbench_macro": ["cpu", "full"],
     "nasbench201": [
         ",".join(words)
         for words in itertools.product(nasbench201.SIZES, nasbench201.METHODS)
@@ -75,14 +78,31 @@ def test_a_method_changes_only_what_defines_it(size, method):
 
 @pytest.mark.parametrize("variant", ["darts,snas", "cpu,smoke", "cpu,cpu"])
 def test_two_methods_or_sizes_are_refused(variant):
-    with pytest.raises(UserError, match=f"'{variant}' names two sizes or two methods"):
+    first, second = variant.split(",")
+    with pytest.raises(UserError, match=f"'{variant}' names '{first}' and '{second}': give one of"):
         nasbench201.get_config(variant)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_unknown_variant_is_refused_with_the_choices(name):
-    with pytest.raises(UserError, match="'nothing': choose one of .*smoke"):
-        importlib.import_module(f"drnas_jax.configs.{name}").get_config("nothing")
+    # Would catch choices that are not those of the recipe, or that its table does not explain.
+    recipe = importlib.import_module(f"drnas_jax.configs.{name}")
+    words = {word for variant in VARIANTS[name] for word in variant.split(",")} | {"smoke", "full"}
+    for variant, where in (("nothing", ""), ("smoke,nothing", " in 'smoke,nothing'")):
+        with pytest.raises(UserError) as caught:
+            recipe.get_config(variant)
+        start, _, choices = str(caught.value).partition(": choose one of ")
+        assert start == f"unknown variant 'nothing'{where}"
+        assert set(re.findall(r"\w+", choices)) - {"or", "one", "of", "each"} == words
+    for word in words:
+        assert re.search(rf"^\| {word}\b|[`:,]{word}`", recipe.__doc__, re.M), word
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_default_variant_is_full(name):
+    # Would catch a recipe that does something else if its default is named.
+    recipe = importlib.import_module(f"drnas_jax.configs.{name}")
+    assert recipe.get_config("full") == recipe.get_config()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -92,5 +112,5 @@ def test_a_recipe_states_its_command_its_time_its_result_and_its_variants(name):
     assert "minutes" in doc and "CPU cores" in doc
     assert "accuracy" in doc or "error" in doc
     words = {word for variant in VARIANTS.get(name, []) for word in variant.split(",")}
-    for word in {"smoke", *words} - {"full"}:
+    for word in {"smoke", *words}:
         assert word in doc

@@ -45,7 +45,9 @@ def random_variables(network, shape=SHAPE, seed=0):
     return jax.tree_util.tree_map_with_path(numbers, like)
 
 
-def make(workdir, config, *, channels=4, depth=1, epochs=EPOCHS, shape=SHAPE, seed=0):
+def make(
+    workdir, config, *, channels=4, depth=1, epochs=EPOCHS, shape=SHAPE, seed=0, resized_for=""
+):
     """Writes a checkpoint of a random genotype's network.
 
     Args:
@@ -56,12 +58,15 @@ def make(workdir, config, *, channels=4, depth=1, epochs=EPOCHS, shape=SHAPE, se
       epochs: Number of epochs that are done.
       shape: Shape of an image.
       seed: Seed of genotype and weights.
+      resized_for: Value of `data.crop` for which images were resized; '' if they were not.
 
     Returns:
       Description of the network, and its variables.
     """
     space = spaces.create(config.space, config.space_options)
-    data = TrainingData("noise", ("ant", "bee", "cat"), shape, (0.4,) * shape[2], (0.2,) * shape[2])
+    statistics = (0.4,) * shape[2], (0.2,) * shape[2]
+    names = ("ant", "bee", "cat")
+    data = TrainingData("noise", names, shape, *statistics, resized_for=resized_for)
     genotype = spaces.random_genotype(space, seed)
     metadata = RetrainMetadata(genotype, config.space, channels, depth, data)
     variables = random_variables(space.network(metadata.spec, PLAIN), shape, seed)

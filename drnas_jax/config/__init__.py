@@ -28,10 +28,12 @@ from drnas_jax.config.conversion import (
     defaults,
     freeze,
     from_config_dict,
+    near_fields,
     plain,
     to_config_dict,
     to_dict,
     unknown_field,
+    written_out,
 )
 from drnas_jax.config.elements import chosen_elements, elements
 from drnas_jax.config.fields import (
@@ -65,6 +67,7 @@ from drnas_jax.config.schema import (
     schema,
 )
 from drnas_jax.config.search import SearchConfig, Stage
+from drnas_jax.config.variants import parse_variant
 
 __all__ = [
     "COMPONENTS",
@@ -102,9 +105,12 @@ __all__ = [
     "leaves",
     "less_than",
     "more_than",
+    "near_fields",
+    "parse_variant",
     "plain",
     "schema",
     "to_config_dict",
     "to_dict",
     "unknown_field",
+    "written_out",
 ]

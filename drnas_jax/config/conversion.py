@@ -4,7 +4,9 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -14,8 +16,10 @@ from drnas_jax import components
 from drnas_jax.config.checks import check_together
 from drnas_jax.config.fields import Check
 from drnas_jax.config.groups import Config
-from drnas_jax.config.schema import COMPONENTS, GROUPS, OPTIONS, component_names, get
+from drnas_jax.config.schema import COMPONENTS, GROUPS, OPTIONS, component_names, get, schema
 from drnas_jax.errors import UserError
+
+_SUFFIXES = dict(k=3, m=6, g=9, b=9, thousand=3, million=6, billion=9)  # with their exponents
 
 
 def defaults() -> ConfigDict:
@@ -115,6 +119,33 @@ def unknown_field(name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown config field {name!r}: choose one of {listed}")
 
 
+def near_fields(key: str) -> list[str]:
+    """Returns the full names of the groups and fields whose last part is spelt like a key."""
+    names = [*GROUPS, *(name for name, _ in schema())]
+    last = {name: name.rpartition(".")[2] for name in names}
+    near = difflib.get_close_matches(key.rpartition(".")[2], set(last.values()))
+    return [name for spelling in near for name in names if last[name] == spelling]
+
+
+def written_out(text: str, kind: type) -> str | None:
+    """Returns how to write the first number of a text that has a suffix, such as 600e6 for 600M.
+
+    Args:
+      text: Value that is not a number, such as '600M', '(150k,300k)' or '5 million'.
+      kind: `int` for the number in digits, `float` for one with an exponent.
+
+    Returns:
+      A phrase such as 'write 600e6 for 600M', or None if no number has a suffix.
+    """
+    match = re.search(rf"(\d+(?:\.\d+)?)[ _]?({'|'.join(_SUFFIXES)})\b", text, re.IGNORECASE)
+    if match is None:
+        return None
+    exponent = _SUFFIXES[match[2].lower()]
+    digits = f"{Decimal(match[1]).scaleb(exponent):f}"
+    number = digits if kind is int else f"{match[1]}e{exponent}"
+    return f"write {number} for {match[0]}"
+
+
 def _mapping(values: Any, name: str) -> Mapping[str, Any]:
     if hasattr(values, "items"):
         return dict(values.items())
@@ -165,7 +196,10 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         )
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"config field {name} is {value!r}: expected {kind.__name__}")
+        expected = kind.__name__
+        if kind in (int, float) and isinstance(value, str):
+            expected = "; ".join(filter(None, [expected, written_out(value, kind)]))
+        raise UserError(f"config field {name} is {value!r}: expected {expected}")
     if kind is float and not math.isfinite(value):
         raise UserError(f"config field {name} is {value!r}: expected a finite number")
     return kind(value)

@@ -5,6 +5,7 @@ from drnas_jax.data.dataset import Dataset, ImageDataset
 from drnas_jax.data.decoding import from_arrays, load
 from drnas_jax.data.description import TrainingData
 from drnas_jax.data.loader import Loader
+from drnas_jax.data.photos import PhotoPreprocessing
 from drnas_jax.data.preprocess import (
     AugmentationKeys,
     Batch,
@@ -27,6 +28,7 @@ __all__ = [
     "ImageDataset",
     "Images",
     "Loader",
+    "PhotoPreprocessing",
     "Preprocessing",
     "Request",
     "Schedule",

@@ -1,6 +1,7 @@
 """Checks of a source's images: each class has a readable one, and 16 bits are used in full."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -11,7 +12,33 @@ from drnas_jax.data.threads import in_threads
 from drnas_jax.errors import UserError
 
 _LARGEST_SUSPECT = FULL_RANGE // 8  # images of 16 bits that stay below use fewer bits
+_MOST_NAMED = 100  # unreadable images that a message names
 _MOST_READ = 20_000  # examples that are read only for their labels
+
+
+def reasons(messages: Collection[str]) -> str:
+    """Joins what is wrong with unreadable images, without advice; at most 100 are named.
+
+    Args:
+      messages: Messages of `UnreadableImage`.
+    """
+    named = []
+    for message in itertools.islice(messages, _MOST_NAMED):
+        reason, _, advice = message.rpartition(": ")
+        named.append(reason if "data.corrupt" in advice else message)
+    if (more := len(messages) - len(named)) > 0:
+        named.append(f"and {more:,} more")
+    return "; ".join(named)
+
+
+def unreadable_images(source: Source, messages: Sequence[str]) -> UnreadableImage:
+    """Makes the error for all unreadable images of a source, one or more."""
+    if len(messages) == 1:
+        return UnreadableImage(messages[0])
+    return UnreadableImage(
+        f"data set {source.title} has {len(messages):,} unreadable images ({reasons(messages)}): "
+        "fix or remove them, or set data.corrupt=skip, which leaves them out"
+    )
 
 
 def no_readable_image(source: Source, split_name: str) -> UserError:

@@ -83,8 +83,11 @@ class ImageDataset(Protocol):
         """Value of `data.crop`, for which images were resized; '' if `data.image_size` is unset."""
 
     @property
-    def skipped(self) -> tuple[str, ...]:
-        """Messages about the unreadable images that were left out while loading."""
+    def skipped(self) -> dict[str, None]:
+        """Messages about the unreadable images that were left out so far, each once, as keys.
+
+        Those of a streamed data set are added while this process reads batches.
+        """
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -142,7 +145,7 @@ class Dataset:
       flip: Whether augmentation may mirror the images.
       statistics: Mean and standard deviation of each channel, of pixels in 0..1; None to compute
         them from the training images.
-      skipped: Messages about the unreadable images that were left out.
+      skipped: Messages about the unreadable images that were left out, as keys.
       fingerprint: Number that changes if the examples or their order change, see `Source`.
       max_value: Value of `data.max_value`, by which images of 16 bits were scaled.
       notes: Lines for the user about what was read, see `Source`.
@@ -157,7 +160,7 @@ class Dataset:
     classes: tuple[str, ...]
     flip: bool
     statistics: tuple[np.ndarray, np.ndarray] | None = None
-    skipped: tuple[str, ...] = ()
+    skipped: dict[str, None] = dataclasses.field(default_factory=dict)
     fingerprint: int = 0
     max_value: int = 0
     notes: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """Loads a source as a data set, decoded into memory or streamed from where it is stored."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ from drnas_jax.data.checks import (
     check_each_class,
     largest_deep_value,
     no_readable_image,
+    reasons,
     unreadable_classes,
+    unreadable_images,
 )
 from drnas_jax.data.dataset import Dataset, ImageDataset
 from drnas_jax.data.images import (
@@ -45,10 +48,11 @@ def load(config: DataConfig) -> ImageDataset:
         streamed, and so is any data set if `crop` is 'resized'.
 
     Raises:
-      UserError: There is no such data set, it is not prepared, an image is unreadable, images
-        differ in size, a class has no readable image (if `corrupt` is 'skip'), or images of 16 bits
-        use so little of their range that `max_value` must be set. The last two are found in all
-        images of a data set in memory, but only in a sample of a streamed one.
+      UserError: There is no such data set, it is not prepared, images are unreadable (all of them
+        are named), images differ in size, a class has no readable image (if `corrupt` is 'skip'),
+        or images of 16 bits use so little of their range that `max_value` must be set. What is
+        wrong with images is found in all of a data set in memory, but only in a sample of a
+        streamed one.
     """
     source = open_source(config)
     shape = _shape(config, source)
@@ -85,12 +89,9 @@ def _shape(config: DataConfig, source: Source) -> tuple[int, int, int]:
     if config.image_size:
         return config.image_size, config.image_size, source.channels
     for i in range(len(source.train)):
-        try:
+        with contextlib.suppress(UnreadableImage):  # which are reported when all are decoded
             height, width = read_pixels(source.train[i], source.channels).shape[:2]
             return height, width, source.channels
-        except UnreadableImage:
-            if config.corrupt == "error":
-                raise
     raise no_readable_image(source, "train")
 
 
@@ -137,6 +138,15 @@ def _in_memory(
 ) -> Dataset:
     statistics = _given_statistics(config, source)
     train, test = (_decode_split(config, source, split, shape) for split in ("train", "test"))
+    notes = source.notes
+    if unreadable := train.unreadable + test.unreadable:
+        if config.corrupt == "error":
+            raise unreadable_images(source, unreadable)
+        notes += (
+            f"data set {source.title}: {len(unreadable):,} unreadable images are left out, so "
+            f"{len(train.labels):,} training images and {len(test.labels):,} test images remain: "
+            f"{reasons(unreadable)}",
+        )
     if not config.max_value:
         check_depth(max(train.largest_deep, test.largest_deep), source)
     return Dataset(
@@ -148,10 +158,10 @@ def _in_memory(
         classes=source.classes,
         flip=_flip(config, source),
         statistics=statistics,
-        skipped=train.unreadable + test.unreadable,
+        skipped=dict.fromkeys(unreadable),
         fingerprint=source.fingerprint,
         max_value=config.max_value,
-        notes=source.notes,
+        notes=notes,
         resized_for=config.crop if config.image_size else "",
     )
 
@@ -160,7 +170,7 @@ class _Decoded(NamedTuple):
     """A decoded split.
 
     Attributes:
-      images: All readable images, uint8 [n, h, w, c].
+      images: Images, uint8 [n, h, w, c], only the readable ones if `data.corrupt` is 'skip'.
       labels: Their labels, int32 [n].
       unreadable: Messages about the unreadable images.
       largest_deep: Largest value of the images of 16 bits; 0 without any.
@@ -191,8 +201,6 @@ def _decode_split(
                 labels[i] = example.label
                 pixels = read_pixels(example, source.channels)
             except UnreadableImage as error:
-                if config.corrupt == "error":
-                    raise
                 unreadable[i] = str(error)
                 continue
             if pixels.dtype == np.uint16:
@@ -201,6 +209,9 @@ def _decode_split(
             images[i] = bring_to_shape(image, config.image_size, shape, source.title)
 
     list(in_threads(fill, range(0, size, _CHUNK)))
+    messages = tuple(unreadable[i] for i in sorted(unreadable))
+    if unreadable and config.corrupt == "error":
+        return _Decoded(images, labels, messages, 0)
     if unreadable:
         lost = np.array(sorted(unreadable))
         readable = np.setdiff1d(np.arange(size), lost)
@@ -213,7 +224,6 @@ def _decode_split(
     if not size:
         raise no_readable_image(source, name)
     check_labels(labels, source, name)
-    messages = tuple(unreadable[i] for i in sorted(unreadable))
     return _Decoded(images, labels, messages, int(largest.max(initial=0)))
 
 
@@ -221,7 +231,7 @@ def _sample(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> 
     """Decodes some training images of a data set that will be streamed, uint8 [n, h, w, c]."""
     count = min(_SAMPLE, len(source.train))
     images = np.zeros((count, *shape), np.uint8)
-    readable = np.ones(count, bool)
+    unreadable: dict[int, str] = {}
 
     def fill(i: int) -> None:
         try:
@@ -233,12 +243,12 @@ def _sample(config: DataConfig, source: Source, shape: tuple[int, int, int]) -> 
             else:
                 image = decode(example, shape[2], max_value=config.max_value)
                 images[i] = bring_to_shape(image, config.image_size, shape, source.title)
-        except UnreadableImage:
-            if config.corrupt == "error":
-                raise
-            readable[i] = False
+        except UnreadableImage as error:
+            unreadable[i] = str(error)
 
     list(in_threads(fill, range(count)))
-    if not readable.any():
+    if unreadable and config.corrupt == "error":
+        raise unreadable_images(source, [unreadable[i] for i in sorted(unreadable)])
+    if len(unreadable) == count:
         raise no_readable_image(source, "train")
-    return images[readable]
+    return np.delete(images, list(unreadable), axis=0)

@@ -63,7 +63,7 @@ def read_pixels(example: Example, channels: int, reduction: int = 1) -> np.ndarr
     if image.dtype not in (np.uint8, np.uint16):
         raise UnreadableImage(
             f"{example.name} has pixels of type {image.dtype}: convert it to 8 or 16 bits, or set "
-            "data.corrupt to 'skip'"
+            "data.corrupt=skip, which leaves out and names all such images"
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image
 
@@ -147,7 +147,7 @@ def _decode(data: bytes, flag: int, name: str) -> np.ndarray:
     if image is None:
         raise UnreadableImage(
             f"{name} is not an image that OpenCV can read: fix or remove it, or set "
-            "data.corrupt to 'skip'"
+            "data.corrupt=skip, which leaves out and names all such images"
         )
     return image
 
@@ -221,6 +221,11 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
+def side_before_crop(size: int) -> int:
+    """Returns the short side in pixels of the image from which `centre_crop` cuts `size`."""
+    return round(size * _MARGIN)
+
+
 def centre_crop(example: Example, channels: int, size: int, max_value: int = 0) -> np.ndarray:
     """Decodes an image for evaluation: resizes its short side to 256 / 224 of `size`, cuts `size`.
 
@@ -233,7 +238,7 @@ def centre_crop(example: Example, channels: int, size: int, max_value: int = 0) 
     Returns:
       Pixels, uint8 [size, size] or [size, size, c].
     """
-    side = round(size * _MARGIN)
+    side = side_before_crop(size)
     height, width = _dimensions(example)
     reduction = _reduction(min(height, width), side)
     return fit(decode(example, channels, reduction, max_value), size, side)

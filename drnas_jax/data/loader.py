@@ -34,15 +34,11 @@ class Loader:
       schedule: What to read.
       mesh: Device mesh with the single axis `data`.
 
-    Attributes:
-      skipped: Messages about the unreadable images that were left out or replaced in this process
-        so far, each once, as the keys of a dict in order.
     """
 
     def __init__(self, dataset: ImageDataset, schedule: Schedule, mesh: Mesh):
         self._dataset, self._schedule, self._mesh = dataset, schedule, mesh
         self._arrays = dataset.arrays(schedule.split)
-        self.skipped: dict[str, None] = dict.fromkeys(dataset.skipped)
         self._next = 0  # number of the request that the open generator yields next
         self._open: Generator[tuple[Any, Any], None, None] | None = None
         self._shared: Loader | None = None
@@ -65,6 +61,11 @@ class Loader:
     def fingerprint(self) -> int:
         """Fingerprint of the data set, see `Source`."""
         return self._dataset.fingerprint
+
+    @property
+    def skipped(self) -> dict[str, None]:
+        """Messages about the unreadable images that were left out so far, see `ImageDataset`."""
+        return self._dataset.skipped
 
     @property
     def in_memory(self) -> bool:
@@ -192,7 +193,7 @@ class Loader:
         return devices.place((request.indices, request.weight), self._mesh, SHARDED)
 
     def _images(self, request: Request, read: Rows) -> tuple[Any, Any]:
-        self.skipped.update(dict.fromkeys(read.skipped))
+        self._dataset.skipped.update(dict.fromkeys(read.skipped))
         size, batch = self._schedule.batch_size, Images(read.images, read.labels)
         if request.weight is None:
             one_step = Images(*(array[None] for array in batch))

@@ -47,6 +47,7 @@ class Stream:
       skip: Whether unreadable images are replaced; otherwise they are errors.
       workers: Number of processes that decode.
       max_value: Value of `data.max_value`, by which images of 16 bits are scaled.
+      skipped: Messages about the unreadable images that this process has replaced so far, as keys.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Stream:
     skip: bool
     workers: int
     max_value: int = 0
-    skipped = ()
+    skipped: dict[str, None] = dataclasses.field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:

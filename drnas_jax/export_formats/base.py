@@ -29,6 +29,8 @@ class Network:
       spec: Spec of the network, without an auxiliary head.
       variables: Parameters and, if there are any, batch statistics, as NumPy arrays: those of
         `space.network(spec, backend)`.
+      preprocessing: Steps from a photo to an image that `apply` takes, the JSON values of
+        `drnas_jax.data.PhotoPreprocessing`; None if they are not known.
       batch_size: Number n of images in a batch, or 0 if a program must take any number.
       platforms: Platforms on which a compiled program must run: `cpu`, `cuda`, `rocm`, `tpu`.
     """
@@ -40,8 +42,14 @@ class Network:
     space: Space
     spec: NetworkSpec
     variables: Mapping[str, Any]
+    preprocessing: Mapping[str, Any] | None = None
     batch_size: int = 0
     platforms: tuple[str, ...] = ("cpu",)
+
+    @property
+    def batch_shape(self) -> list[int | None]:
+        """Shape [n, h, w, c] of a batch of images; n is None if a program takes any number."""
+        return [self.batch_size or None, *self.shape]
 
     @property
     def genotype(self) -> Genotype:

@@ -34,6 +34,7 @@ from drnas_jax.phases import confusions, loop
 from drnas_jax.phases.confusions import Predictions
 from drnas_jax.phases.retrain.retraining import RetrainMetadata
 from drnas_jax.phases.setup import Run, open_run
+from drnas_jax.phases.skipped_images import SkippedImages
 from drnas_jax.phases.trained import (
     check_ended,
     checkpoint_folder,
@@ -237,8 +238,9 @@ def score(
         split="test",
     )
     with contextlib.closing(Loader(dataset, schedule, mesh)) as loader:
+        skipped = SkippedImages(loader, display)
         scores = loop.evaluate(keep_predictions, variables, loader.raw, loader.evaluation())
-        loop.report_skipped(loader, display)
+        skipped.report()
     return scores, confusions.join(predictions)
 
 

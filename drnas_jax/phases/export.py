@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from drnas_jax import components
 from drnas_jax.config import Config, plain
+from drnas_jax.data import PhotoPreprocessing
 from drnas_jax.data.preprocess import normalise
 from drnas_jax.errors import UserError
 from drnas_jax.export_formats.base import Format, Network
@@ -139,6 +140,7 @@ def _network(
         space=run.space,
         spec=metadata.spec,
         variables=variables,
+        preprocessing=PhotoPreprocessing.of(trained, config.export.uint8).to_json(),
         batch_size=config.export.batch_size,
         platforms=config.export.platforms,
     )
@@ -166,11 +168,9 @@ def _describe(
         "input": {
             "dtype": network.dtype,
             "layout": "NHWC",
-            "shape": [network.batch_size or None, *trained.shape],
-            "mean": list(trained.mean),
-            "std": list(trained.std),
-            "normalised": "by the program" if config.export.uint8 else "by the caller",
+            "shape": network.batch_shape,
         },
+        "preprocessing": network.preprocessing,
         "accuracy": from_primary(lambda: _accuracy(run.workdir, saved, metadata, counts.macs)),
         "versions": {name: version(name) for name in _VERSIONED},
     }

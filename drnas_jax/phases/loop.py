@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,10 +13,11 @@ import numpy as np
 from drnas_jax.data import Loader
 from drnas_jax.errors import UserError
 from drnas_jax.files import append_history, rewind_history
+from drnas_jax.phases.skipped_images import SkippedImages
 from drnas_jax.training import losses
 from drnas_jax.training.checkpoints import Checkpoints
 from drnas_jax.training.devices import platform, replicate
-from drnas_jax.training.hosts import Agreement, from_primary, total
+from drnas_jax.training.hosts import Agreement, from_primary
 from drnas_jax.training.metrics import Display
 from drnas_jax.training.progress import Progress, Status, check_resume
 from drnas_jax.training.signals import Interrupt, Interrupted
@@ -176,7 +176,7 @@ def run_epochs(
         if files.lost:
             file = directory / "history.jsonl"
             phase.display.message(f"{file} lacks the lines of {files.lost} finished epochs")
-        skipped = 0
+        report_skipped = SkippedImages(phase.loader, phase.display).report
         for epoch in range(progress.epochs_done, phase.epochs):
             if phase.finished:
                 break
@@ -190,7 +190,7 @@ def run_epochs(
                 phase.display.finish()
                 state, line = phase.end_epoch(state, epoch, averages)
                 files.append(line | {"images_per_second": rate}, int(state.step))
-                skipped = report_skipped(phase.loader, phase.display, skipped)
+                report_skipped()
                 state = state.replace(totals=replicate(losses.zero_totals(), phase.mesh))
             work.save(state, epoch + finished)
             if finished and watch is not None:
@@ -363,20 +363,6 @@ def _due(phase: Phase, epoch: int, done: int, steps: int) -> bool:
         return False
     step = epoch * phase.steps + done
     return step // phase.checkpoint_steps > (step - steps) // phase.checkpoint_steps
-
-
-def report_skipped(loader: Loader, display: Display, before: int = 0) -> int:
-    """Returns how many unreadable images were left out so far, and reports it if it has changed.
-
-    Every process knows all of them for a data set in memory, but only those that it read itself
-    for a streamed one.
-    """
-    skipped = len(loader.skipped)
-    skipped = skipped if loader.in_memory else int(total(skipped))
-    if skipped > before:
-        here = [text.rsplit(": ", 1)[0] for text in itertools.islice(loader.skipped, 5)]
-        display.message("; ".join([f"unreadable images left out so far: {skipped}", *here]))
-    return skipped
 
 
 def evaluate(

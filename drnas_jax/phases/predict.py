@@ -190,6 +190,11 @@ def _read(files: Sequence[str], trained: TrainingData, number: int) -> np.ndarra
             f"{file} is not an image that OpenCV can read: convert it to a format of 8 or 16 bits "
             "such as PNG, or leave it out"
         ) from error
+    except UserError as error:
+        raise UserError(
+            f"{file} has a value above {trained.max_value}, the white of the training images "
+            "(data.max_value): scale its values, or leave it out"
+        ) from error
     if image.shape[:2] != (height, width):
         raise UserError(
             f"{file} has {image.shape[0]}x{image.shape[1]} pixels: expected {height}x{width}, "

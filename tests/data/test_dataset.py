@@ -32,7 +32,7 @@ def test_both_describe_the_same_images(both):
     for name in ("mean", "std", "labels"):
         np.testing.assert_array_equal(getattr(memory, name), getattr(stream, name))
     assert memory.flip == stream.flip == memory.already_cropped == stream.already_cropped
-    assert memory.skipped == stream.skipped == ()
+    assert memory.skipped == stream.skipped == {}
 
 
 def test_only_what_is_in_memory_has_arrays(both):

@@ -308,10 +308,12 @@ def test_a_result_that_is_used_twice_keeps_its_numbers():
 
 def test_the_model_describes_its_input():
     names = ["cat", "dog", "höhle", "d", "e"]
-    model = export.to_onnx(batch_norm_network, SHAPE, classes=names)
+    steps = {"channels": "RGB", "mean": [0.5]}
+    model = export.to_onnx(batch_norm_network, SHAPE, classes=names, preprocessing=steps)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(properties["classes"]) == names
-    assert json.loads(properties["shape"]) == list(SHAPE)
+    assert json.loads(properties["shape"]) == [None, *SHAPE]
+    assert json.loads(properties["preprocessing"]) == steps
     assert (properties["dtype"], properties["layout"]) == ("float32", "NHWC")
     (dims,) = [entry.type.tensor_type.shape.dim for entry in model.graph.input]
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", *SHAPE]
@@ -323,13 +325,17 @@ def test_the_format_writes_one_file(tmp_path):
         shape=SHAPE,
         dtype="float32",
         classes=tuple("abcde"),
+        preprocessing={"channels": "RGB"},
         batch_size=0,
     )
     written = export.create()
     written.check(None)
     (path,) = written.write(network, tmp_path)
     assert path == tmp_path / "model.onnx"
-    check_same(onnx.load(path), batch_norm_network, images(3))
+    model = onnx.load(path)
+    properties = {entry.key: json.loads(entry.value) for entry in model.metadata_props[-1:]}
+    assert properties == {"preprocessing": network.preprocessing}
+    check_same(model, batch_norm_network, images(3))
 
 
 # Errors

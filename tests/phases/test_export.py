@@ -74,9 +74,12 @@ def test_what_is_written_is_the_network_and_its_card(tmp_path):
     counts = count_network(module, SHAPE)
     size = {"channels": 4, "cells": 1, "params": counts.parameters, "macs": counts.macs}
     assert card["network"] == {"space": "small", "space_options": {}, **size}
-    assert card["input"] == {
-        "dtype": "uint8", "layout": "NHWC", "shape": [None, *SHAPE],
-        "mean": [0.4] * 3, "std": [0.2] * 3, "normalised": "by the program",
+    assert card["input"] == {"dtype": "uint8", "layout": "NHWC", "shape": [None, *SHAPE]}
+    assert card["preprocessing"] == {
+        "orientation": "EXIF", "channels": "RGB", "max_value": 65535, "shortest_edge": None,
+        "shrinking": "area", "enlarging": "bilinear", "centre_crop": None, "value_range": [0, 255],
+        "normalisation": "(pixels / 255 - mean) / std", "mean": [0.4] * 3, "std": [0.2] * 3,
+        "normalised": "by the program",
     }  # fmt: skip
     assert card["accuracy"] is None
     assert card["versions"]["jax"] == jax.__version__
@@ -97,7 +100,7 @@ def test_float_images_are_not_normalised_again(tmp_path):
     expected = module.apply(variables, images, False)
     np.testing.assert_allclose(eval(result.files[0].read_text()), expected, rtol=1e-5)
     assert result.card["input"]["dtype"] == "float32"
-    assert result.card["input"]["normalised"] == "by the caller"
+    assert result.card["preprocessing"]["normalised"] == "by the caller"
 
 
 def test_the_accuracy_is_that_of_this_network(tmp_path):

@@ -252,15 +252,18 @@ def test_the_writers_of_curves_get_each_epoch_and_the_step_of_the_resume(tmp_pat
 
 def test_images_that_were_left_out_are_reported_when_there_are_more(tmp_path):
     # Would catch a line after every epoch, and advice to leave them out where that was done.
-    phase, found = Phase(), {1: ("a.jpg is not an image: fix it",), 3: ("b: c.png is cut: fix it",)}
+    advice = ": fix or remove it, or set data.corrupt=skip"
+    found = {1: ["a.jpg is cut", "b.jpg is cut"], 3: ["b: c.png is cut"]}
+    phase = Phase()
+    phase.loader.skipped = dict.fromkeys(["old.jpg is cut"])  # reported by an earlier phase
     end_epoch = phase.end_epoch
 
     def end(state, epoch, train):
-        phase.loader.skipped = (*phase.loader.skipped, *found.get(epoch + 1, ()))
+        phase.loader.skipped.update(dict.fromkeys(f + advice for f in found.get(epoch + 1, ())))
         return end_epoch(state, epoch, train)
 
     phase.end_epoch = end
     loop.run(phase, tmp_path)
     first, second = (text for text in phase.messages if "left out" in text)
-    assert first == "unreadable images left out so far: 1; a.jpg is not an image"
-    assert second == "unreadable images left out so far: 2; a.jpg is not an image; b: c.png is cut"
+    assert first == "unreadable images left out so far: 3 (new: a.jpg is cut; b.jpg is cut)"
+    assert second == "unreadable images left out so far: 4 (new: b: c.png is cut)"

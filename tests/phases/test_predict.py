@@ -192,3 +192,11 @@ def test_a_folder_without_a_trained_network_is_refused(tmp_path):
         checkpoints.save(2, {"alpha": jnp.zeros(1)}, progress, {"stage": 0})
     with pytest.raises(UserError, match="holds no checkpoint of retraining"):
         drnas_jax.predict(tmp_path / "search", noise(1, 6, 6, 3))
+
+
+def test_a_value_above_the_white_of_the_training_images_is_refused(tmp_path):
+    # Would catch advice to change the config of a run that has ended.
+    workdir = trained(tmp_path, max_value=1000)
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((6, 6, 3), 1001, np.uint16))
+    with pytest.raises(UserError, match=r"deep.png has a value above 1000.*: scale its values"):
+        drnas_jax.predict(workdir, tmp_path / "deep.png")

@@ -52,7 +52,7 @@ class _Files:
         except OSError as error:
             raise UnreadableImage(
                 f"image {path} cannot be read ({error.strerror}): fix or remove it, or set "
-                "data.corrupt to 'skip'"
+                "data.corrupt=skip, which leaves out and names all such images"
             ) from error
         return Example(data, int(self.labels[index]), path)
 

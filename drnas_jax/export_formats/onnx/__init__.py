@@ -6,7 +6,7 @@ serves every network that consists of known operations, whatever its search spac
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def to_onnx(
     dtype: Any = "float32",
     classes: Sequence[str] = (),
     batch_size: int = 0,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> Any:
     """Returns the ONNX model of a network.
 
@@ -45,10 +46,12 @@ def to_onnx(
       dtype: Type of the images, `float32` or `uint8`.
       classes: Names of the classes in the order of the logits, or none.
       batch_size: Number of images in a batch, or 0 if the model must take any number.
+      preprocessing: JSON values of `PhotoPreprocessing`, or None.
 
     Returns:
       The model, an `onnx.ModelProto` that `onnx.checker` has checked. Its `metadata_props` are
-      `classes` (a JSON list), `dtype`, `layout` (NHWC) and `shape` (h, w, c, a JSON list).
+      `classes` (a JSON list), `dtype`, `layout` (NHWC), `shape` (n, h, w, c, a JSON list in which n
+      is null if the model takes any number of images) and, if it is given, `preprocessing` (JSON).
 
     Raises:
       UserError: Package `onnx` is missing, the dtype is another one, the network has an operation
@@ -64,8 +67,10 @@ def to_onnx(
         "classes": json.dumps(list(classes)),
         "dtype": dtype.name,
         "layout": "NHWC",
-        "shape": json.dumps(list(shape)),
+        "shape": json.dumps([batch_size or None, *shape]),
     }
+    if preprocessing is not None:
+        properties["preprocessing"] = json.dumps(dict(preprocessing))
     return model.build(program, properties)
 
 
@@ -140,7 +145,7 @@ class Onnx:
         """Writes the model; raises UserError if the network has an operation that is not known."""
         given = network.shape, network.dtype, network.classes, network.batch_size
         path = directory / FILE
-        write_bytes(path, to_onnx(network.apply, *given).SerializeToString())
+        write_bytes(path, to_onnx(network.apply, *given, network.preprocessing).SerializeToString())
         return [path]
 
 

@@ -141,6 +141,31 @@ def test_folder_with_an_unreadable_image(folder, content):
     assert data.count + data.test_count == without.count + without.test_count
 
 
+@pytest.mark.parametrize("image_size", [0, 6])
+def test_all_unreadable_images_are_named_at_once(folder, image_size):
+    # Catches an error that names one file in each run, and counts that include unreadable ones.
+    bad = [folder / "cat/0.png", folder / "dog/4.png", folder / "dog/gone.png"]
+    for file in bad[:2]:
+        file.write_bytes(b"no image")
+    bad[2].symlink_to("absent.png")
+    text = error("folder", dir=str(folder), image_size=image_size)
+    assert f"data set 'folder' in {folder} has 3 unreadable images (" in text
+    assert all(str(file) in text for file in bad) and text.count("data.corrupt=skip") == 1
+    # The sample of training images from which a stream's mean is estimated has all of these.
+    names = load(config("folder", dir=str(folder), corrupt="skip", memory_limit_mb=0)).source.train
+    in_train = [str(file) in map(names.path, range(len(names))) for file in bad]
+    text = error("folder", dir=str(folder), image_size=image_size, memory_limit_mb=0)
+    assert [str(file) in text for file in bad] == in_train and any(in_train)
+    data = load(config("folder", dir=str(folder), corrupt="skip", image_size=image_size))
+    assert len(data.skipped) == 3
+    read, left_out = data.notes
+    assert "training images" in read
+    counts = f"{data.count} training images and {data.test_count} test images remain: "
+    assert f": 3 unreadable images are left out, so {counts}" in left_out
+    assert all(str(file) in left_out for file in bad) and "data.corrupt" not in left_out
+    assert data.count + data.test_count == 18
+
+
 def test_one_note_says_what_was_read(folder):
     # Catches files that are left out without a word.
     (folder / "dog" / "more" / "empty").mkdir(parents=True)
@@ -185,7 +210,7 @@ def test_a_broken_link_is_named_or_skipped(folder, target, limit):
         assert str(link) in error("folder", **fields)
     data = load(config("folder", corrupt="skip", workers=1, **fields))
     if limit:
-        assert len(data.skipped) == 1 and str(link) in data.skipped[0]
+        assert [str(link) in text for text in data.skipped] == [True]
         assert data.count + data.test_count == 20
         return
     splits = {name: data.source.split(name) for name in ("train", "test")}
