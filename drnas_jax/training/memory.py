@@ -1,7 +1,6 @@
 """The memory that a compiled program needs, and that a device has."""
 
 import ctypes
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +77,5 @@ def give_back_freed() -> None:
     The C library keeps it otherwise: after the first stage of a search on CPUs that is 300 MiB.
     Does nothing if the C library is not glibc.
     """
-    gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
