@@ -33,7 +33,6 @@ class Loader:
       dataset: Data set that the batches come from.
       schedule: What to read.
       mesh: Device mesh with the single axis `data`.
-
     """
 
     def __init__(self, dataset: ImageDataset, schedule: Schedule, mesh: Mesh):
