@@ -32,7 +32,7 @@ from drnas_jax.report.watch import Watcher
 from drnas_jax.training import hosts
 from drnas_jax.training.hosts import PrimaryFailedError, cores, from_primary, is_primary
 from drnas_jax.training.metrics import Display
-from drnas_jax.training.signals import Interrupted, exit_at_once
+from drnas_jax.training.signals import RESUMES, Interrupted, exit_at_once
 from drnas_jax.workdir import open_workdir, waiting_lock
 
 PHASES: dict[str, Callable[[Run], Any]] = {
@@ -65,11 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConnectionError, PrimaryFailedError) as error:
         return _end(1, f"error: {error}")
     except OSError as error:
-        return _end(1, f"error: {error}: fix that; the same command resumes from the checkpoint")
+        return _end(1, f"error: {error}: fix that; {RESUMES}")
     except Interrupted as stop:
-        return _end(128 + stop.signum, f"{stop}; the same command resumes from the checkpoint")
+        return _end(128 + stop.signum, f"{stop}; {RESUMES}")
     except KeyboardInterrupt:
-        return _end(130, "stopped; the same command resumes from the last checkpoint")
+        return _end(130, f"stopped; {RESUMES}")
     return 0
 
 

@@ -28,6 +28,7 @@ from drnas_jax.files import create_json, read_json, write_json
 from drnas_jax.genotype import to_cells
 from drnas_jax.training.hosts import from_primary
 
+_SHOWN = 5  # changed fields that an error names
 _VERSIONED = ("drnas_jax", "jax", "jaxlib", "flax", "optax", "tfp-nightly", "orbax-checkpoint")
 
 
@@ -132,13 +133,14 @@ def _conflict(
             )
     if not changed:
         return None
-    first, *others = changed.values()
-    more = f" (and {len(others)} more fields)" if others else ""
+    shown = ", ".join(list(changed.values())[:_SHOWN])
+    hidden = len(changed) - _SHOWN
+    more = f" and {hidden} more field{'s' * (hidden > 1)}" if hidden > 0 else ""
     made, this = before.get("versions", {}).get("drnas_jax"), version("drnas_jax")
     by = f" by drnas_jax {made}, and this is {this}" if made != this else ""
     return UserError(
-        f"workdir {directory} was made with another config{by}, {first}{more}: take a new "
-        "--workdir, or the config it was made with"
+        f"workdir {directory} was made with another config{by}, {shown}{more}: take a new "
+        "--workdir, or repeat all flags of the command that made it"
     )
 
 

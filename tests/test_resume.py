@@ -47,29 +47,35 @@ def make_config(quick_compilation, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize(
-    ("space", "devices"),
-    [
-        (UNEVEN, 1),
-        pytest.param("nasbench201", 1, marks=pytest.mark.slow),
-        pytest.param("nasbench201", 8, marks=pytest.mark.slow),
-    ],
-    ids=["uneven", "nasbench201", "nasbench201 on 8 devices"],
+# In the middle of stage 1; at its very end, so that the next process prunes; in the warm-up of
+# stage 2; in its last epoch.
+STOPS = (
+    (5, signal.SIGTERM),
+    (STEPS, signal.SIGINT),
+    (STEPS + 4, signal.SIGTERM),
+    (2 * STEPS + 1, signal.SIGINT),
 )
-def test_a_run_that_is_stopped_and_resumed(make_config, on_devices, space, devices, tmp_path):
+
+
+@pytest.mark.parametrize(
+    ("space", "devices", "stops"),
+    [
+        (UNEVEN, 1, STOPS[1:3]),
+        pytest.param(UNEVEN, 1, STOPS, marks=pytest.mark.slow),
+        pytest.param("nasbench201", 1, STOPS, marks=pytest.mark.slow),
+        pytest.param("nasbench201", 8, STOPS, marks=pytest.mark.slow),
+    ],
+    ids=["uneven, two stops", "uneven", "nasbench201", "nasbench201 on 8 devices"],
+)
+def test_a_run_that_is_stopped_and_resumed(
+    make_config, on_devices, space, devices, stops, tmp_path
+):
     # Would catch anything that a checkpoint forgets, in whatever epoch a run is stopped.
     on_devices(devices)
     config = make_config(space)
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     expected = search(config, whole, display=Listener()).genotype
-    # In the middle of stage 1; at its very end, so that the next process prunes; in the warm-up of
-    # stage 2; in its last epoch.
-    for step, signum in (
-        (5, signal.SIGTERM),
-        (STEPS, signal.SIGINT),
-        (STEPS + 4, signal.SIGTERM),
-        (2 * STEPS + 1, signal.SIGINT),
-    ):
+    for step, signum in stops:
         with pytest.raises(Interrupted) as stop:
             search(config, pieces, display=Stopper(step, signum))
         assert stop.value.signum == signum

@@ -82,7 +82,7 @@ def test_a_field_that_may_change_is_written_again(tmp_path):
     ("fields", "message"),
     [
         (dict(seed=1), "seed was 0 and is 1: take a new --workdir"),
-        (dict(seed=1, space="darts"), r"seed was 0 and is 1 \(and 2 more fields\)"),
+        (dict(seed=1, space="darts"), "seed was 0 and is 1, space was .* and is 'darts'"),
     ],
 )
 def test_another_config_is_refused(tmp_path, fields, message):

@@ -143,7 +143,8 @@ def _in_memory(
         if config.corrupt == "error":
             raise unreadable_images(source, unreadable)
         notes += (
-            f"data set {source.title}: {len(unreadable):,} unreadable images are left out, so "
+            f"data set {source.title}: {len(unreadable):,} unreadable "
+            f"image{' is' if len(unreadable) == 1 else 's are'} left out, so "
             f"{len(train.labels):,} training images and {len(test.labels):,} test images remain: "
             f"{reasons(unreadable)}",
         )

@@ -151,7 +151,8 @@ def run_evaluate(run: Run) -> EvaluateResult:
         write_json(workdir / "result.json", result.to_json())
 
     from_primary(write)
-    _show(run.display, result, workdir / "result.json", table.title if table else "")
+    title = table.title if table else ""
+    _show(run.display, result, metadata.data, workdir / "result.json", title)
     return result
 
 
@@ -244,11 +245,14 @@ def score(
     return scores, confusions.join(predictions)
 
 
-def _show(display: Display, result: EvaluateResult, file: Path, table: str) -> None:
+def _show(
+    display: Display, result: EvaluateResult, trained: TrainingData, file: Path, table: str
+) -> None:
+    height, width, _ = trained.shape
+    top5 = f", top-5 {100 * result.test_top5:.2f} %" if len(trained.classes) > 5 else ""
     display.message(
-        f"retrained network: test accuracy {100 * result.test_accuracy:.2f} %, top-5 "
-        f"{100 * result.test_top5:.2f} %, {result.params:,} parameters, "
-        f"{result.macs:,} multiply-adds ({file})"
+        f"retrained network: test accuracy {100 * result.test_accuracy:.2f} %{top5}, "
+        f"{result.params:,} parameters, {result.macs:,} multiply-adds at {width}x{height} ({file})"
     )
     if result.table:
         display.message(f"{table}, true accuracy in %: {dict(result.table)}")

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+RESUMES = "the same command resumes from the last checkpoint, or begins again if there is none"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -106,5 +107,5 @@ def exit_at_once() -> Iterator[None]:
 
 def _exit(signum: int, frame: FrameType | None) -> None:
     name = signal.Signals(signum).name
-    os.write(2, f"stopped by {name}; the same command resumes from the last checkpoint\n".encode())
+    os.write(2, f"stopped by {name}; {RESUMES}\n".encode())
     os._exit(128 + signum)

@@ -120,7 +120,9 @@ def test_a_genotype_of_another_space_is_refused(space):
 
 
 @BUT_SUBSPACES
-@pytest.mark.parametrize("image", [(7, 9, 1), (10, 6, 3), (8, 16, 1)])
+@pytest.mark.parametrize(
+    "image", [(7, 9, 1), (10, 6, 3), pytest.param((8, 16, 1), marks=pytest.mark.slow)]
+)
 def test_what_the_check_lets_pass_can_be_built(space, image):
     # Would catch an image size that fails only when the last stage or the retraining begins.
     spec = dataclasses.replace(pruned(first_spec(space), 2), image=image)
@@ -348,7 +350,7 @@ def network_variables(space, genotype, variables, like):
     return unflatten_dict(network)
 
 
-@BUT_SUBSPACES
+@BUT_DARTS
 def test_a_supernet_at_one_hot_mixing_weights_is_the_final_network(space):
     # Would catch a network of other cells than the search evaluated.
     # It holds only for K = 1. With K > 1 the network has all channels, and not C / K, in every

@@ -113,7 +113,7 @@ class Costing:
         if target >= high:
             messages.append(
                 f"warning: cost.target is {format_cost(target)}, which no network exceeds, so it "
-                "excludes nothing: lower it"
+                "excludes nothing: lower it, or raise retrain.channels or retrain.cells"
             )
         return messages
 

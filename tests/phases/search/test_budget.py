@@ -269,7 +269,7 @@ create = Points
 """
 
 
-@pytest.mark.parametrize("target", [0.0, 100.0, 110.0])
+@pytest.mark.parametrize("target", [0.0, 100.0, pytest.param(110.0, marks=pytest.mark.slow)])
 def test_pruning_leaves_the_genotype_that_fits(tiny, tmp_path, target):
     # Would catch a second stage in which only the most expensive operations are left.
     (tmp_path / "points.py").write_text(POINTS)

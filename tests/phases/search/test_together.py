@@ -156,6 +156,7 @@ def test_a_second_ctrl_c_ends_all(run, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("pieces/*/search/checkpoints/*"))
 
 
+@pytest.mark.slow
 def test_a_seed_that_is_behind_comes_first(run, tmp_path, monkeypatch):
     # Would catch seeds that wait for each other for ever after a crash between two checkpoints.
     save = loop._Work.save
@@ -182,6 +183,7 @@ def test_a_seed_that_is_behind_comes_first(run, tmp_path, monkeypatch):
         assert_close(tmp_path / "pieces" / name, tmp_path / "whole" / name)
 
 
+@pytest.mark.slow
 def test_a_rule_ends_one_seed_early(run, tmp_path):
     # Would catch a seed that waits for one that has ended, in this run or in an earlier one.
     (tmp_path / "even.py").write_text(STOPPING)
