@@ -65,9 +65,10 @@ def result_cost(
     table = experiment.costing.table(spec)
     assert table is not None  # since there is a cost
     unit, over = experiment.costing.cost.unit, ""
+    size = f" at {config.image_size}x{config.image_size}" if config.image_size else ""
     if target and exact > target:
         over = f", more than cost.target = {target:g}: the rule did not keep to it"
-    display.message(f"the result costs {format_cost(exact)} {unit}{over}")
+    display.message(f"the result costs {format_cost(exact)} {unit}{size}{over}")
     described = {
         "name": config.name,
         "unit": unit,
